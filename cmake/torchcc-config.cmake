@@ -1,0 +1,23 @@
+# find_package(torchcc): builds torchcc's C++ libraries inside this project, against this project's LibTorch.
+#
+# Targets
+#   torchcc::runtime    load packages and call their functions
+# Functions
+#   torchcc_add_region(<target> SOURCES <file.py>... NAMESPACE <namespace> [PARAMS <key=value>...] [NO_OUT])
+#
+# LibTorch is found as the project has it: the target `torch` if it exists, else find_package(Torch), else the torch of
+# the Python interpreter. Set TORCHCC_PYTHON to choose the interpreter, which also compiles the regions.
+
+cmake_minimum_required(VERSION 3.18)
+
+include("${CMAKE_CURRENT_LIST_DIR}/torchcc-functions.cmake")
+
+_torchcc_find_python()
+_torchcc_find_torch()
+_torchcc_find_json()
+
+if(NOT TARGET torchcc::runtime)
+  get_filename_component(_torchcc_cpp "${CMAKE_CURRENT_LIST_DIR}/../cpp" ABSOLUTE)
+  add_subdirectory("${_torchcc_cpp}" "${CMAKE_BINARY_DIR}/torchcc" EXCLUDE_FROM_ALL)
+  unset(_torchcc_cpp)
+endif()

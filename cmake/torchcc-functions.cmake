@@ -1,0 +1,111 @@
+# The functions behind torchcc-config.cmake; those that start with _torchcc are private.
+
+# Sets the cache variable TORCHCC_PYTHON: the interpreter beside which this file is installed, or one that has torchcc.
+function(_torchcc_find_python)
+  if(TORCHCC_PYTHON)
+    return()
+  endif()
+  find_package(Python3 COMPONENTS Interpreter QUIET)
+  set(candidates "$ENV{TORCHCC_PYTHON}" "$ENV{VIRTUAL_ENV}/bin/python" "${Python3_EXECUTABLE}" python3)
+  foreach(candidate IN LISTS candidates)
+    if(candidate STREQUAL "")
+      continue()
+    endif()
+    execute_process(COMMAND "${candidate}" -c "import torchcc" RESULT_VARIABLE failed OUTPUT_QUIET ERROR_QUIET)
+    if(NOT failed)
+      set(TORCHCC_PYTHON "${candidate}" CACHE FILEPATH "Python interpreter with torchcc, used only while building")
+      return()
+    endif()
+  endforeach()
+endfunction()
+
+# Asks the interpreter to print an expression; an empty string when it cannot.
+function(_torchcc_ask result statement)
+  set(answer "")
+  if(TORCHCC_PYTHON)
+    execute_process(COMMAND "${TORCHCC_PYTHON}" -c "${statement}" OUTPUT_VARIABLE answer
+      OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
+  endif()
+  set(${result} "${answer}" PARENT_SCOPE)
+endfunction()
+
+# find_package(Torch) in the caller's scope, so that its targets are visible there. A macro for that reason.
+macro(_torchcc_find_torch)
+  if(NOT TARGET torch)
+    find_package(Torch QUIET)
+    if(NOT Torch_FOUND)
+      _torchcc_ask(_torchcc_torch_prefix "import torch; print(torch.utils.cmake_prefix_path)")
+      find_package(Torch QUIET PATHS "${_torchcc_torch_prefix}" NO_DEFAULT_PATH)
+      unset(_torchcc_torch_prefix)
+    endif()
+    if(NOT TARGET torch)
+      message(FATAL_ERROR "torchcc: LibTorch was not found.\n"
+        "  expected: find_package(Torch) to work, or a Python interpreter with torch\n"
+        "  got:      Torch_FOUND is false, TORCHCC_PYTHON is '${TORCHCC_PYTHON}'\n"
+        "  fix:      activate the virtual environment that has torchcc, or pass "
+        "-DTORCHCC_PYTHON=/path/to/python or -DTorch_DIR=...")
+    endif()
+  endif()
+endmacro()
+
+macro(_torchcc_find_json)
+  if(NOT TARGET nlohmann_json::nlohmann_json)
+    find_package(nlohmann_json QUIET)
+  endif()
+  if(NOT TARGET nlohmann_json::nlohmann_json)
+    _torchcc_ask(_torchcc_json "import nlohmann_json; print(nlohmann_json.get_include())")
+    if(NOT _torchcc_json)
+      message(FATAL_ERROR "torchcc: the header library nlohmann_json was not found.\n"
+        "  fix: pip install nlohmann_json, or install nlohmann-json3-dev")
+    endif()
+    add_library(nlohmann_json::nlohmann_json INTERFACE IMPORTED)
+    target_include_directories(nlohmann_json::nlohmann_json INTERFACE "${_torchcc_json}")
+    unset(_torchcc_json)
+  endif()
+endmacro()
+
+# torchcc_add_region(<target> SOURCES <file.py>... NAMESPACE <namespace> [PARAMS <key=value>...] [NO_OUT])
+#
+# Compiles the regions of Python files into the static library <target>. Linking it gives the header "<target>.h" with
+# one typed function per region in <namespace>; the compiled code is inside the library, so nothing else needs to be
+# shipped. Runs again when a source, or a module that it imports from outside site-packages, changes.
+#   PARAMS  constants for arguments of the regions, as `torchcc build --param`
+#   NO_OUT  leave out the variants that write into given outputs; builds in half the time
+function(torchcc_add_region target)
+  cmake_parse_arguments(PARSE_ARGV 1 arg "NO_OUT" "NAMESPACE" "SOURCES;PARAMS")
+  if(arg_UNPARSED_ARGUMENTS)
+    message(FATAL_ERROR "torchcc_add_region(${target}): unknown arguments: ${arg_UNPARSED_ARGUMENTS}")
+  endif()
+  if(NOT arg_SOURCES OR NOT arg_NAMESPACE)
+    message(FATAL_ERROR "torchcc_add_region(${target}): SOURCES and NAMESPACE are required")
+  endif()
+  if(NOT TORCHCC_PYTHON)
+    message(FATAL_ERROR "torchcc_add_region(${target}): no Python interpreter with torchcc was found.\n"
+      "  fix: activate the virtual environment that has torchcc, or pass -DTORCHCC_PYTHON=/path/to/python")
+  endif()
+  set(sources "")
+  foreach(source IN LISTS arg_SOURCES)
+    get_filename_component(source "${source}" ABSOLUTE)
+    list(APPEND sources "${source}")
+  endforeach()
+  set(out "${CMAKE_CURRENT_BINARY_DIR}/${target}.torchcc")
+  set(options --name "${target}" --namespace "${arg_NAMESPACE}" -o "${out}" --depfile "${out}/${target}.d")
+  foreach(param IN LISTS arg_PARAMS)
+    list(APPEND options --param "${param}")
+  endforeach()
+  if(arg_NO_OUT)
+    list(APPEND options --no-out)
+  endif()
+  add_custom_command(
+    OUTPUT "${out}/${target}.pt2" "${out}/${target}.h" "${out}/${target}.cpp"
+    COMMAND "${TORCHCC_PYTHON}" -m torchcc build ${sources} ${options}
+    DEPENDS ${sources}
+    DEPFILE "${out}/${target}.d"
+    COMMENT "torchcc: compiling the regions of ${target}"
+    VERBATIM)
+  add_library(${target} STATIC "${out}/${target}.cpp")
+  set_source_files_properties("${out}/${target}.cpp" PROPERTIES OBJECT_DEPENDS "${out}/${target}.pt2")
+  set_target_properties(${target} PROPERTIES POSITION_INDEPENDENT_CODE ON)
+  target_include_directories(${target} PUBLIC "${out}")
+  target_link_libraries(${target} PUBLIC torchcc::runtime)
+endfunction()

@@ -1,0 +1,103 @@
+#include "archive.h"
+
+#include <cstring>
+
+#include <caffe2/serialize/inline_container.h>
+#include <torchcc/error.h>
+
+#include "message.h"
+
+namespace {
+// The header defines plain functions; the unnamed namespace keeps them out of the user's link.
+#include <caffe2/serialize/crc_alt.h>
+}  // namespace
+
+namespace torchcc::detail {
+namespace {
+
+class MemoryAdapter : public caffe2::serialize::ReadAdapterInterface {
+ public:
+  explicit MemoryAdapter(std::span<const std::byte> bytes) : bytes_(bytes) {}
+  size_t size() const override { return bytes_.size(); }
+  size_t read(uint64_t position, void* buffer, size_t count, const char*) const override {
+    if (position >= bytes_.size()) return 0;
+    const size_t available = std::min<size_t>(count, bytes_.size() - position);
+    std::memcpy(buffer, bytes_.data() + position, available);
+    return available;
+  }
+
+ private:
+  std::span<const std::byte> bytes_;
+};
+
+std::string first_line(const char* text) {
+  const std::string all(text);
+  return all.substr(0, all.find('\n'));
+}
+
+template <class Open>
+auto open_reader(const Archive& archive, uint64_t size, Open open) {
+  if (size == 0) archive.fail("a .pt2 package", "an empty file");
+  try {
+    return open();
+  } catch (const std::exception& error) {
+    archive.fail("a .pt2 package (a zip file)", first_line(error.what()));
+  }
+}
+
+}  // namespace
+
+Archive::Archive(const std::filesystem::path& file) : origin_(file.string()) {
+  std::error_code code;
+  if (!std::filesystem::is_regular_file(file, code)) {
+    fail("a .pt2 package", code ? code.message() : std::string("not a regular file"));
+  }
+  reader_ = open_reader(*this, std::filesystem::file_size(file, code),
+                        [&] { return std::make_unique<caffe2::serialize::PyTorchStreamReader>(file.string()); });
+}
+
+Archive::Archive(std::span<const std::byte> bytes) : origin_("package in memory") {
+  reader_ = open_reader(*this, bytes.size(), [&] {
+    return std::make_unique<caffe2::serialize::PyTorchStreamReader>(std::make_shared<MemoryAdapter>(bytes));
+  });
+}
+
+Archive::~Archive() = default;
+
+void Archive::fail(const std::string& expected, const std::string& got) const {
+  throw PackageError(message(
+      origin_ + ": the package cannot be loaded",
+      {{"expected", expected}, {"got", got}, {"fix", "build it again with `torchcc build`, or copy the file again"}}));
+}
+
+bool Archive::has(const std::string& record) { return reader_->hasRecord(record); }
+
+std::string Archive::read(const std::string& record, uint64_t limit) {
+  try {
+    if (!reader_->hasRecord(record)) fail("a record " + record, "no such record");
+    const size_t size = reader_->getRecordSize(record);
+    if (size > limit) {
+      fail("a record " + record + " of at most " + std::to_string(limit) + " bytes", std::to_string(size) + " bytes");
+    }
+    std::string bytes(size, '\0');
+    if (size != 0) reader_->getRecord(record, bytes.data(), size);
+    return bytes;
+  } catch (const Error&) {
+    throw;
+  } catch (const std::exception& error) {
+    fail("a readable record " + record, first_line(error.what()));
+  }
+}
+
+std::string Archive::read(const std::string& record, uint64_t size, uint32_t crc32) {
+  std::string bytes = read(record, size);
+  if (bytes.size() != size) {
+    fail("a record " + record + " of " + std::to_string(size) + " bytes", std::to_string(bytes.size()) + " bytes");
+  }
+  if (checksum(bytes) != crc32) fail("an undamaged record " + record, "another checksum than the manifest states");
+  return bytes;
+}
+
+uint32_t checksum(const std::string& bytes) { return crc32_fast(bytes.data(), bytes.size()); }
+
+}  // namespace torchcc::detail

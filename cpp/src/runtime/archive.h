@@ -1,0 +1,42 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <span>
+#include <string>
+
+namespace caffe2::serialize {
+class PyTorchStreamReader;
+}
+
+namespace torchcc::detail {
+
+/// The records of a `.pt2` file (a zip, read with PyTorch's own reader). Throws PackageError; not thread-safe.
+class Archive {
+ public:
+  explicit Archive(const std::filesystem::path& file);
+  explicit Archive(std::span<const std::byte> bytes);
+  ~Archive();
+
+  /// The file's path, or "package in memory": how messages name this archive.
+  const std::string& origin() const { return origin_; }
+  bool has(const std::string& record);
+  /// The whole record. Throws PackageError unless size and CRC-32 are as given.
+  std::string read(const std::string& record, uint64_t size, uint32_t crc32);
+  /// The whole record, unchecked; refused above `limit` bytes.
+  std::string read(const std::string& record, uint64_t limit);
+
+  /// Throws PackageError about this archive.
+  [[noreturn]] void fail(const std::string& expected, const std::string& got) const;
+
+ private:
+  std::string origin_;
+  std::unique_ptr<caffe2::serialize::PyTorchStreamReader> reader_;
+};
+
+/// CRC-32 as zip files use it (ISO 3309).
+uint32_t checksum(const std::string& bytes);
+
+}  // namespace torchcc::detail

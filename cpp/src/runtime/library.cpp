@@ -1,0 +1,194 @@
+#include "library.h"
+
+#include <atomic>
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <mutex>
+#include <shared_mutex>
+
+#include <dlfcn.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <torch/csrc/inductor/aoti_runner/model_container_runner_cpu.h>
+#include <torchcc/error.h>
+
+#include "message.h"
+
+namespace torchcc::detail {
+namespace {
+
+[[noreturn]] void fail(const std::string& name, const std::string& got) {
+  throw PackageError(message(name + ": the compiled code cannot be loaded",
+                             {{"expected", "a shared library made by AOTInductor for this torch"},
+                              {"got", got},
+                              {"fix", "build the package again with `torchcc build` on a machine like this one"}}));
+}
+
+// Kernels that divide integers report a zero divisor through one pointer that all AOTInductor libraries of the process
+// share (inductor_cpu_integer_div_error_flag in torch's cpp_prefix.h, a STB_GNU_UNIQUE symbol). Beside other kernels
+// the error would reach the wrong call or none, so such code runs alone. While no such library is loaded, which is the
+// usual case, nobody takes the lock.
+std::atomic<int> exclusive_libraries{0};
+std::shared_mutex exclusion;
+
+}  // namespace
+
+/// The code as a file that the dynamic loader can open and nobody else can see: in memory; or, when the code brings a
+/// JSON file that libtorch looks for beside it, in a private folder that is removed at once.
+class Library::Files {
+ public:
+  explicit Files(const Source& source) {
+    if (!source.extern_ops.empty()) {
+      write_folder(source);
+      return;
+    }
+    descriptor_ = memfd_create("torchcc", MFD_CLOEXEC);
+    if (descriptor_ < 0) fail(source.name, std::string("memfd_create: ") + std::strerror(errno));
+    path_ = "/proc/self/fd/" + std::to_string(descriptor_);
+    for (size_t written = 0; written < source.code.size();) {
+      const ssize_t count = ::write(descriptor_, source.code.data() + written, source.code.size() - written);
+      if (count < 0 && errno == EINTR) continue;
+      if (count <= 0) {
+        const std::string reason = std::strerror(errno);
+        ::close(descriptor_);
+        fail(source.name, "no memory for the code: " + reason);
+      }
+      written += static_cast<size_t>(count);
+    }
+  }
+
+  // The loader knows a library by its path, and one with STB_GNU_UNIQUE symbols is never unmapped. As long as it is
+  // mapped the descriptor stays open, so that no other library can come to have the same path.
+  ~Files() {
+    remove_folder();
+    if (descriptor_ < 0) return;
+    if (void* still_mapped = dlopen(path_.c_str(), RTLD_LAZY | RTLD_NOLOAD)) {
+      dlclose(still_mapped);
+    } else {
+      ::close(descriptor_);
+    }
+  }
+  Files(const Files&) = delete;
+  Files& operator=(const Files&) = delete;
+
+  const std::string& path() const { return path_; }
+
+  /// To be called once the library is mapped.
+  void remove_folder() noexcept {
+    if (folder_.empty()) return;
+    std::error_code ignored;
+    std::filesystem::remove_all(folder_, ignored);
+    folder_.clear();
+  }
+
+ private:
+  void write_folder(const Source& source) {
+    std::string name = (std::filesystem::temp_directory_path() / "torchcc-XXXXXX").string();
+    if (mkdtemp(name.data()) == nullptr) fail(source.name, "mkdtemp: " + std::string(std::strerror(errno)));
+    folder_ = name;
+    path_ = (folder_ / "model.so").string();
+    std::ofstream code(path_, std::ios::binary);
+    std::ofstream json(folder_ / "model.json", std::ios::binary);
+    code << source.code;
+    json << source.extern_ops;
+    code.close();
+    json.close();
+    if (!code || !json) {
+      remove_folder();
+      fail(source.name, "the temporary folder " + name + " cannot be written");
+    }
+  }
+
+  int descriptor_ = -1;
+  std::filesystem::path folder_;
+  std::string path_;
+};
+
+/// libtorch's own owner of a model container. It also makes the executor of operators without a C entry point, whose
+/// class libtorch does not export; calls do not go through it.
+class Library::Runner : public torch::inductor::AOTIModelContainerRunnerCpu {
+ public:
+  explicit Runner(const std::string& path) : AOTIModelContainerRunnerCpu(path, /*num_models=*/1) {}
+  AOTInductorModelContainerHandle container() const { return container_handle_; }
+  AOTIProxyExecutorHandle extern_ops() const { return proxy_executor_handle_; }
+};
+
+Library::Library(const Source& source, size_t inputs, size_t outputs)
+    : name_(source.name), inputs_(inputs), outputs_(outputs), exclusive_(source.exclusive) {
+  files_ = std::make_unique<Files>(source);
+  try {
+    runner_ = std::make_unique<Runner>(files_->path());
+  } catch (const std::exception& error) {
+    fail(name_, error.what());
+  }
+  container_ = runner_->container();
+  extern_ops_ = runner_->extern_ops();
+  void* handle = dlopen(files_->path().c_str(), RTLD_LAZY | RTLD_NOLOAD);
+  if (handle == nullptr) fail(name_, dlerror());
+  run_ = reinterpret_cast<decltype(run_)>(dlsym(handle, "AOTInductorModelContainerRunSingleThreaded"));
+  last_error_ = reinterpret_cast<decltype(last_error_)>(dlsym(handle, "AOTInductorGetLastError"));
+  const auto num_inputs = reinterpret_cast<decltype(&AOTInductorModelContainerGetNumInputs)>(
+      dlsym(handle, "AOTInductorModelContainerGetNumInputs"));
+  const auto num_outputs = reinterpret_cast<decltype(&AOTInductorModelContainerGetNumOutputs)>(
+      dlsym(handle, "AOTInductorModelContainerGetNumOutputs"));
+  dlclose(handle);  // the runner keeps the library open
+  files_->remove_folder();
+  size_t has_inputs = 0;
+  size_t has_outputs = 0;
+  if (run_ == nullptr || num_inputs == nullptr || num_outputs == nullptr || num_inputs(container_, &has_inputs) != 0 ||
+      num_outputs(container_, &has_outputs) != 0) {
+    fail(name_, "a library without AOTInductor's C interface");
+  }
+  if (has_inputs != inputs || has_outputs != outputs) {
+    fail(name_, std::to_string(has_inputs) + " inputs and " + std::to_string(has_outputs) +
+                    " outputs where the manifest states " + std::to_string(inputs) + " and " + std::to_string(outputs));
+  }
+  if (exclusive_) ++exclusive_libraries;
+}
+
+Library::~Library() {
+  if (exclusive_) --exclusive_libraries;
+  runner_.reset();
+}
+
+void Library::run(AtenTensorHandle* inputs, AtenTensorHandle* outputs) const {
+  if (exclusive_) {
+    const std::unique_lock lock(exclusion);
+    run_ready(inputs, outputs);
+  } else if (exclusive_libraries.load(std::memory_order_acquire) != 0) [[unlikely]] {
+    const std::shared_lock lock(exclusion);
+    run_ready(inputs, outputs);
+  } else {
+    run_ready(inputs, outputs);
+  }
+}
+
+// The container folds its constants in its first call. After that its single-threaded entry only reads, on the CPU,
+// which makes it safe from many threads; so the first call is alone, and all others need no lock.
+void Library::run_ready(AtenTensorHandle* inputs, AtenTensorHandle* outputs) const {
+  if (ready_.load(std::memory_order_acquire)) [[likely]] {
+    run_now(inputs, outputs);
+    return;
+  }
+  const std::lock_guard lock(first_call_);
+  struct Done {
+    std::atomic<bool>& flag;
+    ~Done() { flag.store(true, std::memory_order_release); }
+  } done{ready_};
+  run_now(inputs, outputs);
+}
+
+void Library::run_now(AtenTensorHandle* inputs, AtenTensorHandle* outputs) const {
+  if (run_(container_, inputs, inputs_, outputs, outputs_, nullptr, extern_ops_) == 0) [[likely]]
+    return;
+  const char* reason = nullptr;
+  if (last_error_ != nullptr) last_error_(&reason);
+  throw Error(message(name_ + ": the compiled code failed while it ran",
+                      {{"reason", reason != nullptr && *reason != '\0' ? reason : "it gave none"},
+                       {"fix", "check the values of the arguments (an index out of range, a division by zero)"}}));
+}
+
+}  // namespace torchcc::detail

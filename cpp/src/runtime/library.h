@@ -1,0 +1,52 @@
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <mutex>
+#include <string>
+
+#include <torch/csrc/inductor/aoti_runtime/interface.h>
+
+namespace torchcc::detail {
+
+/// One AOTInductor shared library, loaded and ready to run on the CPU. run() is safe from many threads at once.
+class Library {
+ public:
+  struct Source {
+    std::string name;        ///< for messages
+    std::string code;        ///< the shared library's bytes
+    std::string extern_ops;  ///< AOTInductor's JSON of operators without a C entry point; empty when there are none
+    bool exclusive = false;  ///< must not run beside any other compiled code; see run()
+  };
+
+  /// Throws PackageError when the code cannot be loaded or does not have `inputs` inputs and `outputs` outputs.
+  Library(const Source& source, size_t inputs, size_t outputs);
+  ~Library();
+  Library(const Library&) = delete;
+  Library& operator=(const Library&) = delete;
+
+  /// Runs the code. Takes over the input handles; the caller takes over the output handles. Throws Error with the
+  /// compiled code's own message when it fails.
+  void run(AtenTensorHandle* inputs, AtenTensorHandle* outputs) const;
+
+ private:
+  class Files;
+  class Runner;
+  void run_ready(AtenTensorHandle* inputs, AtenTensorHandle* outputs) const;
+  void run_now(AtenTensorHandle* inputs, AtenTensorHandle* outputs) const;
+
+  std::string name_;
+  size_t inputs_;
+  size_t outputs_;
+  bool exclusive_;
+  std::unique_ptr<Files> files_;
+  std::unique_ptr<Runner> runner_;
+  AOTInductorModelContainerHandle container_ = nullptr;
+  AOTIProxyExecutorHandle extern_ops_ = nullptr;
+  decltype(&AOTInductorModelContainerRunSingleThreaded) run_ = nullptr;
+  decltype(&AOTInductorGetLastError) last_error_ = nullptr;
+  mutable std::atomic<bool> ready_{false};  ///< a call has returned, so the container has nothing left to write
+  mutable std::mutex first_call_;
+};
+
+}  // namespace torchcc::detail

@@ -1,0 +1,49 @@
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include <torchcc/signature.h>
+
+namespace torchcc::detail {
+
+class Archive;
+
+/// The manifest's format that this runtime reads. Raised with every change that an older runtime would misread.
+inline constexpr int64_t kFormatVersion = 1;
+
+/// A checked file inside the archive.
+struct Record {
+  uint64_t size = 0;
+  uint32_t crc32 = 0;
+};
+
+/// One compiled form of a function.
+struct Variant {
+  std::string target;                     ///< "cpu-x86_64-avx512"
+  std::string torch;                      ///< "2.13": major and minor version it was compiled with
+  std::vector<std::string> cpu_features;  ///< names as in __builtin_cpu_supports
+  std::string library;                    ///< record of the shared library; the call form
+  std::string library_out;                ///< record of the form that writes into given outputs; may be empty
+  std::string extern_ops;                 ///< record of the JSON of operators without a C entry point; may be empty
+  std::string extern_ops_out;
+  bool exclusive = false;  ///< see Library::Source
+};
+
+struct FunctionEntry {
+  Signature signature;
+  std::vector<Variant> variants;
+};
+
+struct Manifest {
+  std::string producer;
+  std::vector<FunctionEntry> functions;
+  std::map<std::string, Record> records;
+};
+
+/// Reads and checks the manifest. Throws PackageError.
+Manifest read_manifest(Archive& archive);
+
+}  // namespace torchcc::detail

@@ -1,0 +1,13 @@
+#pragma once
+
+#include <initializer_list>
+#include <string>
+#include <utility>
+
+namespace torchcc::detail {
+
+/// The layout of every error: a first line that says what is wrong, then "  key: value" lines with the values aligned.
+/// Python's torchcc.errors.message() writes the same.
+std::string message(const std::string& subject, std::initializer_list<std::pair<const char*, std::string>> lines);
+
+}  // namespace torchcc::detail

@@ -1,0 +1,116 @@
+#include <torchcc/signature.h>
+
+#include <algorithm>
+
+#include <torchcc/error.h>
+
+#include "message.h"
+
+namespace torchcc {
+
+std::string detail::message(const std::string& subject,
+                            std::initializer_list<std::pair<const char*, std::string>> lines) {
+  size_t width = 0;
+  for (const auto& [key, value] : lines) width = std::max(width, std::string(key).size());
+  std::string text = subject;
+  for (const auto& [key, value] : lines) {
+    std::string label = std::string(key) + ":";
+    label.resize(width + 2, ' ');
+    text += "\n  " + label + value;
+  }
+  return text;
+}
+
+namespace {
+
+int64_t floor_divide(int64_t a, int64_t b) {
+  if (b == 0) throw Error("a size expression divides by zero");
+  return a / b - (a % b != 0 && (a < 0) != (b < 0) ? 1 : 0);
+}
+
+int64_t power(int64_t base, int64_t exponent) {
+  int64_t result = 1;
+  for (; exponent > 0; --exponent) result *= base;
+  return result;
+}
+
+int64_t apply(SizeStep::Kind kind, int64_t a, int64_t b) {
+  switch (kind) {
+    case SizeStep::Kind::add: return a + b;
+    case SizeStep::Kind::mul: return a * b;
+    case SizeStep::Kind::floordiv: return floor_divide(a, b);
+    case SizeStep::Kind::mod: return a - b * floor_divide(a, b);
+    case SizeStep::Kind::max: return std::max(a, b);
+    case SizeStep::Kind::min: return std::min(a, b);
+    case SizeStep::Kind::pow: return power(a, b);
+    default: throw Error("a size expression has an operand where an operator belongs");
+  }
+}
+
+}  // namespace
+
+int64_t Size::evaluate(const int64_t* symbols) const {
+  std::vector<int64_t> stack;
+  for (const SizeStep& step : steps) {
+    if (step.kind == SizeStep::Kind::number) {
+      stack.push_back(step.value);
+    } else if (step.kind == SizeStep::Kind::symbol) {
+      stack.push_back(symbols[step.value]);
+    } else {
+      const int64_t right = stack.back();
+      stack.pop_back();
+      stack.back() = apply(step.kind, stack.back(), right);
+    }
+  }
+  return stack.back();
+}
+
+std::string dtype_name(c10::ScalarType dtype) {
+  switch (dtype) {
+    case c10::ScalarType::Byte: return "uint8";
+    case c10::ScalarType::Char: return "int8";
+    case c10::ScalarType::Short: return "int16";
+    case c10::ScalarType::Int: return "int32";
+    case c10::ScalarType::Long: return "int64";
+    case c10::ScalarType::UInt16: return "uint16";
+    case c10::ScalarType::UInt32: return "uint32";
+    case c10::ScalarType::UInt64: return "uint64";
+    case c10::ScalarType::Half: return "float16";
+    case c10::ScalarType::BFloat16: return "bfloat16";
+    case c10::ScalarType::Float: return "float32";
+    case c10::ScalarType::Double: return "float64";
+    case c10::ScalarType::Bool: return "bool";
+    case c10::ScalarType::ComplexHalf: return "complex32";
+    case c10::ScalarType::ComplexFloat: return "complex64";
+    case c10::ScalarType::ComplexDouble: return "complex128";
+    default: return c10::toString(dtype);
+  }
+}
+
+std::string Value::type() const {
+  if (is_number) {
+    if (dtype == c10::ScalarType::Bool) return "bool";
+    return dtype == c10::ScalarType::Long ? "int64_t" : "double";
+  }
+  std::string text = dtype_name(dtype) + "[";
+  for (size_t i = 0; i < sizes.size(); ++i) text += (i ? ", " : "") + sizes[i].text;
+  return text + "]";
+}
+
+std::string Signature::str() const {
+  std::string text = name + "(";
+  for (size_t i = 0; i < inputs.size(); ++i) text += (i ? ", " : "") + inputs[i].name + ": " + inputs[i].type();
+  text += ") -> ";
+  if (outputs.size() != 1) text += "(";
+  for (size_t i = 0; i < outputs.size(); ++i) text += (i ? ", " : "") + outputs[i].type();
+  if (outputs.size() != 1) text += ")";
+  const char* separator = " with ";
+  for (const Symbol& symbol : symbols) {
+    text += separator + std::to_string(symbol.min) + " <= " + symbol.name;
+    if (symbol.max != INT64_MAX) text += " <= " + std::to_string(symbol.max);
+    separator = ", ";
+  }
+  return text;
+}
+
+}  // namespace torchcc

@@ -1,0 +1,267 @@
+"""Every use of PyTorch's private modules; no other file of torchcc imports one.
+
+Each function says which module it leans on, so that a new PyTorch release can be checked against this one file.
+"""
+
+from __future__ import annotations
+
+import platform
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import sympy
+import torch
+from torch.export import ExportedProgram
+
+from torchcc import sizes
+
+#: Archive folders, as in ``torch.export.pt2_archive.constants``.
+EXTRA_FOLDER = "extra/"
+LIBRARY_FOLDER = "data/aotinductor/"
+
+# Functions of torch's cpp_prefix.h that report a zero divisor through one pointer per process; code that calls them
+# must not run beside other compiled code. See Library::run in the runtime.
+_INTEGER_DIVISION = re.compile(r"\b(floor_divide_integral|remainder_integral|mod)\(")
+
+# Up to this many elements, a loop is not worth a second thread; twice Inductor's own cpp.min_chunk_size.
+_SMALL = 8192
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What one run of AOTInductor left behind: its files, and whether the code must run alone (integer division)."""
+
+    files: tuple[str, ...]
+    exclusive: bool
+
+
+def export(
+    module: torch.nn.Module, args: tuple[Any, ...], dynamic_shapes: Any, prefer_general: bool
+) -> ExportedProgram:
+    """``torch.export.export``, non-strict.
+
+    Args:
+        prefer_general: Do not assume that symbolic sizes are at least 2, so that the code is right for 0 and 1 too.
+            Leans on ``torch.fx.experimental._config.backed_size_oblivious``.
+    """
+    import torch.fx.experimental._config as fx_config
+
+    with fx_config.patch(backed_size_oblivious=prefer_general):
+        return torch.export.export(module, args, dynamic_shapes=dynamic_shapes, strict=False)
+
+
+def flatten(tree: Any) -> list[Any]:
+    """Leaves of nested tuples, lists and dicts. Leans on ``torch.utils._pytree``."""
+    return torch.utils._pytree.tree_leaves(tree)
+
+
+def placeholders(program: ExportedProgram) -> list[Any]:
+    """Fake values of the user's inputs, in order."""
+    names = set(program.graph_signature.user_inputs)
+    return [node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder" and node.name in names]
+
+
+def outputs(program: ExportedProgram) -> list[Any]:
+    """Fake values of the user's outputs, in order; a constant output is itself."""
+    (output,) = [node for node in program.graph.nodes if node.op == "output"]
+    skip = len(program.graph_signature.output_specs) - len(program.graph_signature.user_outputs)
+    return [node.meta["val"] if isinstance(node, torch.fx.Node) else node for node in list(output.args[0])[skip:]]
+
+
+def symbol_names(value: torch.Tensor, declared: Sequence[sizes.Size]) -> dict[sympy.Symbol, str]:
+    """The user's names of the symbols that stand alone in a fake tensor's sizes."""
+    names = {}
+    for size, declared_size in zip(value.shape, declared, strict=True):
+        if isinstance(size, torch.SymInt) and isinstance(declared_size, str) and size.node.expr.is_Symbol:
+            names[size.node.expr] = declared_size
+    return names
+
+
+def read_size(size: int | torch.SymInt, names: Mapping[sympy.Symbol, str]) -> sizes.Size:
+    """A size of a fake tensor in the manifest's form; ``None`` when only the data decides it."""
+    if not isinstance(size, torch.SymInt):
+        return int(size)
+    return _read_expression(size.node.expr, names)
+
+
+def _read_expression(expression: sympy.Expr, names: Mapping[sympy.Symbol, str]) -> sizes.Size:
+    from torch.utils._sympy import functions
+
+    if expression.is_Integer:
+        return int(expression)
+    if expression.is_Symbol:
+        return names.get(expression)
+    operators: dict[type, str] = {
+        sympy.Add: "+",
+        sympy.Mul: "*",
+        sympy.Pow: "**",
+        sympy.Max: "max",
+        sympy.Min: "min",
+        functions.FloorDiv: "//",
+        functions.CleanDiv: "//",
+        functions.PythonMod: "%",
+        functions.Mod: "%",
+        functions.Max: "max",
+        functions.Min: "min",
+        functions.PowByNatural: "**",
+    }
+    operator = operators.get(type(expression))
+    operands = [_read_expression(operand, names) for operand in expression.args]
+    if operator is None or any(operand is None for operand in operands):
+        return None
+    if operator == "**" and not (isinstance(operands[1], int) and operands[1] >= 0):
+        return None
+    # Numbers after symbols in sums ("n + 1"), before them in products ("2*n").
+    if operator == "+":
+        operands.sort(key=lambda operand: isinstance(operand, int))
+    return [operator, *operands]
+
+
+def mutated_inputs(program: ExportedProgram) -> set[str]:
+    """Names of the user's inputs that the program writes into."""
+    return set(program.run_decompositions({}).graph_signature.user_inputs_to_mutate.values())
+
+
+def mutated_buffers(program: ExportedProgram) -> set[str]:
+    """Names of the module's buffers that the program writes into."""
+    return set(program.run_decompositions({}).graph_signature.buffers_to_mutate.values())
+
+
+def draws_random_numbers(program: ExportedProgram) -> bool:
+    """Whether two runs on the same inputs may differ."""
+    return any(
+        torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+        for module in program.graph_module.modules()
+        if isinstance(module, torch.fx.GraphModule)
+        for node in module.graph.nodes
+    )
+
+
+def cpu_target() -> tuple[str, str | None, tuple[str, ...]]:
+    """What compiled code for this CPU is called, the ``-march`` value for it, and the CPU features that it needs.
+
+    Leans on ``torch._inductor.cpu_vec_isa``. Inductor's default is ``-march=native``, whose needs nobody can state; a
+    named level can be checked where the code is loaded.
+    """
+    from torch._inductor.cpu_vec_isa import pick_vec_isa
+
+    machine = platform.machine()
+    if machine != "x86_64":
+        return f"cpu-{machine}", None, ()
+    isa = str(pick_vec_isa())
+    level3 = ("avx2", "fma", "bmi", "bmi2", "popcnt")
+    level4 = (*level3, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
+    if isa.startswith("avx512"):
+        extras = tuple(feature for feature in ("avx512vnni", "avx512bf16") if feature in isa.replace("_", ""))
+        return "cpu-x86_64-avx512", "x86-64-v4", (*level4, *extras)
+    if isa.startswith("avx2"):
+        return "cpu-x86_64-avx2", "x86-64-v3", level3
+    return "cpu-x86_64", "x86-64", ()
+
+
+def compile(program: ExportedProgram, options: Mapping[str, Any], into_outputs: bool) -> Compiled:
+    """Compiles with AOTInductor for this machine.
+
+    Leans on ``torch._inductor.compile_fx.compile_fx_aot``, on the options named below, and on what
+    ``torch._inductor.aot_compile`` does before it calls the former (which cannot take symbolic sizes as they are).
+
+    Args:
+        into_outputs: Compile the form that takes the outputs as further inputs, writes into them, and returns nothing.
+    """
+    from torch._export.utils import _compiling_state_context
+    from torch._inductor import config
+    from torch._inductor.compile_fx import compile_fx_aot
+
+    module: Any = program.module()
+    for guards in [node for node in module.graph.nodes if node.target == "_guards_fn"]:
+        module.graph.erase_node(guards)  # the runtime checks the inputs
+    in_spec, out_spec = (torch.utils._pytree.treespec_dumps(spec) for spec in (module._in_spec, module._out_spec))
+    if into_outputs:
+        _take_outputs_as_inputs(module)
+        in_spec = out_spec = ""
+    module.graph.set_codegen(torch.fx.graph.CodeGen())
+    module.recompile()
+    fakes = [node.meta["val"] for node in module.graph.nodes if node.op == "placeholder"]
+    _, march, _ = cpu_target()
+    settings: dict[str, Any] = {
+        "aot_inductor.package": True,
+        "aot_inductor.enable_line_tables": False,
+        "aot_inductor.serialized_in_spec": in_spec,
+        "aot_inductor.serialized_out_spec": out_spec,
+        # With a fixed count, code that runs with more threads than it was compiled for writes past its buffers.
+        **({"cpp.threads": 1} if _is_small(module) else {"cpp.dynamic_threads": True}),
+        **({"cpp.march": march} if march and hasattr(config.cpp, "march") else {}),
+        **options,
+    }
+    with _compiling_state_context():
+        files = [str(file) for file in compile_fx_aot(module, fakes, config_patches=settings) if file]
+    kernels = "".join(Path(file).read_text() for file in files if file.endswith(".cpp"))
+    return Compiled(tuple(files), bool(_INTEGER_DIVISION.search(kernels)))
+
+
+def _take_outputs_as_inputs(module: Any) -> None:
+    """Rewrites a graph ``f(x) -> y`` into ``f(x, y) -> ()`` that ends with ``y.copy_(f(x))``."""
+    graph = module.graph
+    (output,) = [node for node in graph.nodes if node.op == "output"]
+    last = [node for node in graph.nodes if node.op == "placeholder"][-1]
+    results = flatten(output.args[0])
+    for position, result in enumerate(results):
+        fake = result.meta["val"]
+        with graph.inserting_after(last):
+            last = graph.placeholder(f"torchcc_out{position}")
+        with fake.fake_mode:
+            last.meta["val"] = torch.empty(fake.shape, dtype=fake.dtype, device=fake.device)
+        with graph.inserting_before(output):
+            graph.call_function(torch.ops.aten.copy_.default, (last, result))
+    output.args = ((),)
+
+
+def _is_small(module: Any) -> bool:
+    """Whether no tensor of the graph can have more than a few thousand elements."""
+    for node in module.graph.nodes:
+        for fake in flatten(node.meta.get("val")):
+            if not isinstance(fake, torch.Tensor):
+                continue
+            count = sympy.Integer(1)
+            for size in fake.shape:
+                count = count * (_upper_bound(size) if isinstance(size, torch.SymInt) else size)
+            if not count.is_finite or count > _SMALL:
+                return False
+    return True
+
+
+def _upper_bound(size: torch.SymInt) -> sympy.Expr:
+    bound = size.node.shape_env.bound_sympy(size.node.expr).upper
+    return bound if bound.is_Integer else sympy.oo
+
+
+def write_archive(
+    file: Path,
+    programs: Mapping[str, ExportedProgram],
+    libraries: Mapping[str, Sequence[str]],
+    extra_files: Mapping[str, str],
+) -> None:
+    """Writes a ``.pt2`` archive. Leans on ``torch.export.pt2_archive._package.package_pt2``."""
+    from torch.export.pt2_archive._package import package_pt2
+
+    package_pt2(
+        str(file),
+        exported_programs=dict(programs),
+        aoti_files={name: list(files) for name, files in libraries.items()},
+        extra_files=dict(extra_files),
+    )
+
+
+def run_library(library: str, tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    """Runs a compiled shared library on this machine's CPU. Leans on ``torch._C._aoti``."""
+    runner = torch._C._aoti.AOTIModelContainerRunnerCpu(library, 1)
+    with torch.no_grad():
+        return list(runner.run(list(tensors)))
+
+
+def tree_version() -> str:
+    """Major and minor version of torch, as the manifest states it."""
+    return ".".join(torch.__version__.split(".")[:2])

@@ -1,0 +1,74 @@
+"""Reads the annotations of a region's arguments and results.
+
+A tensor is annotated with jaxtyping, e.g. ``Float32[Tensor, "n 768"]``; a number with ``float``, ``int`` or ``bool``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torchcc import sizes
+
+#: jaxtyping's names of dtypes that have the same name in PyTorch.
+DTYPES = frozenset(
+    ["uint8", "int8", "int16", "int32", "int64", "uint16", "uint32", "uint64", "float16", "bfloat16", "float32", "float64", "bool", "complex64", "complex128"]
+)
+
+_NUMBERS = {float: "float64", int: "int64", bool: "bool"}
+
+
+@dataclass(frozen=True)
+class TensorType:
+    """A tensor annotation: PyTorch's dtype name, and one size per dimension."""
+
+    dtype: str
+    sizes: tuple[sizes.Size, ...]
+
+
+@dataclass(frozen=True)
+class NumberType:
+    """A Python number: dtype ``"float64"``, ``"int64"`` or ``"bool"``."""
+
+    dtype: str
+
+
+def read(annotation: Any, owner: str) -> TensorType | NumberType:
+    """Reads one annotation.
+
+    Args:
+        annotation: A jaxtyping array type, or ``float``, ``int`` or ``bool``.
+        owner: A name that is unique to the annotated thing; symbols for ``_`` are made from it.
+
+    Raises:
+        ValueError: It is none of these. The message says what is wrong with it.
+    """
+    if annotation in _NUMBERS:
+        return NumberType(_NUMBERS[annotation])
+    dtypes = getattr(annotation, "dtypes", None)
+    dimensions = getattr(annotation, "dim_str", None)
+    if dtypes is None or dimensions is None:
+        raise ValueError(f"it is annotated with {_name(annotation)}")
+    if not isinstance(dtypes, list | tuple) or len(dtypes) != 1:
+        raise ValueError(f"{_name(annotation)} stands for many dtypes")
+    if dtypes[0] not in DTYPES:
+        raise ValueError(f"the dtype {dtypes[0]} is not supported")
+    read_sizes = tuple(
+        _read_dimension(token, f"{owner}_{position}") for position, token in enumerate(str(dimensions).split())
+    )
+    return TensorType(str(dtypes[0]), read_sizes)
+
+
+def _read_dimension(token: str, anonymous: str) -> sizes.Size:
+    if "..." in token or token.startswith("*"):
+        raise ValueError(f"the dimensions {token!r} leave the rank open")
+    if token.startswith(("#", "?", "{")):
+        raise ValueError(f"the dimension {token!r} is of a kind that is not supported")
+    token = token.rpartition("=")[2]
+    if token.startswith("_"):
+        return anonymous
+    return sizes.parse(token)
+
+
+def _name(annotation: Any) -> str:
+    return "nothing" if annotation is None else str(getattr(annotation, "__name__", annotation))

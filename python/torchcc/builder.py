@@ -1,0 +1,230 @@
+"""``torchcc build``: from Python files with regions to a package, a header and its implementation."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from torchcc import compiler, header, package, toolchain, verify
+from torchcc.capture import Captured, capture
+from torchcc.errors import ArgumentError, CaptureError, message
+from torchcc.region import Region
+
+
+@dataclass(frozen=True)
+class Built:
+    """Files that a build wrote, and per function how its code was checked."""
+
+    package: Path
+    header: Path
+    implementation: Path
+    checks: Mapping[str, str]
+
+
+def build(
+    sources: Sequence[Path | str],
+    out: Path | str,
+    *,
+    name: str | None = None,
+    namespace: str = "kernels",
+    params: Mapping[str, Any] | None = None,
+    with_out: bool = True,
+    depfile: Path | str | None = None,
+    logs: Path | str | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Built:
+    """Compiles the regions of Python files.
+
+    Args:
+        sources: Python files; every :class:`~torchcc.Region` at their top level is compiled, in order of definition.
+        out: Folder for ``NAME.pt2``, ``NAME.h`` and ``NAME.cpp``; made if missing.
+        name: Name of the package; by default that of the first file.
+        namespace: C++ namespace of the functions.
+        params: Constants for arguments, by argument name.
+        with_out: Whether regions may have the variant that writes into given outputs (see ``region(out=...)``).
+        depfile: Where to write a Make-style list of the Python files that the sources import.
+        logs: Folder for the compiler's logs; by default a fresh one below the system's temporary folder, kept only
+            when the build fails.
+        progress: Called with a title, the steps done and the steps in all.
+
+    Raises:
+        ArgumentError: A source is missing or has no region; a name cannot be used in C++.
+        CaptureError: A region cannot be captured.
+        CompileError: The compiler failed, or its code gives other results than the Python code.
+    """
+    files = [Path(source) for source in sources]
+    for file in files:
+        if not file.is_file():
+            raise ArgumentError(message(f"{file}: no such file", expected="a Python file", fix="check the path"))
+    name = name or files[0].stem
+    header.check_identifier(name, "package name")
+    header.check_identifier(namespace, "namespace")
+    toolchain.require_compiler()
+    tell = progress or (lambda title, done, total: None)
+
+    before = set(sys.modules)
+    regions = _collect(files)
+    _check_params(regions, params or {})
+    captured = []
+    for position, (region_name, region) in enumerate(regions.items()):
+        tell(f"capturing {region_name}", position, 3 * len(regions))
+        captured.append(capture(region, region_name, params or {}))
+
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="torchcc-") as work:
+        log_folder = Path(logs) if logs else Path(tempfile.mkdtemp(prefix="torchcc-log-"))
+        log_folder.mkdir(parents=True, exist_ok=True)
+        functions, checks = _compile(captured, files, Path(work), log_folder, with_out, tell)
+        if not logs:
+            for log in log_folder.iterdir():
+                log.unlink()
+            log_folder.rmdir()
+    file = folder / f"{name}.pt2"
+    package.write(file, functions)
+    written = header.write(
+        folder,
+        name,
+        namespace,
+        [source.name for source in files],
+        [
+            {"signature": f.signature, "doc": c.region.doc, "out": bool(f.files_out)}
+            for f, c in zip(functions, captured, strict=True)
+        ],
+    )
+    if depfile is not None:
+        _write_depfile(Path(depfile), [file, *written], files, set(sys.modules) - before)
+    return Built(file, *written, checks)
+
+
+def _collect(files: Sequence[Path]) -> dict[str, Region]:
+    regions: dict[str, Region] = {}
+    for file in files:
+        try:
+            module = compiler.import_file(file)
+        except Exception as error:
+            raise CaptureError(
+                message(
+                    f"{file}: it cannot be imported",
+                    got=f"{type(error).__name__}: {error}",
+                    fix=f"make `python {file}` work first",
+                )
+            ) from error
+        for variable, value in vars(module).items():
+            if not isinstance(value, Region):
+                continue
+            name = value.name or variable
+            header.check_identifier(name, "region")
+            if name in regions and regions[name] is not value:
+                raise ArgumentError(
+                    message(
+                        f"{file}: there are two regions named '{name}'",
+                        expected="one name for each region",
+                        got=name,
+                        fix='give one of them another: torchcc.region(name="...")',
+                    )
+                )
+            regions[name] = value
+    if not regions:
+        raise ArgumentError(
+            message(
+                f"{', '.join(map(str, files))}: no region found",
+                expected="at least one function with @torchcc.region at the top level",
+                got="none",
+                fix="decorate the function, or assign torchcc.region(module) to a variable",
+            )
+        )
+    return regions
+
+
+def _check_params(regions: Mapping[str, Region], params: Mapping[str, Any]) -> None:
+    known = {argument for name, region in regions.items() for argument in region.declare(name, params).order}
+    for key in params:
+        if key not in known:
+            raise ArgumentError(
+                message(
+                    f"--param {key}: no region has such an argument",
+                    expected=f"one of: {', '.join(sorted(known))}",
+                    got=key,
+                    fix="correct the name",
+                )
+            )
+
+
+def _compile(
+    captured: Sequence[Captured],
+    files: Sequence[Path],
+    work: Path,
+    logs: Path,
+    with_out: bool,
+    tell: Callable[[str, int, int], None],
+) -> tuple[list[package.Function], dict[str, str]]:
+    jobs: list[compiler.Job] = []
+    owners: list[tuple[int, bool]] = []
+    for position, one in enumerate(captured):
+        program = work / f"{one.signature.name}.pt2"
+        torch.export.save(one.program, program)
+        known = all(size is not None for value in one.signature.outputs for size in value.sizes)
+        for into_outputs in (False, True) if with_out and one.region.out and known else (False,):
+            owners.append((position, into_outputs))
+            suffix = "_out" if into_outputs else ""
+            jobs.append(
+                compiler.Job(
+                    title=f"region {one.signature.name}{suffix}",
+                    program=str(program),
+                    into_outputs=into_outputs,
+                    options=dict(one.region.options),
+                    imports=tuple(str(file.resolve()) for file in files),
+                    log=str(logs / f"{one.signature.name}{suffix}.log"),
+                )
+            )
+    done = [0]
+
+    def finished(job: compiler.Job, result: compiler.Result) -> None:
+        done[0] += 1
+        tell(f"compiled {job.title} in {result.seconds:.0f} s", len(jobs) + done[0], 3 * len(jobs))
+
+    tell("compiling", len(jobs), 3 * len(jobs))
+    results = dict(zip(owners, compiler.compile_all(jobs, finished), strict=True))
+    functions = []
+    checks = {}
+    for position, one in enumerate(captured):
+        tell(f"verifying {one.signature.name}", 2 * len(jobs) + position, 2 * len(jobs) + len(captured))
+        call = results[position, False]
+        into = results.get((position, True))
+        toolchain.require_shared_libstdcxx(_library(call))
+        checks[one.signature.name] = verify.verify(one, _library(call), _library(into) if into else None)
+        functions.append(
+            package.Function(
+                signature=one.signature,
+                program=one.program,
+                files=call.files,
+                files_out=into.files if into else (),
+                exclusive=call.exclusive or bool(into and into.exclusive),
+            )
+        )
+    return functions, checks
+
+
+def _library(result: compiler.Result) -> str:
+    (library,) = [file for file in result.files if file.endswith(".so")]
+    return library
+
+
+def _write_depfile(depfile: Path, targets: Sequence[Path], sources: Sequence[Path], modules: set[str]) -> None:
+    """Lists what the sources import from outside the interpreter's own and installed packages."""
+    depends = {str(source.resolve()) for source in sources}
+    for name in modules:
+        file = getattr(sys.modules.get(name), "__file__", None)
+        if file and "site-packages" not in file and not file.startswith((sys.base_prefix, sys.prefix)):
+            depends.add(str(Path(file).resolve()))
+    escaped = [path.replace(" ", "\\ ") for path in sorted(depends)]
+    depfile.parent.mkdir(parents=True, exist_ok=True)
+    outputs = " ".join(str(target.resolve()).replace(" ", "\\ ") for target in targets)
+    depfile.write_text(f"{outputs}: \\\n  " + " \\\n  ".join(escaped) + "\n")

@@ -1,0 +1,132 @@
+"""The command ``torchcc``."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from torchcc import paths
+from torchcc._version import __version__
+from torchcc.errors import ArgumentError, Error, message
+
+app = typer.Typer(
+    help="torch.compile for C++.",
+    add_completion=False,
+    invoke_without_command=True,
+    no_args_is_help=False,
+    pretty_exceptions_enable=False,
+)
+_console = Console(stderr=True)
+
+
+@app.callback()
+def _flags(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print torchcc's version.")] = False,
+    cmake_dir: Annotated[bool, typer.Option("--cmake-dir", help="Print the folder for CMAKE_PREFIX_PATH.")] = False,
+    cxxflags: Annotated[
+        bool, typer.Option("--cxxflags", help="Print compiler flags, for builds without CMake.")
+    ] = False,
+    ldflags: Annotated[bool, typer.Option("--ldflags", help="Print linker flags; builds the runtime once.")] = False,
+) -> None:
+    answers: list[str] = []
+    if version:
+        answers.append(__version__)
+    if cmake_dir:
+        answers.append(str(paths.cmake_dir()))
+    if cxxflags or ldflags:
+        from torchcc import native
+
+        if cxxflags:
+            answers.extend(native.cxx_flags())
+        if ldflags:
+            with _progress(verbose=False) as tell:
+                answers.extend(native.ld_flags(lambda line: tell(f"building the runtime {line[:60]}", 0, 0)))
+    if answers:
+        print(" ".join(answers))
+    elif context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+def _parse_params(params: list[str]) -> dict[str, Any]:
+    parsed = {}
+    for param in params:
+        key, equals, text = param.partition("=")
+        if not equals or not key.isidentifier():
+            raise ArgumentError(
+                message(f"--param {param}: not understood", expected="name=value", got=param, fix="write --param k=3")
+            )
+        literals = {"true": True, "false": False}
+        try:
+            parsed[key] = literals[text.lower()] if text.lower() in literals else ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            parsed[key] = text
+    return parsed
+
+
+@contextlib.contextmanager
+def _progress(verbose: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar on a terminal; one line per step where there is none and ``verbose`` is set."""
+    if not _console.is_terminal:
+        yield lambda title, done, total: _console.print(title, highlight=False) if verbose else None
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=_console, transient=True) as bar:
+        task = bar.add_task("starting", total=None)
+        yield lambda title, done, total: bar.update(task, description=title, completed=done, total=total or None)
+
+
+@app.command()
+def build(
+    sources: Annotated[list[Path], typer.Argument(help="Python files with regions.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the package, the header and its .cpp.")],
+    namespace: Annotated[str, typer.Option(help="C++ namespace of the functions.")] = "kernels",
+    name: Annotated[str | None, typer.Option(help="Name of the package; by default the first file's.")] = None,
+    param: Annotated[list[str] | None, typer.Option(help="A constant for an argument: name=value.")] = None,
+    no_out: Annotated[bool, typer.Option("--no-out", help="Leave out the variants that write into outputs.")] = False,
+    depfile: Annotated[Path | None, typer.Option(help="Write a Make-style list of imported files here.")] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print each step and the compiler's log.")] = False,
+) -> None:
+    """Compiles the regions of Python files into a package and a typed C++ header."""
+    from torchcc import builder
+
+    logs = out / "logs" if verbose else None
+    with _progress(verbose) as tell:
+        built = builder.build(
+            sources,
+            out,
+            name=name,
+            namespace=namespace,
+            params=_parse_params(param or []),
+            with_out=not no_out,
+            depfile=depfile,
+            logs=logs,
+            progress=tell,
+        )
+    if logs:
+        for log in sorted(logs.glob("*.log")):
+            _console.print(f"--- {log}\n{log.read_text(errors='replace')}", markup=False, highlight=False)
+    for function, checked in built.checks.items():
+        print(f"{function}: equal to Python on {checked}")
+    print(f"{built.package}\n{built.header}\n{built.implementation}")
+
+
+def main() -> None:
+    """Runs the command; prints torchcc's own errors without a traceback."""
+    try:
+        app()
+    except Error as error:
+        _console.print(f"{type(error).__name__}: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,211 @@
+"""The compiler process: ``python -m torchcc.compiler`` turns exported programs into shared libraries.
+
+It reads one JSON object per line from standard input and answers each with one on standard output::
+
+    {"id": 1, "program": "x.pt2", "into_outputs": false, "options": {}, "imports": [], "log": "x.log"}
+    {"id": 1, "files": ["...so"], "exclusive": false, "seconds": 8.5}
+    {"id": 1, "error": "last lines of the compiler"}
+
+It ends with its standard input. Everything that Inductor and the C++ compiler print goes to the log file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from torchcc.errors import CompileError, message
+
+
+@dataclass(frozen=True)
+class Job:
+    """One program to compile.
+
+    Attributes:
+        title: For people.
+        program: File of the exported program.
+        into_outputs: Compile the form that writes into given outputs.
+        options: Inductor's options.
+        imports: Python files to import first, for the custom operators that they define.
+        log: File that receives what the compiler prints.
+    """
+
+    title: str
+    program: str
+    into_outputs: bool
+    options: Mapping[str, Any]
+    imports: tuple[str, ...]
+    log: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a job: files, whether the code must run alone, and how long it took."""
+
+    files: tuple[str, ...]
+    exclusive: bool
+    seconds: float
+
+
+def compile_all(jobs: Sequence[Job], finished: Callable[[Job, Result], None]) -> list[Result]:
+    """Compiles jobs in child processes, as many at once as there are cores.
+
+    Args:
+        jobs: What to compile.
+        finished: Called from worker threads after each job.
+
+    Raises:
+        CompileError: A job failed; the message ends with the compiler's last lines and the log's place.
+    """
+    if not jobs:
+        return []
+    workers = threading.local()
+    started: list[_Worker] = []
+
+    def run(job: Job) -> Result:
+        if not hasattr(workers, "own"):
+            workers.own = _Worker()
+            started.append(workers.own)
+        result = workers.own.run(job)
+        finished(job, result)
+        return result
+
+    pool = ThreadPoolExecutor(max_workers=min(len(jobs), os.cpu_count() or 1))
+    try:
+        return list(pool.map(run, jobs))
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for worker in started:
+            worker.stop()
+
+
+class _Worker:
+    """One compiler process."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "torchcc.compiler"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+
+    def run(self, job: Job) -> Result:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        try:
+            self._process.stdin.write(json.dumps({"id": 1, **asdict(job)}) + "\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            raise _failure(job, f"the compiler process ended with status {self._process.wait()}")
+        answer = json.loads(line)
+        if "error" in answer:
+            raise _failure(job, answer["error"])
+        return Result(tuple(answer["files"]), answer["exclusive"], answer["seconds"])
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+def _failure(job: Job, reason: str) -> CompileError:
+    log = Path(job.log)
+    tail = "\n".join(log.read_text(errors="replace").splitlines()[-20:]) if log.is_file() else ""
+    return CompileError(
+        message(
+            f"{job.title}: the compiler failed",
+            got=reason,
+            log=f"{log}\n{tail}".rstrip(),
+            fix="run `torchcc doctor`; if the code is at fault, change it, else report the log",
+        )
+    )
+
+
+@contextlib.contextmanager
+def _output_to(log: Path) -> Iterator[None]:
+    """Sends everything that this process and its children print to a file."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = os.dup(2)
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            with contextlib.redirect_stdout(sys.stderr):
+                yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(saved, 2)
+            os.close(saved)
+
+
+def import_file(path: Path) -> Any:
+    """Imports a Python file as a module of its own, with its folder on ``sys.path``."""
+    folder = str(path.parent.resolve())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _answer(request: Mapping[str, Any]) -> dict[str, Any]:
+    start = time.monotonic()
+    log = Path(request["log"])
+    try:
+        with _output_to(log):
+            import torch
+
+            # torch.export.load still unpickles a deprecated class of torch.utils._pytree.
+            warnings.simplefilter("ignore", FutureWarning)
+            from torchcc import _torch
+
+            for file in request["imports"]:
+                if Path(file).stem not in sys.modules:
+                    import_file(Path(file))
+            program = torch.export.load(request["program"])
+            compiled = _torch.compile(program, request["options"], request["into_outputs"])
+        return {
+            "id": request["id"],
+            "files": compiled.files,
+            "exclusive": compiled.exclusive,
+            "seconds": time.monotonic() - start,
+        }
+    except Exception as error:
+        with log.open("a") as file:
+            traceback.print_exc(file=file)
+        first = str(error).splitlines()[0] if str(error) else ""
+        return {"id": request["id"], "error": f"{type(error).__name__}: {first}"}
+
+
+def main(requests: IO[str], answers: IO[str]) -> None:
+    """Serves requests until the input ends."""
+    for line in requests:
+        print(json.dumps(_answer(json.loads(line))), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    # Nothing but answers may reach the pipe, whatever a library prints.
+    pipe = os.dup(1)
+    os.dup2(2, 1)
+    main(sys.stdin, io.TextIOWrapper(os.fdopen(pipe, "wb"), write_through=True))

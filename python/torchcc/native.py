@@ -1,0 +1,149 @@
+"""Builds C++ with the CMake and Ninja that pip installed: the runtime library for projects without CMake, the demo."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import nlohmann_json
+import torch
+
+from torchcc import paths, toolchain
+from torchcc._version import __version__
+from torchcc.errors import CompileError, message
+
+
+def _tool(name: str, module: str) -> str:
+    """A tool from its pip package, which may not be on ``PATH``; else from ``PATH``."""
+    package = __import__(module)
+    folder = Path(getattr(package, "CMAKE_BIN_DIR", None) or package.BIN_DIR)
+    bundled = folder / name
+    if bundled.is_file():
+        return str(bundled)
+    found = shutil.which(name)
+    if found is None:
+        raise CompileError(message(f"{name} was not found", fix=f"pip install {module}"))
+    return found
+
+
+def cmake() -> str:
+    """Path of CMake."""
+    return _tool("cmake", "cmake")
+
+
+def ninja() -> str:
+    """Path of Ninja."""
+    return _tool("ninja", "ninja")
+
+
+def build_project(
+    source: Path,
+    folder: Path,
+    definitions: Sequence[str] = (),
+    targets: Sequence[str] = (),
+    log: Path | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> None:
+    """Configures and builds a CMake project that uses ``find_package(torchcc)``.
+
+    Args:
+        source: Folder of ``CMakeLists.txt``.
+        folder: Build folder; made if missing, reused if not.
+        definitions: Cache entries, ``NAME=VALUE``.
+        targets: What to build; everything by default.
+        log: File for all output; by default ``torchcc-build.log`` in the build folder.
+        progress: Called with each line of Ninja's that starts a step.
+
+    Raises:
+        CompileError: CMake or the compiler failed; the message ends with the last lines.
+    """
+    toolchain.require_compiler()
+    folder.mkdir(parents=True, exist_ok=True)
+    log = log or folder / "torchcc-build.log"
+    configure = [
+        *(cmake(), "-S", str(source), "-B", str(folder), "-G", "Ninja"),
+        f"-DCMAKE_MAKE_PROGRAM={ninja()}",
+        f"-DCMAKE_CXX_COMPILER={shutil.which(toolchain.cxx())}",
+        f"-DCMAKE_PREFIX_PATH={paths.cmake_dir()}",
+        f"-DTORCHCC_PYTHON={sys.executable}",
+        *(f"-D{definition}" for definition in definitions),
+    ]
+    build = [cmake(), "--build", str(folder), *(("--target", *targets) if targets else ())]
+    with log.open("w") as file:
+        for command in (configure, build):
+            _run(command, file.fileno(), log, progress)
+
+
+def _run(command: list[str], descriptor: int, log: Path, progress: Callable[[str], None] | None) -> None:
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        os.write(descriptor, line.encode())
+        if progress and line.startswith("["):
+            progress(line.strip())
+    if process.wait() != 0:
+        tail = "\n".join(log.read_text(errors="replace").splitlines()[-30:])
+        raise CompileError(
+            message(
+                "the C++ build failed",
+                got=tail,
+                log=str(log),
+                fix="run `torchcc doctor`, or see the log",
+            )
+        )
+
+
+_RUNTIME_PROJECT = """cmake_minimum_required(VERSION 3.18)
+project(torchcc_runtime_only CXX)
+find_package(torchcc REQUIRED)
+add_custom_target(runtime ALL DEPENDS torchcc_runtime)
+"""
+
+
+def runtime_library(progress: Callable[[str], None] | None = None) -> Path:
+    """The static runtime library, built on first use into the cache for this compiler, torch and torchcc."""
+    compiler = toolchain.check_compiler(toolchain.cxx()).detail
+    sources = "".join(
+        file.read_text() for file in sorted(paths.cpp_dir().rglob("*")) if file.suffix in (".h", ".cpp", ".txt")
+    )
+    key = "\n".join([__version__, torch.__version__, torch.__file__, compiler, sources])
+    folder = paths.cache_dir() / "runtime" / hashlib.sha256(key.encode()).hexdigest()[:16]
+    library = folder / "libtorchcc_runtime.a"
+    if not library.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="torchcc-runtime-") as work:
+            source = Path(work)
+            (source / "CMakeLists.txt").write_text(_RUNTIME_PROJECT)
+            build_project(source, source / "build", ["CMAKE_BUILD_TYPE=Release"], progress=progress)
+            temporary = folder / f".{library.name}.{os.getpid()}"
+            shutil.copyfile(source / "build" / "torchcc" / library.name, temporary)
+            temporary.replace(library)
+    return library
+
+
+def cxx_flags() -> list[str]:
+    """Compiler flags for a file that uses torchcc and LibTorch."""
+    torch_include = Path(torch.__file__).parent / "include"
+    return [
+        "-std=c++20",
+        f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}",
+        f"-I{paths.cpp_dir() / 'include'}",
+        f"-isystem{torch_include}",
+        f"-isystem{torch_include / 'torch/csrc/api/include'}",
+        f"-isystem{nlohmann_json.get_include()}",
+    ]
+
+
+def ld_flags(progress: Callable[[str], None] | None = None) -> list[str]:
+    """Linker flags for a program that uses torchcc and LibTorch; builds the runtime library on first use."""
+    torch_lib = Path(torch.__file__).parent / "lib"
+    libraries = ["-ltorch", "-ltorch_cpu", "-lc10"]
+    if torch.version.cuda:
+        libraries += ["-Wl,--no-as-needed", "-ltorch_cuda", "-lc10_cuda"]
+    return [str(runtime_library(progress)), f"-L{torch_lib}", f"-Wl,-rpath,{torch_lib}", *libraries, "-ldl"]

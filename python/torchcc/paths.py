@@ -1,0 +1,33 @@
+"""Where torchcc's C++ files are: beside this file in an installed wheel, in the repository in an editable install."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+_HERE = Path(__file__).resolve().parent
+
+
+def _folder(name: str, witness: str) -> Path:
+    for candidate in (_HERE / name, _HERE.parents[1] / name):
+        if (candidate / witness).is_file():
+            return candidate
+    raise FileNotFoundError(f"torchcc's folder '{name}' is missing beside {_HERE}: install torchcc again")
+
+
+def cmake_dir() -> Path:
+    """The folder of ``torchcc-config.cmake``, for ``CMAKE_PREFIX_PATH`` or ``torchcc_DIR``."""
+    return _folder("cmake", "torchcc-config.cmake")
+
+
+def cpp_dir() -> Path:
+    """The folder of the C++ sources."""
+    return _folder("cpp", "CMakeLists.txt")
+
+
+def cache_dir() -> Path:
+    """Where torchcc keeps what it can make again: ``TORCHCC_CACHE``, else ``XDG_CACHE_HOME/torchcc``, else ``~/.cache``."""
+    if chosen := os.environ.get("TORCHCC_CACHE"):
+        return Path(chosen)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "torchcc"

@@ -1,0 +1,94 @@
+"""What a function takes and gives; the single source for checks, messages, the header and the manifest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torchcc import sizes
+
+_NUMBER_TYPES = {"float64": "double", "int64": "int64_t", "bool": "bool"}
+
+
+@dataclass(frozen=True)
+class Symbol:
+    """A named size. ``minimum`` and ``maximum`` are allowed values; ``maximum`` is ``None`` when there is no limit."""
+
+    name: str
+    minimum: int = 0
+    maximum: int | None = None
+
+    def text(self) -> str:
+        """``"1 <= n <= 4096"``."""
+        upper = "" if self.maximum is None else f" <= {self.maximum}"
+        return f"{self.minimum} <= {self.name}{upper}"
+
+
+@dataclass(frozen=True)
+class Value:
+    """One input or output.
+
+    Attributes:
+        name: The argument's name, or ``"out"``, ``"out0"``, ... for outputs without one.
+        dtype: PyTorch's name of the dtype, e.g. ``"float32"``.
+        sizes: One entry per dimension, see :mod:`torchcc.sizes`.
+        number: Whether C++ passes a ``double``, ``int64_t`` or ``bool`` instead of a tensor.
+        minimum, maximum: Allowed range of a number of dtype ``int64``; ``None`` for no limit.
+        mutated: Whether the function writes into this input.
+        device: Device type.
+    """
+
+    name: str
+    dtype: str
+    sizes: tuple[sizes.Size, ...] = ()
+    number: bool = False
+    minimum: int | None = None
+    maximum: int | None = None
+    mutated: bool = False
+    device: str = "cpu"
+
+    def type(self) -> str:
+        """``"float32[n, 768]"``, or the C++ type of a number."""
+        if self.number:
+            return _NUMBER_TYPES[self.dtype]
+        return f"{self.dtype}[{', '.join(map(sizes.text, self.sizes))}]"
+
+    def to_json(self) -> dict[str, Any]:
+        """The manifest's form."""
+        return {
+            "name": self.name,
+            "dtype": self.dtype,
+            "device": self.device,
+            "sizes": [{"text": sizes.text(size), "value": size} for size in self.sizes],
+            "number": self.number,
+            "min": self.minimum,
+            "max": self.maximum,
+            "mutated": self.mutated,
+        }
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Name, inputs, outputs and symbols of a function. ``str()`` gives the same text as C++'s ``Signature::str()``."""
+
+    name: str
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+    symbols: tuple[Symbol, ...] = field(default=())
+
+    def __str__(self) -> str:
+        inputs = ", ".join(f"{value.name}: {value.type()}" for value in self.inputs)
+        outputs = ", ".join(value.type() for value in self.outputs)
+        if len(self.outputs) != 1:
+            outputs = f"({outputs})"
+        ranges = ", ".join(symbol.text() for symbol in self.symbols)
+        return f"{self.name}({inputs}) -> {outputs}" + (f" with {ranges}" if ranges else "")
+
+    def to_json(self) -> dict[str, Any]:
+        """The manifest's form."""
+        return {
+            "name": self.name,
+            "inputs": [value.to_json() for value in self.inputs],
+            "outputs": [value.to_json() for value in self.outputs],
+            "symbols": [{"name": s.name, "min": s.minimum, "max": s.maximum} for s in self.symbols],
+        }

@@ -1,0 +1,109 @@
+"""The C++ tools on this machine: what is there, what is missing, and how to get it."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from torchcc.errors import CompileError, message
+
+_INSTALL_COMPILER = "apt-get install g++ (Debian, Ubuntu), dnf install gcc-c++ (Fedora), or set CXX to a C++20 compiler"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that torchcc needs: its name, whether it is all right, what is there, and how to mend it."""
+
+    name: str
+    good: bool
+    detail: str
+    fix: str = ""
+
+
+def cxx() -> str:
+    """The C++ compiler that Inductor and torchcc use: ``CXX`` or ``g++``."""
+    return os.environ.get("CXX", "g++")
+
+
+@functools.cache
+def check_compiler(compiler: str) -> Finding:
+    """Whether the compiler exists and takes C++20."""
+    path = shutil.which(compiler)
+    if path is None:
+        return Finding("C++ compiler", False, f"{compiler} was not found", _INSTALL_COMPILER)
+    version = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout.split("\n")[0]
+    program = "#include <concepts>\n#include <span>\nint main() { return static_cast<int>(std::span<int>().size()); }\n"
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "check.cpp"
+        source.write_text(program)
+        ran = subprocess.run(
+            [path, "-std=c++20", str(source), "-o", str(source.with_suffix(""))],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    if ran.returncode != 0:
+        return Finding("C++ compiler", False, f"{version} cannot build C++20: {ran.stderr[:300]}", _INSTALL_COMPILER)
+    return Finding("C++ compiler", True, f"{version} ({path})")
+
+
+@functools.cache
+def check_libstdcxx(compiler: str) -> Finding:
+    """Whether shared libraries link libstdc++ dynamically.
+
+    A compiler that links it statically makes AOTInductor libraries that crash when they are loaded: ``std::regex`` then
+    runs over two copies of the library's tables.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "check.cpp"
+        source.write_text(
+            "#include <string>\nstd::string f(int x) { return std::to_string(x) + std::string(99, 'a'); }\n"
+        )
+        library = source.with_suffix(".so")
+        ran = subprocess.run(
+            [compiler, "-std=c++20", "-shared", "-fPIC", str(source), "-o", str(library)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if ran.returncode != 0:
+            return Finding("libstdc++", False, f"{compiler} cannot build a shared library: {ran.stderr[:300]}")
+        if _needs_libstdcxx(library):
+            return Finding("libstdc++", True, "linked dynamically")
+    return Finding(
+        "libstdc++",
+        False,
+        f"{compiler} links libstdc++ statically into shared libraries, which crash when loaded",
+        "set CXX to the system's own compiler, e.g. export CXX=/usr/bin/g++",
+    )
+
+
+def _needs_libstdcxx(library: Path) -> bool:
+    """Whether the dynamic section names libstdc++ or libc++ (read from the file's string table)."""
+    return re.search(rb"\0lib(std)?c\+\+\.so\.\d", library.read_bytes()) is not None
+
+
+def require_compiler() -> None:
+    """Raises CompileError when there is no usable C++ compiler."""
+    for finding in (check_compiler(cxx()), check_libstdcxx(cxx())):
+        if not finding.good:
+            raise CompileError(message(f"{finding.name}: {finding.detail}", fix=finding.fix))
+
+
+def require_shared_libstdcxx(library: str) -> None:
+    """Raises CompileError when a compiled library carries its own libstdc++."""
+    if not _needs_libstdcxx(Path(library)):
+        raise CompileError(
+            message(
+                f"{library}: the compiled code carries its own libstdc++ and would crash when loaded",
+                expected="a library that needs libstdc++.so.6",
+                got=f"one linked statically by {cxx()}",
+                fix="set CXX to the system's own compiler, e.g. export CXX=/usr/bin/g++",
+            )
+        )

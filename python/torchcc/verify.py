@@ -1,0 +1,128 @@
+"""Compares compiled code with the Python code that it came from, before anything is shipped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from torchcc import _torch
+from torchcc.capture import Captured, number_tensor
+from torchcc.errors import CompileError, message
+from torchcc.signature import Symbol
+
+# (relative, absolute) per dtype: those of torch.testing.assert_close, with room for another order of summation.
+_TOLERANCES = {
+    torch.float16: (4e-3, 1e-3),
+    torch.bfloat16: (3.2e-2, 1e-2),
+    torch.float32: (1e-4, 1e-4),
+    torch.float64: (1e-7, 1e-7),
+    torch.complex64: (1e-4, 1e-4),
+    torch.complex128: (1e-7, 1e-7),
+}
+
+
+def verify(captured: Captured, library: str, library_out: str | None) -> str:
+    """Runs both on fresh random inputs, at the smallest sizes that the ranges allow and at larger ones.
+
+    Returns:
+        What was compared, for people.
+
+    Raises:
+        CompileError: They differ.
+    """
+    compared = 0
+    skipped: list[str] = []
+    for seed, values in enumerate(_size_sets(captured.signature.symbols)):
+        generator = torch.Generator().manual_seed(1000 + seed)
+        inputs = captured.examples(values, generator)
+        try:
+            expected_inputs = [x.clone() if isinstance(x, torch.Tensor) else x for x in inputs]
+            expected = captured.run_original(expected_inputs)
+        except Exception as error:
+            # The Python code itself cannot do this size (a maximum over nothing, say).
+            skipped.append(f"{values}: {type(error).__name__}: {str(error).splitlines()[0]}")
+            continue
+        for into in (False, True):
+            if into and library_out is None:
+                continue
+            got, got_inputs = _run(captured, library_out if into and library_out else library, inputs, expected, into)
+            if captured.random:
+                continue
+            for position, (one, other) in enumerate(zip(got, expected, strict=True)):
+                _compare(captured, values, f"output {position}", one, other)
+            for value, one, other in zip(captured.signature.inputs, got_inputs, expected_inputs, strict=True):
+                if value.mutated:
+                    _compare(captured, values, f"argument '{value.name}'", one, other)
+        compared += 1
+    if not compared:
+        raise CompileError(
+            message(
+                f"region {captured.signature.name}: it could not be verified",
+                expected="Python code that runs on random inputs",
+                got="\n".join(skipped),
+                fix="give values that it accepts: torchcc.region(examples={...})",
+            )
+        )
+    text = f"{compared} sets of sizes" + (", shapes only: it draws random numbers" if captured.random else "")
+    return text + (f"; Python refused {'; '.join(skipped)}" if skipped else "")
+
+
+def _size_sets(symbols: Sequence[Symbol]) -> list[Mapping[str, int]]:
+    """All symbols at their smallest, at their smallest but 1, at sizes that fill vectors, and at sizes that do not."""
+    sets: list[Mapping[str, int]] = []
+    for wanted in (0, 1, 2, 17, 64):
+        values = {
+            symbol.name: _clamp(wanted + position if wanted > 2 else wanted, symbol)
+            for position, symbol in enumerate(symbols)
+        }
+        if values not in sets:
+            sets.append(values)
+    return sets
+
+
+def _clamp(value: int, symbol: Symbol) -> int:
+    value = max(value, symbol.minimum)
+    return value if symbol.maximum is None else min(value, symbol.maximum)
+
+
+def _run(
+    captured: Captured, library: str, inputs: Sequence[object], expected: Sequence[torch.Tensor], into: bool
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    tensors = [
+        x.clone() if isinstance(x, torch.Tensor) else number_tensor(value, x)
+        for value, x in zip(captured.signature.inputs, inputs, strict=True)
+    ]
+    if not into:
+        return _torch.run_library(library, tensors), tensors
+    outs = [torch.full(one.shape, 77, dtype=one.dtype) for one in expected]
+    _torch.run_library(library, [*tensors, *outs])
+    return outs, tensors
+
+
+def _compare(
+    captured: Captured, values: Mapping[str, int], what: str, got: torch.Tensor, expected: torch.Tensor
+) -> None:
+    relative, absolute = _TOLERANCES.get(expected.dtype, (0.0, 0.0))
+    same_form = got.shape == expected.shape and got.dtype == expected.dtype
+    if same_form and torch.allclose(got, expected, rtol=relative, atol=absolute, equal_nan=True):
+        return
+    at = ", ".join(f"{key} = {value}" for key, value in values.items())
+    if same_form:
+        difference = (got.to(torch.complex128) - expected.to(torch.complex128)).abs().max().item()
+        detail = f"largest difference {difference:.3g}"
+    else:
+        detail = f"{got.dtype} {list(got.shape)} in place of {expected.dtype} {list(expected.shape)}"
+    narrow = [symbol.name for symbol in captured.signature.symbols if symbol.minimum <= values[symbol.name] < 2]
+    raise CompileError(
+        message(
+            f"region {captured.signature.name}: the compiled code differs from the Python code in {what}",
+            expected=f"equal within {relative:g} relative, {absolute:g} absolute" + (f", with {at}" if at else ""),
+            got=detail,
+            fix=(
+                f'leave small sizes out: ranges={{"{narrow[0]}": (2, None)}}'
+                if narrow
+                else "compute in float64 to see whether it is rounding; else report it"
+            ),
+        )
+    )
