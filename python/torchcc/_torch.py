@@ -44,13 +44,21 @@ def export(
     """``torch.export.export``, non-strict.
 
     Args:
+        module: What to capture.
+        args: Example inputs.
+        dynamic_shapes: As torch.export takes them.
         prefer_general: Do not assume that symbolic sizes are at least 2, so that the code is right for 0 and 1 too.
             Leans on ``torch.fx.experimental._config.backed_size_oblivious``.
     """
-    import torch.fx.experimental._config as fx_config
+    from torch.fx.experimental import _config as fx_config
 
-    with fx_config.patch(backed_size_oblivious=prefer_general):
+    with fx_config.patch(backed_size_oblivious=prefer_general):  # type: ignore[attr-defined]
         return torch.export.export(module, args, dynamic_shapes=dynamic_shapes, strict=False)
+
+
+def check(condition: Any) -> None:
+    """Promises the compiler something about a run-time number. ``torch._check``."""
+    torch._check(condition)  # type: ignore[no-untyped-call]
 
 
 def flatten(tree: Any) -> list[Any]:
@@ -73,7 +81,7 @@ def outputs(program: ExportedProgram) -> list[Any]:
 
 def symbol_names(value: torch.Tensor, declared: Sequence[sizes.Size]) -> dict[sympy.Symbol, str]:
     """The user's names of the symbols that stand alone in a fake tensor's sizes."""
-    names = {}
+    names: dict[sympy.Symbol, str] = {}
     for size, declared_size in zip(value.shape, declared, strict=True):
         if isinstance(size, torch.SymInt) and isinstance(declared_size, str) and size.node.expr.is_Symbol:
             names[size.node.expr] = declared_size
@@ -169,6 +177,8 @@ def compile(program: ExportedProgram, options: Mapping[str, Any], into_outputs: 
     ``torch._inductor.aot_compile`` does before it calls the former (which cannot take symbolic sizes as they are).
 
     Args:
+        program: What to compile.
+        options: Options of Inductor that win over torchcc's own.
         into_outputs: Compile the form that takes the outputs as further inputs, writes into them, and returns nothing.
     """
     from torch._export.utils import _compiling_state_context
@@ -197,9 +207,12 @@ def compile(program: ExportedProgram, options: Mapping[str, Any], into_outputs: 
         **options,
     }
     with _compiling_state_context():
-        files = [str(file) for file in compile_fx_aot(module, fakes, config_patches=settings) if file]
+        made: Any = compile_fx_aot(module, fakes, config_patches=settings)
+    files = [str(file) for file in made if file]
     kernels = "".join(Path(file).read_text() for file in files if file.endswith(".cpp"))
-    return Compiled(tuple(files), bool(_INTEGER_DIVISION.search(kernels)))
+    # The sources name folders of this machine, and no loader reads them.
+    shipped = tuple(file for file in files if not file.endswith(".cpp"))
+    return Compiled(shipped, bool(_INTEGER_DIVISION.search(kernels)))
 
 
 def _take_outputs_as_inputs(module: Any) -> None:

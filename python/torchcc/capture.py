@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch.export import Dim, ExportedProgram
 
-from torchcc import _torch, annotations, sizes
+from torchcc import _torch, annotation, sizes
 from torchcc.errors import CaptureError, message
 from torchcc.region import Declaration, Region
 from torchcc.signature import Signature, Symbol, Value
@@ -46,43 +47,49 @@ class Captured:
     def run_original(self, inputs: Sequence[Any]) -> list[torch.Tensor]:
         """The region's own Python code, eagerly, without gradients."""
         given = dict(zip((value.name for value in self.declaration.inputs), inputs, strict=True))
-        arguments = [given.get(name, self.declaration.constants.get(name)) for name in self.declaration.order]
         with torch.no_grad():
-            return _torch.flatten(self.region.target(*arguments))
+            return _torch.flatten(self.region.target(**self.declaration.constants, **given))
 
 
-class _Flat(torch.nn.Module):
-    """The code with constants put in, and numbers taken from tensors of rank 0."""
+class _FunctionModule(torch.nn.Module):
+    """A function as torch.export wants it."""
 
-    def __init__(self, target: Any, declaration: Declaration) -> None:
+    def __init__(self, function: Any) -> None:
         super().__init__()
-        self.target = target
-        self._declaration = declaration
-        names = [inspect.Parameter(v.name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for v in declaration.inputs]
-        # torch.export names the graph's inputs after this signature.
-        self.forward = _with_signature(self._run, inspect.Signature(names))  # type: ignore[method-assign]
+        self._function = function
 
-    def _run(self, *inputs: torch.Tensor) -> Any:
-        given: dict[str, Any] = dict(self._declaration.constants)
-        for value, tensor in zip(self._declaration.inputs, inputs, strict=True):
+    def forward(self, **arguments: Any) -> Any:
+        return self._function(**arguments)
+
+
+def _flat(target: Any, declaration: Declaration) -> torch.nn.Module:
+    """The code with constants put in, and numbers taken from tensors of rank 0.
+
+    A module keeps its class's behaviour and the names of its weights: this is a shallow copy with another ``forward``.
+    """
+    module = copy.copy(target) if isinstance(target, torch.nn.Module) else _FunctionModule(target)
+    original = type(module)
+
+    def forward(self: torch.nn.Module, *inputs: torch.Tensor) -> Any:
+        given: dict[str, Any] = dict(declaration.constants)
+        for value, tensor in zip(declaration.inputs, inputs, strict=True):
             given[value.name] = _number(value, tensor) if value.number else tensor
-        return self.target(*(given[name] for name in self._declaration.order))
+        return original.forward(self, **given)
 
-
-def _with_signature(function: Any, signature: inspect.Signature) -> Any:
-    def forward(*inputs: torch.Tensor) -> Any:
-        return function(*inputs)
-
-    forward.__signature__ = signature  # type: ignore[attr-defined]
-    return forward
+    # torch.export names the graph's inputs after this signature.
+    names = ["self", *(value.name for value in declaration.inputs)]
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    forward.__signature__ = inspect.Signature([inspect.Parameter(name, kind) for name in names])  # type: ignore[attr-defined]
+    module.__class__ = type(original.__name__, (original,), {"forward": forward})
+    return module
 
 
 def _number(value: Value, tensor: torch.Tensor) -> Any:
     number = tensor.item()
     if value.minimum is not None:
-        torch._check(number >= value.minimum)
+        _torch.check(number >= value.minimum)
     if value.maximum is not None:
-        torch._check(number <= value.maximum)
+        _torch.check(number <= value.maximum)
     return number
 
 
@@ -190,7 +197,7 @@ def _export(region: Region, name: str, declaration: Declaration, arguments: tupl
         or None
         for value in declaration.inputs
     )
-    module = _Flat(region.target, declaration)
+    module = _flat(region.target, declaration)
     small = any(symbol.minimum < 2 for symbol in declaration.symbols)
     try:
         return _torch.export(module, arguments, dynamic, prefer_general=small)
@@ -318,7 +325,7 @@ def _check_returns(
         )
 
 
-def _fits(kind: annotations.TensorType, result: torch.Tensor, names: Mapping[Any, str]) -> bool:
+def _fits(kind: annotation.TensorType, result: torch.Tensor, names: Mapping[Any, str]) -> bool:
     """Whether a result has the annotated dtype, rank and sizes; compares expressions by value at a few points."""
     if kind.dtype != str(result.dtype).removeprefix("torch.") or len(kind.sizes) != result.dim():
         return False

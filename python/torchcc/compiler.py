@@ -80,7 +80,7 @@ def compile_all(jobs: Sequence[Job], finished: Callable[[Job, Result], None]) ->
         if not hasattr(workers, "own"):
             workers.own = _Worker()
             started.append(workers.own)
-        result = workers.own.run(job)
+        result: Result = workers.own.run(job)
         finished(job, result)
         return result
 

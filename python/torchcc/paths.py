@@ -26,7 +26,7 @@ def cpp_dir() -> Path:
 
 
 def cache_dir() -> Path:
-    """Where torchcc keeps what it can make again: ``TORCHCC_CACHE``, else ``XDG_CACHE_HOME/torchcc``, else ``~/.cache``."""
+    """The cache: ``TORCHCC_CACHE``, else ``torchcc`` in ``XDG_CACHE_HOME`` or ``~/.cache``."""
     if chosen := os.environ.get("TORCHCC_CACHE"):
         return Path(chosen)
     base = os.environ.get("XDG_CACHE_HOME")

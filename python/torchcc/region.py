@@ -7,11 +7,12 @@ import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypedDict, overload
 
 import torch
+from typing_extensions import Unpack
 
-from torchcc import annotations, sizes
+from torchcc import annotation, sizes
 from torchcc.errors import ArgumentError, CaptureError, message
 from torchcc.signature import Symbol, Value
 
@@ -37,7 +38,7 @@ class Declaration:
     symbols: tuple[Symbol, ...]
     constants: Mapping[str, Any]
     order: tuple[str, ...]
-    returns: tuple[annotations.TensorType, ...] | None
+    returns: tuple[annotation.TensorType, ...] | None
     output_names: tuple[str, ...] | None
 
 
@@ -58,6 +59,7 @@ class Region:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the Python code itself; nothing is compiled."""
         return self.target(*args, **kwargs)
 
     @property
@@ -96,7 +98,7 @@ class Region:
         constants = {**self.params, **{key: value for key, value in params.items() if key in parameters}}
         values: list[Value] = []
         for parameter in parameters.values():
-            if parameter.kind not in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+            if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
                 raise CaptureError(
                     message(
                         f"region {name} ({self.location()}): argument '{parameter.name}' cannot be compiled",
@@ -123,7 +125,7 @@ class Region:
 
     def _input(self, name: str, argument: str, hint: Any) -> Value:
         try:
-            kind = annotations.read(hint, argument)
+            kind = annotation.read(hint, argument)
         except ValueError as error:
             raise CaptureError(
                 message(
@@ -133,7 +135,7 @@ class Region:
                     fix=_FIX_ANNOTATION,
                 )
             ) from error
-        if isinstance(kind, annotations.TensorType):
+        if isinstance(kind, annotation.TensorType):
             return Value(argument, kind.dtype, kind.sizes)
         minimum, maximum = self.ranges.get(argument, (None, None)) if kind.dtype == "int64" else (None, None)
         return Value(argument, kind.dtype, number=True, minimum=minimum, maximum=maximum)
@@ -173,9 +175,7 @@ class Region:
                 )
         return tuple(Symbol(symbol, *self.ranges.get(symbol, (0, None))) for symbol in dict.fromkeys(plain))
 
-    def _returns(
-        self, name: str, hint: Any
-    ) -> tuple[tuple[annotations.TensorType, ...] | None, tuple[str, ...] | None]:
+    def _returns(self, name: str, hint: Any) -> tuple[tuple[annotation.TensorType, ...] | None, tuple[str, ...] | None]:
         output_names = None
         if hint is None or hint is torch.Tensor:
             return None, None
@@ -191,7 +191,7 @@ class Region:
         read = []
         for position, one in enumerate(hints):
             try:
-                kind = annotations.read(one, f"out{position}")
+                kind = annotation.read(one, f"out{position}")
             except ValueError as error:
                 raise CaptureError(
                     message(
@@ -201,7 +201,7 @@ class Region:
                         fix=_FIX_ANNOTATION,
                     )
                 ) from error
-            if not isinstance(kind, annotations.TensorType):
+            if not isinstance(kind, annotation.TensorType):
                 raise CaptureError(
                     message(
                         f"region {name} ({self.location()}): output {position} is a number",
@@ -223,12 +223,22 @@ def _type_hints(code: Any, name: str) -> dict[str, Any]:
         ) from error
 
 
-@overload
-def region(target: Callable[..., Any], /, **options: Any) -> Region: ...
+class _Options(TypedDict, total=False):
+    name: str | None
+    ranges: Mapping[str, tuple[int, int | None]] | None
+    params: Mapping[str, Any] | None
+    inputs: Mapping[str, Any] | None
+    examples: Mapping[str, Any] | None
+    out: bool
+    options: Mapping[str, Any] | None
 
 
 @overload
-def region(target: None = None, /, **options: Any) -> Callable[[Callable[..., Any]], Region]: ...
+def region(target: Callable[..., Any], /, **options: Unpack[_Options]) -> Region: ...
+
+
+@overload
+def region(target: None = None, /, **options: Unpack[_Options]) -> Callable[[Callable[..., Any]], Region]: ...
 
 
 def region(

@@ -12,8 +12,16 @@ from torchcc import sizes
 
 #: jaxtyping's names of dtypes that have the same name in PyTorch.
 DTYPES = frozenset(
-    ["uint8", "int8", "int16", "int32", "int64", "uint16", "uint32", "uint64", "float16", "bfloat16", "float32", "float64", "bool", "complex64", "complex128"]
-)
+    f"{kind}{bits}"
+    for kind, widths in {
+        "uint": (8, 16, 32, 64),
+        "int": (8, 16, 32, 64),
+        "float": (16, 32, 64),
+        "bfloat": (16,),
+        "complex": (64, 128),
+    }.items()
+    for bits in widths
+) | {"bool"}
 
 _NUMBERS = {float: "float64", int: "int64", bool: "bool"}
 
