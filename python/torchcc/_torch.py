@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import platform
 import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,20 @@ def export(
 
     with fx_config.patch(backed_size_oblivious=prefer_general):  # type: ignore[attr-defined]
         return torch.export.export(module, args, dynamic_shapes=dynamic_shapes, strict=False)
+
+
+def save(program: ExportedProgram, file: Path) -> None:
+    """``torch.export.save``, without its warning about a class that it pickles itself (``torch.utils._pytree``)."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        torch.export.save(program, file)
+
+
+def load(file: str) -> ExportedProgram:
+    """``torch.export.load``, without the same warning."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return torch.export.load(file)
 
 
 def check(condition: Any) -> None:
@@ -260,12 +275,14 @@ def write_archive(
     """Writes a ``.pt2`` archive. Leans on ``torch.export.pt2_archive._package.package_pt2``."""
     from torch.export.pt2_archive._package import package_pt2
 
-    package_pt2(
-        str(file),
-        exported_programs=dict(programs),
-        aoti_files={name: list(files) for name, files in libraries.items()},
-        extra_files=dict(extra_files),
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # as in save()
+        package_pt2(
+            str(file),
+            exported_programs=dict(programs),
+            aoti_files={name: list(files) for name, files in libraries.items()},
+            extra_files=dict(extra_files),
+        )
 
 
 def run_library(library: str, tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:

@@ -57,14 +57,17 @@ def read(annotation: Any, owner: str) -> TensorType | NumberType:
     dimensions = getattr(annotation, "dim_str", None)
     if dtypes is None or dimensions is None:
         raise ValueError(f"it is annotated with {_name(annotation)}")
-    if not isinstance(dtypes, list | tuple) or len(dtypes) != 1:
+    # jaxtyping lists NumPy's old name of bool beside the new one, and any class where the dtype is left open.
+    names = {str(dtype).removesuffix("_") for dtype in dtypes} if isinstance(dtypes, list | tuple) else set()
+    if len(names) != 1:
         raise ValueError(f"{_name(annotation)} stands for many dtypes")
-    if dtypes[0] not in DTYPES:
-        raise ValueError(f"the dtype {dtypes[0]} is not supported")
+    (dtype,) = names
+    if dtype not in DTYPES:
+        raise ValueError(f"the dtype {dtype} is not supported")
     read_sizes = tuple(
         _read_dimension(token, f"{owner}_{position}") for position, token in enumerate(str(dimensions).split())
     )
-    return TensorType(str(dtypes[0]), read_sizes)
+    return TensorType(dtype, read_sizes)
 
 
 def _read_dimension(token: str, anonymous: str) -> sizes.Size:

@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from torchcc import compiler, header, package, toolchain, verify
+from torchcc import _torch, compiler, header, package, toolchain, verify
 from torchcc.capture import Captured, capture
 from torchcc.errors import ArgumentError, CaptureError, message
 from torchcc.region import Region
@@ -169,7 +167,7 @@ def _compile(
     owners: list[tuple[int, bool]] = []
     for position, one in enumerate(captured):
         program = work / f"{one.signature.name}.pt2"
-        torch.export.save(one.program, program)
+        _torch.save(one.program, program)
         known = all(size is not None for value in one.signature.outputs for size in value.sizes)
         for into_outputs in (False, True) if with_out and one.region.out and known else (False,):
             owners.append((position, into_outputs))

@@ -21,7 +21,6 @@ import sys
 import threading
 import time
 import traceback
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -174,17 +173,12 @@ def _answer(request: Mapping[str, Any]) -> dict[str, Any]:
     log = Path(request["log"])
     try:
         with _output_to(log):
-            import torch
-
-            # torch.export.load still unpickles a deprecated class of torch.utils._pytree.
-            warnings.simplefilter("ignore", FutureWarning)
             from torchcc import _torch
 
             for file in request["imports"]:
                 if Path(file).stem not in sys.modules:
                     import_file(Path(file))
-            program = torch.export.load(request["program"])
-            compiled = _torch.compile(program, request["options"], request["into_outputs"])
+            compiled = _torch.compile(_torch.load(request["program"]), request["options"], request["into_outputs"])
         return {
             "id": request["id"],
             "files": compiled.files,

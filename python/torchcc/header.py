@@ -24,6 +24,7 @@ thread_local throw true try typedef typeid typename union unsigned using virtual
 xor_eq
 """
 _CPP_KEYWORDS = frozenset(_CPP_KEYWORDS_TEXT.split())
+_NAMESPACES = frozenset({"at", "std", "torchcc"})
 
 
 def check_identifier(name: str, what: str) -> None:
@@ -42,9 +43,9 @@ def check_identifier(name: str, what: str) -> None:
 
 
 def _parameter_name(value: Value, taken: Sequence[str]) -> str:
-    """The argument's name, with an underscore where C++ keeps the name for itself or an output has it."""
+    """The argument's name, with an underscore where C++ or the generated code needs the name, or an output has it."""
     name = value.name
-    while name in _CPP_KEYWORDS or name in taken:
+    while name in _CPP_KEYWORDS or name in _NAMESPACES or name in taken:
         name += "_"
     return name
 
@@ -85,6 +86,11 @@ def _table(values: Sequence[Value]) -> list[str]:
     return [f"{name:<{widths[0]}}  {kind:<{widths[1]}}  {notes}".rstrip() for name, kind, notes in rows]
 
 
+def _comment(line: str) -> str:
+    """A line for a ``//`` comment, which a backslash at the end would extend to the next line."""
+    return line.rstrip() + ("." if line.rstrip().endswith("\\") else "")
+
+
 def _escape(text: str) -> str:
     return text.replace("\\", "\\\\").replace('"', '\\"')
 
@@ -99,7 +105,12 @@ def _environment() -> jinja2.Environment:
         autoescape=False,
     )
     environment.filters.update(
-        parameters=_parameters, arguments=_arguments, returns=_returns, table=_table, escape=_escape
+        parameters=_parameters,
+        arguments=_arguments,
+        returns=_returns,
+        table=_table,
+        comment=_comment,
+        escape=_escape,
     )
     return environment
 

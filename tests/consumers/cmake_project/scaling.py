@@ -1,0 +1,3 @@
+"""A module of the consumer's own: a change here rebuilds the regions."""
+
+SCALE = 3.0
