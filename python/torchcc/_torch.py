@@ -5,10 +5,12 @@ Each function says which module it leans on, so that a new PyTorch release can b
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import platform
 import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ import sympy
 import torch
 from torch.export import ExportedProgram
 
-from torchcc import sizes
+from torchcc import sizes, toolchain
 
 #: Archive folders, as in ``torch.export.pt2_archive.constants``.
 EXTRA_FOLDER = "extra/"
@@ -39,6 +41,14 @@ class Compiled:
     exclusive: bool
 
 
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch's warning about a class that it copies and pickles itself (``torch.utils._pytree.LeafSpec``)."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
+
+
 def export(
     module: torch.nn.Module, args: tuple[Any, ...], dynamic_shapes: Any, prefer_general: bool
 ) -> ExportedProgram:
@@ -53,21 +63,19 @@ def export(
     """
     from torch.fx.experimental import _config as fx_config
 
-    with fx_config.patch(backed_size_oblivious=prefer_general):  # type: ignore[attr-defined]
+    with _quiet(), fx_config.patch(backed_size_oblivious=prefer_general):  # type: ignore[attr-defined]
         return torch.export.export(module, args, dynamic_shapes=dynamic_shapes, strict=False)
 
 
 def save(program: ExportedProgram, file: Path) -> None:
-    """``torch.export.save``, without its warning about a class that it pickles itself (``torch.utils._pytree``)."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
+    """``torch.export.save``."""
+    with _quiet():
         torch.export.save(program, file)
 
 
 def load(file: str) -> ExportedProgram:
-    """``torch.export.load``, without the same warning."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
+    """``torch.export.load``."""
+    with _quiet():
         return torch.export.load(file)
 
 
@@ -92,6 +100,18 @@ def outputs(program: ExportedProgram) -> list[Any]:
     (output,) = [node for node in program.graph.nodes if node.op == "output"]
     skip = len(program.graph_signature.output_specs) - len(program.graph_signature.user_outputs)
     return [node.meta["val"] if isinstance(node, torch.fx.Node) else node for node in list(output.args[0])[skip:]]
+
+
+def output_containers(program: ExportedProgram) -> set[type]:
+    """Types of the containers that hold the outputs; empty for a single tensor. Leans on ``TreeSpec``."""
+    found: set[type] = set()
+    specs = [program.call_spec.out_spec]
+    while specs:
+        spec = specs.pop()
+        if spec is not None and spec.type is not None:
+            found.add(spec.type)
+            specs.extend(spec.children())
+    return found
 
 
 def symbol_names(value: torch.Tensor, declared: Sequence[sizes.Size]) -> dict[sympy.Symbol, str]:
@@ -143,14 +163,11 @@ def _read_expression(expression: sympy.Expr, names: Mapping[sympy.Symbol, str]) 
     return [operator, *operands]
 
 
-def mutated_inputs(program: ExportedProgram) -> set[str]:
-    """Names of the user's inputs that the program writes into."""
-    return set(program.run_decompositions({}).graph_signature.user_inputs_to_mutate.values())
-
-
-def mutated_buffers(program: ExportedProgram) -> set[str]:
-    """Names of the module's buffers that the program writes into."""
-    return set(program.run_decompositions({}).graph_signature.buffers_to_mutate.values())
+def mutations(program: ExportedProgram) -> tuple[set[str], set[str]]:
+    """Names of the user's inputs, and of the module's buffers, that the program writes into."""
+    with _quiet():
+        signature = program.run_decompositions({}).graph_signature
+    return set(signature.user_inputs_to_mutate.values()), set(signature.buffers_to_mutate.values())
 
 
 def draws_random_numbers(program: ExportedProgram) -> bool:
@@ -163,18 +180,23 @@ def draws_random_numbers(program: ExportedProgram) -> bool:
     )
 
 
+@functools.cache
 def cpu_target() -> tuple[str, str | None, tuple[str, ...]]:
     """What compiled code for this CPU is called, the ``-march`` value for it, and the CPU features that it needs.
 
-    Leans on ``torch._inductor.cpu_vec_isa``. Inductor's default is ``-march=native``, whose needs nobody can state; a
-    named level can be checked where the code is loaded.
+    Leans on ``torch._inductor.cpu_vec_isa``. Inductor's default is ``-march=native``, which needs whatever this machine
+    happens to have; a named level runs on more machines. Before torch 2.13 there is no choice (``None``).
     """
+    from torch._inductor import config
     from torch._inductor.cpu_vec_isa import pick_vec_isa
 
     machine = platform.machine()
     if machine != "x86_64":
         return f"cpu-{machine}", None, ()
     isa = str(pick_vec_isa())
+    if not hasattr(config.cpp, "march"):
+        name = next((level for level in ("avx512", "avx2") if isa.startswith(level)), "native")
+        return f"cpu-x86_64-{name}", None, toolchain.native_features(toolchain.cxx())
     level3 = ("avx2", "fma", "bmi", "bmi2", "popcnt")
     level4 = (*level3, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
     if isa.startswith("avx512"):
@@ -213,12 +235,12 @@ def compile(program: ExportedProgram, options: Mapping[str, Any], into_outputs: 
     _, march, _ = cpu_target()
     settings: dict[str, Any] = {
         "aot_inductor.package": True,
-        "aot_inductor.enable_line_tables": False,
         "aot_inductor.serialized_in_spec": in_spec,
         "aot_inductor.serialized_out_spec": out_spec,
         # With a fixed count, code that runs with more threads than it was compiled for writes past its buffers.
         **({"cpp.threads": 1} if _is_small(module) else {"cpp.dynamic_threads": True}),
-        **({"cpp.march": march} if march and hasattr(config.cpp, "march") else {}),
+        **({"aot_inductor.enable_line_tables": False} if hasattr(config.aot_inductor, "enable_line_tables") else {}),
+        **({"cpp.march": march} if march else {}),
         **options,
     }
     with _compiling_state_context():
@@ -275,8 +297,7 @@ def write_archive(
     """Writes a ``.pt2`` archive. Leans on ``torch.export.pt2_archive._package.package_pt2``."""
     from torch.export.pt2_archive._package import package_pt2
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # as in save()
+    with _quiet():
         package_pt2(
             str(file),
             exported_programs=dict(programs),

@@ -74,7 +74,7 @@ def _flat(target: Any, declaration: Declaration) -> torch.nn.Module:
         given: dict[str, Any] = dict(declaration.constants)
         for value, tensor in zip(declaration.inputs, inputs, strict=True):
             given[value.name] = _number(value, tensor) if value.number else tensor
-        return original.forward(self, **given)
+        return _plain(original.forward(self, **given))
 
     # torch.export names the graph's inputs after this signature.
     names = ["self", *(value.name for value in declaration.inputs)]
@@ -82,6 +82,11 @@ def _flat(target: Any, declaration: Declaration) -> torch.nn.Module:
     forward.__signature__ = inspect.Signature([inspect.Parameter(name, kind) for name in names])  # type: ignore[attr-defined]
     module.__class__ = type(original.__name__, (original,), {"forward": forward})
     return module
+
+
+def _plain(result: Any) -> Any:
+    """Named tuples as plain ones: torch.export cannot store them, nor those that operators like ``sort`` return."""
+    return tuple(result) if isinstance(result, tuple) else result
 
 
 def _number(value: Value, tensor: torch.Tensor) -> Any:
@@ -119,11 +124,12 @@ def capture(region: Region, name: str, params: Mapping[str, Any]) -> Captured:
         for example in [_example(region, value, hints, generator)]
     )
     program = _export(region, name, declaration, arguments)
-    _refuse_state(region, name, program)
+    written, buffers = _torch.mutations(program)
+    _refuse_state(region, name, buffers)
     return Captured(
         region=region,
         declaration=declaration,
-        signature=_signature(region, name, declaration, program),
+        signature=_signature(region, name, declaration, program, written),
         program=program,
         random=_torch.draws_random_numbers(program),
     )
@@ -238,8 +244,7 @@ def _fix(error: Exception) -> str:
     return "see the message above; torch.export's documentation explains what it can capture"
 
 
-def _refuse_state(region: Region, name: str, program: ExportedProgram) -> None:
-    buffers = _torch.mutated_buffers(program)
+def _refuse_state(region: Region, name: str, buffers: set[str]) -> None:
     if buffers:
         raise CaptureError(
             message(
@@ -251,13 +256,24 @@ def _refuse_state(region: Region, name: str, program: ExportedProgram) -> None:
         )
 
 
-def _signature(region: Region, name: str, declaration: Declaration, program: ExportedProgram) -> Signature:
+def _signature(
+    region: Region, name: str, declaration: Declaration, program: ExportedProgram, written: set[str]
+) -> Signature:
     names = {}
     fakes = _torch.placeholders(program)
     for value, fake in zip(declaration.inputs, fakes, strict=True):
         if not value.number:
             names.update(_torch.symbol_names(fake, value.sizes))
     results = _torch.outputs(program)
+    if foreign := _torch.output_containers(program) - {tuple, list}:
+        raise CaptureError(
+            message(
+                f"region {name} ({region.location()}): it returns something that C++ has no type for",
+                expected="a tensor, or a tuple of tensors",
+                got="a " + ", ".join(sorted(kind.__name__ for kind in foreign)),
+                fix="return a tuple; a NamedTuple also gives the outputs names",
+            )
+        )
     for position, result in enumerate(results):
         if not isinstance(result, torch.Tensor):
             raise CaptureError(
@@ -281,7 +297,6 @@ def _signature(region: Region, name: str, declaration: Declaration, program: Exp
         ("out",) if len(results) == 1 else tuple(f"out{i}" for i in range(len(results)))
     )
     _check_returns(region, name, declaration, results, names)
-    written = _torch.mutated_inputs(program)
     return Signature(
         name=name,
         inputs=tuple(replace(value, mutated=value.name in written) for value in declaration.inputs),

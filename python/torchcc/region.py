@@ -154,12 +154,13 @@ class Region:
                 )
             )
         for key, bounds in self.ranges.items():
-            valid = isinstance(bounds, tuple) and len(bounds) == 2 and isinstance(bounds[0], int)
-            if not valid or bounds[0] < 0 or (bounds[1] is not None and bounds[1] < bounds[0]):
+            if not _is_range(bounds, lowest=None if key in numbers else 0):
                 raise CaptureError(
                     message(
                         f"region {name} ({self.location()}): the range of '{key}' is not a range",
-                        expected="(minimum, maximum) with 0 <= minimum <= maximum; maximum may be None",
+                        expected="(minimum, maximum) with "
+                        + ("minimum <= maximum" if key in numbers else "0 <= minimum <= maximum")
+                        + "; maximum may be None, for no limit",
                         got=repr(bounds),
                         fix=f'write ranges={{"{key}": (1, 4096)}}',
                     )
@@ -212,6 +213,16 @@ class Region:
                 )
             read.append(kind)
         return tuple(read), output_names
+
+
+def _is_range(bounds: Any, lowest: int | None) -> bool:
+    """Whether it is ``(minimum, maximum)``, in order and not below ``lowest``; the maximum may be ``None``."""
+    if not isinstance(bounds, tuple | list) or len(bounds) != 2:
+        return False
+    minimum, maximum = bounds
+    if type(minimum) is not int or not (maximum is None or type(maximum) is int):
+        return False
+    return (lowest is None or minimum >= lowest) and (maximum is None or minimum <= maximum)
 
 
 def _type_hints(code: Any, name: str) -> dict[str, Any]:

@@ -89,6 +89,25 @@ def _needs_libstdcxx(library: Path) -> bool:
     return re.search(rb"\0lib(std)?c\+\+\.so\.\d", library.read_bytes()) is not None
 
 
+#: CPU features that code may need, by their name in GCC's ``__builtin_cpu_supports``; the runtime knows the same
+#: (cpp/src/runtime/cpu.cpp). The compiler's macro is the upper-case name between double underscores.
+CPU_FEATURES = (
+    *("popcnt", "avx", "avx2", "fma", "bmi", "bmi2", "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"),
+    *("avx512vnni", "avx512bf16", "avx512vbmi", "avx512vbmi2", "avx512ifma", "avx512bitalg", "avx512vpopcntdq"),
+    *("gfni", "vpclmulqdq", "fma4", "xop", "sse4a"),
+)
+
+
+@functools.cache
+def native_features(compiler: str) -> tuple[str, ...]:
+    """The features of :data:`CPU_FEATURES` that ``-march=native`` lets the compiler use."""
+    ran = subprocess.run(
+        [compiler, "-march=native", "-dM", "-E", "-x", "c++", "/dev/null"], capture_output=True, text=True, check=True
+    )
+    macros = set(ran.stdout.split())
+    return tuple(feature for feature in CPU_FEATURES if f"__{feature.upper()}__" in macros)
+
+
 def require_compiler() -> None:
     """Raises CompileError when there is no usable C++ compiler."""
     for finding in (check_compiler(cxx()), check_libstdcxx(cxx())):

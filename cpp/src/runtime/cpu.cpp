@@ -2,24 +2,39 @@
 
 namespace torchcc::detail {
 
-bool cpu_supports(std::string_view feature) {
+// The builtin takes a literal, hence the list; python/torchcc/toolchain.py has the same one. AMX is not in it: GCC 12
+// has no name for it, and its instructions fault unless the kernel grants them.
+#define TORCHCC_CPU_FEATURES(X) \
+  X("popcnt")                   \
+  X("avx")                      \
+  X("avx2")                     \
+  X("fma")                      \
+  X("bmi")                      \
+  X("bmi2")                     \
+  X("avx512f")                  \
+  X("avx512bw")                 \
+  X("avx512cd")                 \
+  X("avx512dq")                 \
+  X("avx512vl")                 \
+  X("avx512vnni")               \
+  X("avx512bf16")               \
+  X("avx512vbmi")               \
+  X("avx512vbmi2")              \
+  X("avx512ifma")               \
+  X("avx512bitalg")             \
+  X("avx512vpopcntdq")          \
+  X("gfni")                     \
+  X("vpclmulqdq")               \
+  X("fma4")                     \
+  X("xop")                      \
+  X("sse4a")
+
+bool cpu_supports([[maybe_unused]] std::string_view feature) {
 #if defined(__x86_64__)
-  // The builtin takes a literal, hence the list. AMX has no name there in GCC 12: its instructions fault unless the
-  // kernel grants them, so code that uses them is not accepted yet.
-  if (feature == "avx2") return __builtin_cpu_supports("avx2");
-  if (feature == "fma") return __builtin_cpu_supports("fma");
-  if (feature == "bmi") return __builtin_cpu_supports("bmi");
-  if (feature == "bmi2") return __builtin_cpu_supports("bmi2");
-  if (feature == "popcnt") return __builtin_cpu_supports("popcnt");
-  if (feature == "avx512f") return __builtin_cpu_supports("avx512f");
-  if (feature == "avx512bw") return __builtin_cpu_supports("avx512bw");
-  if (feature == "avx512cd") return __builtin_cpu_supports("avx512cd");
-  if (feature == "avx512dq") return __builtin_cpu_supports("avx512dq");
-  if (feature == "avx512vl") return __builtin_cpu_supports("avx512vl");
-  if (feature == "avx512vnni") return __builtin_cpu_supports("avx512vnni");
-  if (feature == "avx512bf16") return __builtin_cpu_supports("avx512bf16");
-#else
-  (void)feature;
+#define TORCHCC_CHECK(name) \
+  if (feature == name) return __builtin_cpu_supports(name);
+  TORCHCC_CPU_FEATURES(TORCHCC_CHECK)
+#undef TORCHCC_CHECK
 #endif
   return false;
 }

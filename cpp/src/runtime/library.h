@@ -44,7 +44,7 @@ class Library {
   AOTInductorModelContainerHandle container_ = nullptr;
   AOTIProxyExecutorHandle extern_ops_ = nullptr;
   decltype(&AOTInductorModelContainerRunSingleThreaded) run_ = nullptr;
-  decltype(&AOTInductorGetLastError) last_error_ = nullptr;
+  AOTIRuntimeError (*last_error_)(const char**) = nullptr;  ///< since torch 2.12; null where the code has none
   mutable std::atomic<bool> ready_{false};  ///< a call has returned, so the container has nothing left to write
   mutable std::mutex first_call_;
 };
