@@ -201,7 +201,8 @@ def cpu_target() -> tuple[str, str | None, tuple[str, ...]]:
     level4 = (*level3, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
     if isa.startswith("avx512"):
         extras = tuple(feature for feature in ("avx512vnni", "avx512bf16") if feature in isa.replace("_", ""))
-        return "cpu-x86_64-avx512", "x86-64-v4", (*level4, *extras)
+        amx = ("amx-tile", "amx-int8", "amx-bf16") if "amx" in isa else ()
+        return "cpu-x86_64-avx512", "x86-64-v4", (*level4, *extras, *amx)
     if isa.startswith("avx2"):
         return "cpu-x86_64-avx2", "x86-64-v3", level3
     return "cpu-x86_64", "x86-64", ()

@@ -47,8 +47,8 @@ def build(
         params: Constants for arguments, by argument name.
         with_out: Whether regions may have the variant that writes into given outputs (see ``region(out=...)``).
         depfile: Where to write a Make-style list of the Python files that the sources import.
-        logs: Folder for the compiler's logs; by default a fresh one below the system's temporary folder, kept only
-            when the build fails.
+        logs: Folder for the compiler's logs, which then show the code that Inductor writes. By
+            default only what goes wrong is logged, below the system's temporary folder, and kept if the build fails.
         progress: Called with a title, the steps done and the steps in all.
 
     Raises:
@@ -79,7 +79,7 @@ def build(
     with tempfile.TemporaryDirectory(prefix="torchcc-") as work:
         log_folder = Path(logs) if logs else Path(tempfile.mkdtemp(prefix="torchcc-log-"))
         log_folder.mkdir(parents=True, exist_ok=True)
-        functions, checks = _compile(captured, files, Path(work), log_folder, with_out, tell)
+        functions, checks = _compile(captured, files, Path(work), log_folder, with_out, tell, verbose=logs is not None)
         if not logs:
             for log in log_folder.iterdir():
                 log.unlink()
@@ -162,6 +162,7 @@ def _compile(
     logs: Path,
     with_out: bool,
     tell: Callable[[str, int, int], None],
+    verbose: bool,
 ) -> tuple[list[package.Function], dict[str, str]]:
     jobs: list[compiler.Job] = []
     owners: list[tuple[int, bool]] = []
@@ -189,7 +190,7 @@ def _compile(
         tell(f"compiled {job.title} in {result.seconds:.0f} s", len(jobs) + done[0], 3 * len(jobs))
 
     tell("compiling", len(jobs), 3 * len(jobs))
-    results = dict(zip(owners, compiler.compile_all(jobs, finished), strict=True))
+    results = dict(zip(owners, compiler.compile_all(jobs, finished, verbose), strict=True))
     functions = []
     checks = {}
     for position, one in enumerate(captured):

@@ -113,7 +113,7 @@ def build(
         )
     if logs:
         for log in sorted(logs.glob("*.log")):
-            _console.print(f"--- {log}\n{log.read_text(errors='replace')}", markup=False, highlight=False)
+            print(f"--- {log}\n{log.read_text(errors='replace')}", file=sys.stderr)
     for function, checked in built.checks.items():
         print(f"{function}: equal to Python on {checked}")
     print(f"{built.package}\n{built.header}\n{built.implementation}")

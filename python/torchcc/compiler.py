@@ -60,12 +60,13 @@ class Result:
     seconds: float
 
 
-def compile_all(jobs: Sequence[Job], finished: Callable[[Job, Result], None]) -> list[Result]:
+def compile_all(jobs: Sequence[Job], finished: Callable[[Job, Result], None], verbose: bool = False) -> list[Result]:
     """Compiles jobs in child processes, as many at once as there are cores.
 
     Args:
         jobs: What to compile.
         finished: Called from worker threads after each job.
+        verbose: Let Inductor write the code that it makes into the jobs' logs.
 
     Raises:
         CompileError: A job failed; the message ends with the compiler's last lines and the log's place.
@@ -77,7 +78,7 @@ def compile_all(jobs: Sequence[Job], finished: Callable[[Job, Result], None]) ->
 
     def run(job: Job) -> Result:
         if not hasattr(workers, "own"):
-            workers.own = _Worker()
+            workers.own = _Worker(verbose)
             started.append(workers.own)
         result: Result = workers.own.run(job)
         finished(job, result)
@@ -95,9 +96,10 @@ def compile_all(jobs: Sequence[Job], finished: Callable[[Job, Result], None]) ->
 class _Worker:
     """One compiler process."""
 
-    def __init__(self) -> None:
+    def __init__(self, verbose: bool) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "torchcc.compiler"],
+            env={**os.environ, "TORCH_LOGS": "output_code"} if verbose else None,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -90,11 +90,11 @@ def _needs_libstdcxx(library: Path) -> bool:
 
 
 #: CPU features that code may need, by their name in GCC's ``__builtin_cpu_supports``; the runtime knows the same
-#: (cpp/src/runtime/cpu.cpp). The compiler's macro is the upper-case name between double underscores.
+#: (cpp/src/runtime/cpu.cpp). The compiler's macro is the name in upper case between double underscores.
 CPU_FEATURES = (
     *("popcnt", "avx", "avx2", "fma", "bmi", "bmi2", "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"),
     *("avx512vnni", "avx512bf16", "avx512vbmi", "avx512vbmi2", "avx512ifma", "avx512bitalg", "avx512vpopcntdq"),
-    *("gfni", "vpclmulqdq", "fma4", "xop", "sse4a"),
+    *("gfni", "vpclmulqdq", "fma4", "xop", "sse4a", "amx-tile", "amx-int8", "amx-bf16"),
 )
 
 
@@ -105,7 +105,7 @@ def native_features(compiler: str) -> tuple[str, ...]:
         [compiler, "-march=native", "-dM", "-E", "-x", "c++", "/dev/null"], capture_output=True, text=True, check=True
     )
     macros = set(ran.stdout.split())
-    return tuple(feature for feature in CPU_FEATURES if f"__{feature.upper()}__" in macros)
+    return tuple(feature for feature in CPU_FEATURES if f"__{feature.upper().replace('-', '_')}__" in macros)
 
 
 def require_compiler() -> None:

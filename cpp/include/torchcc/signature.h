@@ -32,7 +32,7 @@ struct Size {
   bool is_symbol() const { return steps.size() == 1 && steps[0].kind == SizeStep::Kind::symbol; }
   bool is_known() const { return !steps.empty(); }
 
-  /// The value, given one value per symbol. Throws torchcc::Error for a division by zero.
+  /// The value, given one value per symbol. Throws ArgumentError when it divides by zero, overflows, or is not known.
   int64_t evaluate(const int64_t* symbols) const;
 };
 

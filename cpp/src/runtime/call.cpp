@@ -63,9 +63,9 @@ std::string which(const Signature& signature, const std::vector<Value>& values, 
       message(subject, {{"signature", signature.str()}, {"expected", expected}, {"got", got}, {"fix", fix}}));
 }
 
-std::string sizes_text(at::IntArrayRef sizes) {
+std::string list_text(at::IntArrayRef numbers) {
   std::string text = "[";
-  for (size_t i = 0; i < sizes.size(); ++i) text += (i ? ", " : "") + std::to_string(sizes[i]);
+  for (size_t i = 0; i < numbers.size(); ++i) text += (i ? ", " : "") + std::to_string(numbers[i]);
   return text + "]";
 }
 
@@ -97,8 +97,12 @@ std::string at_scalar(c10::ScalarType dtype) { return std::string("at::k") + c10
     refuse(signature, who + " has the wrong dtype", dtype_name(value.dtype), dtype_name(tensor.scalar_type()),
            "convert it: " + name + ".to(" + at_scalar(value.dtype) + ")");
   }
+  if (tensor.dim() == static_cast<int64_t>(value.sizes.size())) {
+    refuse(signature, who + " is a view that is conjugated or negated when it is read", "a tensor as it lies in memory",
+           "a tensor with " + c10::toString(tensor.key_set()), "make it with at::empty({...})");
+  }
   refuse(signature, who + " has the wrong rank", std::to_string(value.sizes.size()) + " dimensions: " + value.type(),
-         std::to_string(tensor.dim()) + " dimensions: sizes " + sizes_text(tensor.sizes()),
+         std::to_string(tensor.dim()) + " dimensions: sizes " + list_text(tensor.sizes()),
          "reshape it, e.g. with unsqueeze or flatten");
 }
 
@@ -106,7 +110,7 @@ std::string at_scalar(c10::ScalarType dtype) { return std::string("at::k") + c10
                               size_t dimension, const at::Tensor& tensor, const std::string& expected) {
   refuse(signature, which(signature, values, index) + " has the wrong size in dimension " + std::to_string(dimension),
          expected,
-         std::to_string(tensor.size(static_cast<int64_t>(dimension))) + ": sizes " + sizes_text(tensor.sizes()),
+         std::to_string(tensor.size(static_cast<int64_t>(dimension))) + ": sizes " + list_text(tensor.sizes()),
          "pass a tensor of the right size");
 }
 
@@ -241,8 +245,20 @@ void check_number_tensor(const Signature& signature, size_t index, const at::Ten
   number_tensor(signature, index, Argument(number));
 }
 
+/// The bytes between a tensor's first and last element. Compared by address, since two storages may be views of the
+/// same memory (at::from_blob).
+std::pair<uintptr_t, uintptr_t> extent(const at::Tensor& tensor) {
+  if (tensor.numel() == 0) return {0, 0};
+  int64_t last = 0;
+  for (int64_t d = 0; d < tensor.dim(); ++d) last += (tensor.size(d) - 1) * tensor.stride(d);
+  const auto begin = reinterpret_cast<uintptr_t>(tensor.const_data_ptr());
+  return {begin, begin + static_cast<uintptr_t>(last + 1) * tensor.element_size()};
+}
+
 bool may_overlap(const at::Tensor& a, const at::Tensor& b) {
-  return at::get_overlap_status(a, b) != at::MemOverlapStatus::No;
+  const auto [a_begin, a_end] = extent(a);
+  const auto [b_begin, b_end] = extent(b);
+  return a_begin < b_end && b_begin < a_end;
 }
 
 /// The checks of a call as one value: tensors by input, symbols bound.
@@ -279,7 +295,7 @@ void check_mutated(const FunctionState& state, const Bound& bound) {
   const Signature& signature = state.signature;
   for (size_t i = 0; i < signature.inputs.size(); ++i) {
     if (!signature.inputs[i].mutated) continue;
-    if (at::has_internal_overlap(*bound.tensors[i]) != at::MemOverlap::No) {
+    if (at::has_internal_overlap(*bound.tensors[i]) == at::MemOverlap::Yes) {
       refuse(signature, which(signature, signature.inputs, i) + " is written to and overlaps itself",
              "a tensor with one place in memory per element", "an expanded tensor",
              "pass " + signature.inputs[i].name + ".clone()");
@@ -308,37 +324,50 @@ at::Tensor take(AtenTensorHandle handle) {
   return tensor;
 }
 
-// Inputs that the function writes into, where the compiled code got a copy because of their layout.
+// An input that the function writes into, where the compiled code got a copy because of the input's layout.
 struct WriteBack {
   at::Tensor copy;
   const at::Tensor* original;
 };
+using WriteBacks = c10::SmallVector<WriteBack, 1>;
+
+/// Adds the inputs in the layout that the compiled code reads.
+void add_inputs(const FunctionState& state, const Bound& bound, Handles& handles, WriteBacks& write_backs) {
+  for (size_t i = 0; i < bound.tensors.size(); ++i) {
+    const at::Tensor& tensor = *bound.tensors[i];
+    if (is_ready(tensor)) [[likely]] {
+      handles.push_back(tensor);
+      continue;
+    }
+    at::Tensor copy = made_ready(tensor);
+    if (state.signature.inputs[i].mutated) write_backs.push_back({copy, &tensor});
+    handles.push_back(std::move(copy));
+  }
+}
+
+/// As every in-place operator does, so that autograd refuses a backward pass through values that are gone.
+void mark_changed(const at::Tensor& tensor) {
+  if (!tensor.is_inference()) tensor.unsafeGetTensorImpl()->bump_version();
+}
+
+void finish_mutations(const FunctionState& state, const Bound& bound, const WriteBacks& write_backs) {
+  for (const WriteBack& entry : write_backs) entry.original->copy_(entry.copy);
+  for (size_t i = 0; i < bound.tensors.size(); ++i) {
+    if (state.signature.inputs[i].mutated) mark_changed(*bound.tensors[i]);
+  }
+}
 
 void call(const FunctionState& state, std::span<at::Tensor> outputs, std::span<const Argument> arguments) {
   Bound bound;
   bind(state, arguments, bound);
-  c10::SmallVector<WriteBack, 1> write_back;
-  if (state.mutates) {
-    check_mutated(state, bound);
-    for (size_t i = 0; i < bound.tensors.size(); ++i) {
-      const at::Tensor& tensor = *bound.tensors[i];
-      if (state.signature.inputs[i].mutated && !is_ready(tensor)) write_back.push_back({made_ready(tensor), &tensor});
-    }
-  }
+  if (state.mutates) check_mutated(state, bound);
   Handles in;
+  WriteBacks write_backs;
+  add_inputs(state, bound, in, write_backs);
   c10::SmallVector<AtenTensorHandle, 4> out(outputs.size());
-  for (const at::Tensor* tensor : bound.tensors) {
-    if (is_ready(*tensor)) [[likely]] {
-      in.push_back(*tensor);
-      continue;
-    }
-    const auto* entry =
-        std::find_if(write_back.begin(), write_back.end(), [&](const WriteBack& w) { return w.original == tensor; });
-    in.push_back(entry == write_back.end() ? made_ready(*tensor) : entry->copy);
-  }
   state.library->run(in.release(), out.data());
   for (size_t i = 0; i < outputs.size(); ++i) outputs[i] = take(out[i]);
-  for (const WriteBack& entry : write_back) entry.original->copy_(entry.copy);
+  if (state.mutates) finish_mutations(state, bound, write_backs);
 }
 
 void check_output(const FunctionState& state, size_t index, const at::Tensor& tensor, const Bound& bound) {
@@ -357,13 +386,14 @@ void check_output(const FunctionState& state, size_t index, const at::Tensor& te
                   (plain ? "" : value.sizes[d].text + " = ") + std::to_string(expected));
     }
   }
-  const std::string who = which(signature, signature.outputs, index);
   if (!tensor.is_contiguous()) {
-    refuse(signature, who + " is not contiguous", "a contiguous tensor", "another layout",
+    refuse(signature, which(signature, signature.outputs, index) + " is not contiguous", "a contiguous tensor",
+           "another layout: sizes " + list_text(tensor.sizes()) + ", strides " + list_text(tensor.strides()),
            "make it with at::empty({...})");
   }
   if (at::GradMode::is_enabled() && tensor.requires_grad()) {
-    refuse(signature, who + " requires grad", "a tensor that does not require grad", "requires_grad = true",
+    refuse(signature, which(signature, signature.outputs, index) + " requires grad",
+           "a tensor that does not require grad, or grad mode off", "requires_grad = true with grad mode on",
            "call under torch::NoGradGuard");
   }
 }
@@ -387,9 +417,12 @@ void call_out(const FunctionState& state, std::span<at::Tensor> outputs, std::sp
     }
   }
   Handles in;
-  for (const at::Tensor* tensor : bound.tensors) in.push_back(is_ready(*tensor) ? *tensor : made_ready(*tensor));
+  WriteBacks write_backs;
+  add_inputs(state, bound, in, write_backs);
   for (const at::Tensor& tensor : outputs) in.push_back(tensor);
   state.library_out->run(in.release(), nullptr);
+  if (state.mutates) finish_mutations(state, bound, write_backs);
+  for (const at::Tensor& tensor : outputs) mark_changed(tensor);
 }
 
 const FunctionState& require(const std::shared_ptr<const FunctionState>& state) {

@@ -2,8 +2,7 @@
 
 namespace torchcc::detail {
 
-// The builtin takes a literal, hence the list; python/torchcc/toolchain.py has the same one. AMX is not in it: GCC 12
-// has no name for it, and its instructions fault unless the kernel grants them.
+// The builtin takes a literal, hence the list; python/torchcc/toolchain.py has the same one.
 #define TORCHCC_CPU_FEATURES(X) \
   X("popcnt")                   \
   X("avx")                      \
@@ -27,7 +26,10 @@ namespace torchcc::detail {
   X("vpclmulqdq")               \
   X("fma4")                     \
   X("xop")                      \
-  X("sse4a")
+  X("sse4a")                    \
+  X("amx-tile")                 \
+  X("amx-int8")                 \
+  X("amx-bf16")
 
 bool cpu_supports([[maybe_unused]] std::string_view feature) {
 #if defined(__x86_64__)

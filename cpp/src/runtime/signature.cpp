@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include <c10/util/SmallVector.h>
 #include <torchcc/error.h>
 
 #include "message.h"
@@ -23,43 +24,62 @@ std::string detail::message(const std::string& subject,
 
 namespace {
 
-int64_t floor_divide(int64_t a, int64_t b) {
-  if (b == 0) throw Error("a size expression divides by zero");
-  return a / b - (a % b != 0 && (a < 0) != (b < 0) ? 1 : 0);
+[[noreturn]] void fail(const Size& size, const char* reason) {
+  throw ArgumentError("the size " + size.text + " cannot be computed: " + reason);
 }
 
-int64_t power(int64_t base, int64_t exponent) {
-  int64_t result = 1;
-  for (; exponent > 0; --exponent) result *= base;
+int64_t add(const Size& size, int64_t a, int64_t b) {
+  int64_t result = 0;
+  if (__builtin_add_overflow(a, b, &result)) fail(size, "it overflows");
   return result;
 }
 
-int64_t apply(SizeStep::Kind kind, int64_t a, int64_t b) {
+int64_t multiply(const Size& size, int64_t a, int64_t b) {
+  int64_t result = 0;
+  if (__builtin_mul_overflow(a, b, &result)) fail(size, "it overflows");
+  return result;
+}
+
+int64_t floor_divide(const Size& size, int64_t a, int64_t b) {
+  if (b == 0) fail(size, "it divides by zero");
+  if (b == -1) return multiply(size, a, -1);
+  return a / b - (a % b != 0 && (a < 0) != (b < 0) ? 1 : 0);
+}
+
+int64_t power(const Size& size, int64_t base, int64_t exponent) {
+  if (exponent < 0) fail(size, "it has a negative exponent");
+  if (base >= -1 && base <= 1 && exponent > 2) exponent = 2 - exponent % 2;
+  int64_t result = 1;
+  for (; exponent > 0; --exponent) result = multiply(size, result, base);
+  return result;
+}
+
+int64_t apply(const Size& size, SizeStep::Kind kind, int64_t a, int64_t b) {
   switch (kind) {
-    case SizeStep::Kind::add: return a + b;
-    case SizeStep::Kind::mul: return a * b;
-    case SizeStep::Kind::floordiv: return floor_divide(a, b);
-    case SizeStep::Kind::mod: return a - b * floor_divide(a, b);
+    case SizeStep::Kind::add: return add(size, a, b);
+    case SizeStep::Kind::mul: return multiply(size, a, b);
+    case SizeStep::Kind::floordiv: return floor_divide(size, a, b);
+    case SizeStep::Kind::mod: return a - multiply(size, b, floor_divide(size, a, b));
     case SizeStep::Kind::max: return std::max(a, b);
     case SizeStep::Kind::min: return std::min(a, b);
-    case SizeStep::Kind::pow: return power(a, b);
-    default: throw Error("a size expression has an operand where an operator belongs");
+    case SizeStep::Kind::pow: return power(size, a, b);
+    default: fail(size, "an operand stands where an operator belongs");
   }
 }
 
 }  // namespace
 
 int64_t Size::evaluate(const int64_t* symbols) const {
-  std::vector<int64_t> stack;
+  if (steps.empty()) fail(*this, "only the data decides it");
+  c10::SmallVector<int64_t, 8> stack;
   for (const SizeStep& step : steps) {
     if (step.kind == SizeStep::Kind::number) {
       stack.push_back(step.value);
     } else if (step.kind == SizeStep::Kind::symbol) {
       stack.push_back(symbols[step.value]);
     } else {
-      const int64_t right = stack.back();
-      stack.pop_back();
-      stack.back() = apply(step.kind, stack.back(), right);
+      const int64_t right = stack.pop_back_val();
+      stack.back() = apply(*this, step.kind, stack.back(), right);
     }
   }
   return stack.back();
