@@ -145,7 +145,7 @@ def _output_to(log: Path) -> Iterator[None]:
     sys.stdout.flush()
     sys.stderr.flush()
     saved = os.dup(2)
-    with log.open("ab") as file:
+    with log.open("wb") as file:
         os.dup2(file.fileno(), 2)
         try:
             with contextlib.redirect_stdout(sys.stderr):

@@ -113,16 +113,19 @@ def _compare(
         detail = f"largest difference {difference:.3g}"
     else:
         detail = f"{got.dtype} {list(got.shape)} in place of {expected.dtype} {list(expected.shape)}"
-    narrow = [symbol.name for symbol in captured.signature.symbols if symbol.minimum <= values[symbol.name] < 2]
     raise CompileError(
         message(
             f"region {captured.signature.name}: the compiled code differs from the Python code in {what}",
             expected=f"equal within {relative:g} relative, {absolute:g} absolute" + (f", with {at}" if at else ""),
             got=detail,
-            fix=(
-                f'leave small sizes out: ranges={{"{narrow[0]}": (2, None)}}'
-                if narrow
-                else "compute in float64 to see whether it is rounding; else report it"
-            ),
+            fix=_fix(captured.signature.symbols, values),
         )
     )
+
+
+def _fix(symbols: Sequence[Symbol], values: Mapping[str, int]) -> str:
+    for symbol in symbols:
+        value = values[symbol.name]
+        if symbol.minimum <= value < 2:
+            return f'leave small sizes out: ranges={{"{symbol.name}": ({value + 1}, {symbol.maximum})}}'
+    return "compute in float64 to see whether it is rounding; else report it"

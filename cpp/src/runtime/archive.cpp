@@ -15,6 +15,9 @@ namespace {
 namespace torchcc::detail {
 namespace {
 
+// Deflate never makes anything smaller than this; a record that claims more would only exhaust memory.
+constexpr uint64_t kMostCompression = 1032;
+
 class MemoryAdapter : public caffe2::serialize::ReadAdapterInterface {
  public:
   explicit MemoryAdapter(std::span<const std::byte> bytes) : bytes_(bytes) {}
@@ -52,12 +55,14 @@ Archive::Archive(const std::filesystem::path& file) : origin_(file.string()) {
   if (!std::filesystem::is_regular_file(file, code)) {
     fail("a .pt2 package", code ? code.message() : std::string("not a regular file"));
   }
-  reader_ = open_reader(*this, std::filesystem::file_size(file, code),
+  size_ = std::filesystem::file_size(file, code);
+  if (code) fail("a .pt2 package", code.message());
+  reader_ = open_reader(*this, size_,
                         [&] { return std::make_unique<caffe2::serialize::PyTorchStreamReader>(file.string()); });
 }
 
-Archive::Archive(std::span<const std::byte> bytes) : origin_("package in memory") {
-  reader_ = open_reader(*this, bytes.size(), [&] {
+Archive::Archive(std::span<const std::byte> bytes) : origin_("package in memory"), size_(bytes.size()) {
+  reader_ = open_reader(*this, size_, [&] {
     return std::make_unique<caffe2::serialize::PyTorchStreamReader>(std::make_shared<MemoryAdapter>(bytes));
   });
 }
@@ -76,6 +81,8 @@ std::string Archive::read(const std::string& record, uint64_t limit) {
   try {
     if (!reader_->hasRecord(record)) fail("a record " + record, "no such record");
     const size_t size = reader_->getRecordSize(record);
+    if (size / kMostCompression > size_)
+      fail("an undamaged record " + record, "one larger than it can be in this file");
     if (size > limit) {
       fail("a record " + record + " of at most " + std::to_string(limit) + " bytes", std::to_string(size) + " bytes");
     }

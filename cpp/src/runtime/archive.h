@@ -33,6 +33,7 @@ class Archive {
 
  private:
   std::string origin_;
+  uint64_t size_ = 0;
   std::unique_ptr<caffe2::serialize::PyTorchStreamReader> reader_;
 };
 

@@ -2,6 +2,7 @@
 // needs is in the functions named refuse_*, out of line, so that the path itself stays short.
 
 #include <algorithm>
+#include <sstream>
 
 #include <ATen/MemoryOverlap.h>
 #include <ATen/ScalarOps.h>
@@ -69,6 +70,15 @@ std::string list_text(at::IntArrayRef numbers) {
   return text + "]";
 }
 
+/// What a tensor that is not plain memory is.
+std::string kind_text(const at::Tensor& tensor) {
+  if (tensor.is_nested()) return "a nested tensor";
+  if (tensor.layout() == at::kStrided) return "a tensor with the dispatch keys " + c10::toString(tensor.key_set());
+  std::ostringstream text;
+  text << "a tensor of layout " << tensor.layout();
+  return text.str();
+}
+
 std::string at_scalar(c10::ScalarType dtype) { return std::string("at::k") + c10::toString(dtype); }
 
 [[noreturn]] void refuse_count(const Signature& signature, const char* what, size_t expected, size_t got) {
@@ -90,8 +100,8 @@ std::string at_scalar(c10::ScalarType dtype) { return std::string("at::k") + c10
            "move it: " + name + ".to(\"" + device + "\")");
   }
   if (tensor.layout() != at::kStrided || tensor.key_set().has_any(kWrappers)) {
-    refuse(signature, who + " is not a plain dense tensor", "a dense (strided) tensor",
-           "a tensor with " + c10::toString(tensor.key_set()), "make it dense first, e.g. " + name + ".to_dense()");
+    refuse(signature, who + " is not a plain dense tensor", "a dense (strided) tensor", kind_text(tensor),
+           "make it dense first, e.g. " + name + ".to_dense()");
   }
   if (tensor.scalar_type() != value.dtype) {
     refuse(signature, who + " has the wrong dtype", dtype_name(value.dtype), dtype_name(tensor.scalar_type()),

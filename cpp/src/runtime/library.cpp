@@ -34,6 +34,16 @@ namespace {
 std::atomic<int> exclusive_libraries{0};
 std::shared_mutex exclusion;
 
+/// A path to an open file that no other library of this process has had. The loader knows a library by its path and
+/// never forgets one with STB_GNU_UNIQUE symbols, but the number of a closed descriptor is used again. So each path is
+/// the same place in another spelling: a count, written in "//" for 0 and "/." for 1.
+std::string descriptor_path(int descriptor) {
+  static std::atomic<uint64_t> count{0};
+  std::string path = "/proc/self/fd";
+  for (uint64_t left = ++count; left != 0; left /= 2) path += left % 2 == 0 ? "//" : "/.";
+  return path + "/" + std::to_string(descriptor);
+}
+
 }  // namespace
 
 /// The code as a file that the dynamic loader can open and nobody else can see: in memory; or, when the code brings a
@@ -47,7 +57,7 @@ class Library::Files {
     }
     descriptor_ = memfd_create("torchcc", MFD_CLOEXEC);
     if (descriptor_ < 0) fail(source.name, std::string("memfd_create: ") + std::strerror(errno));
-    path_ = "/proc/self/fd/" + std::to_string(descriptor_);
+    path_ = descriptor_path(descriptor_);
     for (size_t written = 0; written < source.code.size();) {
       const ssize_t count = ::write(descriptor_, source.code.data() + written, source.code.size() - written);
       if (count < 0 && errno == EINTR) continue;
@@ -60,24 +70,16 @@ class Library::Files {
     }
   }
 
-  // The loader knows a library by its path, and one with STB_GNU_UNIQUE symbols is never unmapped. As long as it is
-  // mapped the descriptor stays open, so that no other library can come to have the same path.
-  ~Files() {
-    remove_folder();
-    if (descriptor_ < 0) return;
-    if (void* still_mapped = dlopen(path_.c_str(), RTLD_LAZY | RTLD_NOLOAD)) {
-      dlclose(still_mapped);
-    } else {
-      ::close(descriptor_);
-    }
-  }
+  ~Files() { remove(); }
   Files(const Files&) = delete;
   Files& operator=(const Files&) = delete;
 
   const std::string& path() const { return path_; }
 
-  /// To be called once the library is mapped.
-  void remove_folder() noexcept {
+  /// To be called once the library is mapped, which needs the files no more.
+  void remove() noexcept {
+    if (descriptor_ >= 0) ::close(descriptor_);
+    descriptor_ = -1;
     if (folder_.empty()) return;
     std::error_code ignored;
     std::filesystem::remove_all(folder_, ignored);
@@ -97,7 +99,7 @@ class Library::Files {
     code.close();
     json.close();
     if (!code || !json) {
-      remove_folder();
+      remove();
       fail(source.name, "the temporary folder " + name + " cannot be written");
     }
   }
@@ -118,15 +120,15 @@ class Library::Runner : public torch::inductor::AOTIModelContainerRunnerCpu {
 
 Library::Library(const Source& source, size_t inputs, size_t outputs)
     : name_(source.name), inputs_(inputs), outputs_(outputs), exclusive_(source.exclusive) {
-  files_ = std::make_unique<Files>(source);
+  Files files(source);
   try {
-    runner_ = std::make_unique<Runner>(files_->path());
+    runner_ = std::make_unique<Runner>(files.path());
   } catch (const std::exception& error) {
     fail(name_, error.what());
   }
   container_ = runner_->container();
   extern_ops_ = runner_->extern_ops();
-  void* handle = dlopen(files_->path().c_str(), RTLD_LAZY | RTLD_NOLOAD);
+  void* handle = dlopen(files.path().c_str(), RTLD_LAZY | RTLD_NOLOAD);
   if (handle == nullptr) fail(name_, dlerror());
   run_ = reinterpret_cast<decltype(run_)>(dlsym(handle, "AOTInductorModelContainerRunSingleThreaded"));
   last_error_ = reinterpret_cast<decltype(last_error_)>(dlsym(handle, "AOTInductorGetLastError"));
@@ -135,7 +137,7 @@ Library::Library(const Source& source, size_t inputs, size_t outputs)
   const auto num_outputs = reinterpret_cast<decltype(&AOTInductorModelContainerGetNumOutputs)>(
       dlsym(handle, "AOTInductorModelContainerGetNumOutputs"));
   dlclose(handle);  // the runner keeps the library open
-  files_->remove_folder();
+  files.remove();
   size_t has_inputs = 0;
   size_t has_outputs = 0;
   if (run_ == nullptr || num_inputs == nullptr || num_outputs == nullptr || num_inputs(container_, &has_inputs) != 0 ||

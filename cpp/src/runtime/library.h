@@ -39,7 +39,6 @@ class Library {
   size_t inputs_;
   size_t outputs_;
   bool exclusive_;
-  std::unique_ptr<Files> files_;
   std::unique_ptr<Runner> runner_;
   AOTInductorModelContainerHandle container_ = nullptr;
   AOTIProxyExecutorHandle extern_ops_ = nullptr;

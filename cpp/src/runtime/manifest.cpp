@@ -1,5 +1,6 @@
 #include "manifest.h"
 
+#include <algorithm>
 #include <array>
 #include <utility>
 
@@ -17,7 +18,30 @@ constexpr const char* kManifestRecord = "extra/torchcc.json";
 constexpr const char* kChecksumRecord = "extra/torchcc.json.crc32";
 constexpr uint64_t kManifestLimit = 64 << 20;
 
+constexpr int kManifestDepth = 100;
+
 [[noreturn]] void bad(const std::string& what) { throw Error(what); }
+
+// json::get would quietly turn true, 1.5 and 2^64-1 into some number.
+int64_t integer(const json& node) {
+  if (!node.is_number_integer() || (node.is_number_unsigned() && node.get<uint64_t>() > INT64_MAX)) {
+    bad("a number that is not a 64-bit integer");
+  }
+  return node.get<int64_t>();
+}
+
+int64_t natural(const json& node) {
+  const int64_t number = integer(node);
+  if (number < 0) bad("a negative size: " + std::to_string(number));
+  return number;
+}
+
+json parse_json(const std::string& text) {
+  return json::parse(text, [](int depth, json::parse_event_t, const json&) {
+    if (depth > kManifestDepth) bad("it is nested too deeply");
+    return true;
+  });
+}
 
 constexpr std::array<std::pair<const char*, c10::ScalarType>, 16> kDtypes{{
     {"uint8", c10::ScalarType::Byte},
@@ -58,8 +82,8 @@ constexpr std::array<std::pair<const char*, SizeStep::Kind>, 7> kOperators{{
 // A size is a number, a symbol's name, or [operator, operand, operand, ...].
 void parse_steps(const json& node, const std::vector<Symbol>& symbols, int depth, std::vector<SizeStep>& steps) {
   if (depth > 64) bad("a size expression is nested too deeply");
-  if (node.is_number_integer()) {
-    steps.push_back({SizeStep::Kind::number, node.get<int64_t>()});
+  if (node.is_number()) {
+    steps.push_back({SizeStep::Kind::number, integer(node)});
     return;
   }
   if (node.is_string()) {
@@ -71,7 +95,7 @@ void parse_steps(const json& node, const std::vector<Symbol>& symbols, int depth
     }
     bad("unknown symbol " + node.get<std::string>());
   }
-  if (!node.is_array() || node.size() < 3) bad("malformed size expression " + node.dump());
+  if (!node.is_array() || node.size() < 3) bad("malformed size expression");
   const auto name = node.at(0).get<std::string>();
   for (const auto& [known, kind] : kOperators) {
     if (name != known) continue;
@@ -89,6 +113,7 @@ Size parse_size(const json& node, const std::vector<Symbol>& symbols) {
   Size size;
   size.text = node.at("text").get<std::string>();
   if (!node.at("value").is_null()) parse_steps(node.at("value"), symbols, 0, size.steps);
+  if (size.is_number() && size.steps[0].value < 0) bad("a negative size: " + size.text);
   return size;
 }
 
@@ -103,10 +128,17 @@ Value parse_value(const json& node, const std::vector<Symbol>& symbols) {
       value.dtype != c10::ScalarType::Bool) {
     bad("a number of dtype " + dtype_name(value.dtype));
   }
-  if (!node.at("min").is_null()) value.min = node.at("min").get<int64_t>();
-  if (!node.at("max").is_null()) value.max = node.at("max").get<int64_t>();
+  if (value.is_number && !value.sizes.empty()) bad("a number with sizes");
+  if (!node.at("min").is_null()) value.min = integer(node.at("min"));
+  if (!node.at("max").is_null()) value.max = integer(node.at("max"));
   value.mutated = node.at("mutated").get<bool>();
   return value;
+}
+
+bool has_unknown_sizes(const std::vector<Value>& values) {
+  return std::any_of(values.begin(), values.end(), [](const Value& value) {
+    return std::any_of(value.sizes.begin(), value.sizes.end(), [](const Size& size) { return !size.is_known(); });
+  });
 }
 
 Signature parse_signature(const json& node) {
@@ -115,21 +147,17 @@ Signature parse_signature(const json& node) {
   for (const json& entry : node.at("symbols")) {
     Symbol symbol;
     symbol.name = entry.at("name").get<std::string>();
-    symbol.min = entry.at("min").get<int64_t>();
-    if (!entry.at("max").is_null()) symbol.max = entry.at("max").get<int64_t>();
+    symbol.min = natural(entry.at("min"));
+    if (!entry.at("max").is_null()) symbol.max = natural(entry.at("max"));
     signature.symbols.push_back(symbol);
   }
   for (const json& value : node.at("inputs")) signature.inputs.push_back(parse_value(value, signature.symbols));
   for (const json& value : node.at("outputs")) signature.outputs.push_back(parse_value(value, signature.symbols));
-  for (const Value& input : signature.inputs) {
-    for (const Size& size : input.sizes) {
-      if (!size.is_known()) bad("input " + input.name + " has an unknown size");
-    }
-  }
+  if (has_unknown_sizes(signature.inputs)) bad("an input of " + signature.name + " has an unknown size");
   return signature;
 }
 
-Variant parse_variant(const json& node, const std::map<std::string, Record>& records) {
+Variant parse_variant(const json& node, const Signature& signature, const std::map<std::string, Record>& records) {
   Variant variant;
   variant.target = node.at("target").get<std::string>();
   variant.torch = node.at("torch").get<std::string>();
@@ -140,6 +168,9 @@ Variant parse_variant(const json& node, const std::map<std::string, Record>& rec
   variant.extern_ops_out = node.at("extern_ops_out").get<std::string>();
   variant.exclusive = node.at("exclusive").get<bool>();
   if (variant.library.empty()) bad("a variant without a library");
+  if (!variant.library_out.empty() && has_unknown_sizes(signature.outputs)) {
+    bad("a variant of " + signature.name + " that writes into outputs of unknown size");
+  }
   for (const std::string* record :
        {&variant.library, &variant.library_out, &variant.extern_ops, &variant.extern_ops_out}) {
     if (!record->empty() && records.count(*record) == 0) bad("no entry for the record " + *record);
@@ -150,17 +181,23 @@ Variant parse_variant(const json& node, const std::map<std::string, Record>& rec
 Manifest parse_manifest(const json& root) {
   Manifest manifest;
   manifest.producer = root.at("producer").get<std::string>();
-  for (const auto& [name, node] : root.at("records").items()) {
-    manifest.records[name] = {node.at("size").get<uint64_t>(), node.at("crc32").get<uint32_t>()};
+  for (const auto& [name, node] : root.at("records").get_ref<const json::object_t&>()) {
+    const int64_t crc32 = natural(node.at("crc32"));
+    if (crc32 > UINT32_MAX) bad("a checksum that is not a 32-bit number");
+    manifest.records[name] = {static_cast<uint64_t>(natural(node.at("size"))), static_cast<uint32_t>(crc32)};
   }
-  for (const json& node : root.at("functions")) {
+  for (const json& node : root.at("functions").get_ref<const json::array_t&>()) {
     FunctionEntry entry;
     entry.signature = parse_signature(node.at("signature"));
+    for (const FunctionEntry& other : manifest.functions) {
+      if (other.signature.name == entry.signature.name) bad("two functions named " + entry.signature.name);
+    }
     for (const json& variant : node.at("variants")) {
-      entry.variants.push_back(parse_variant(variant, manifest.records));
+      entry.variants.push_back(parse_variant(variant, entry.signature, manifest.records));
     }
     manifest.functions.push_back(std::move(entry));
   }
+  if (manifest.functions.empty()) bad("no function");
   return manifest;
 }
 
@@ -176,8 +213,8 @@ Manifest read_manifest(Archive& archive) {
     archive.fail("an undamaged manifest", "another checksum than the package states");
   }
   try {
-    const json root = json::parse(text);
-    const auto version = root.at("format_version").get<int64_t>();
+    const json root = parse_json(text);
+    const auto version = integer(root.at("format_version"));
     if (version != kFormatVersion) {
       archive.fail("format version " + std::to_string(kFormatVersion),
                    "version " + std::to_string(version) + ", written by " + root.value("producer", "an unknown tool"));
