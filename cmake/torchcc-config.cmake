@@ -5,8 +5,8 @@
 # Functions
 #   torchcc_add_region(<target> SOURCES <file.py>... NAMESPACE <namespace> [PARAMS <key=value>...] [NO_OUT])
 #
-# LibTorch is found as the project has it: the target `torch` if it exists, else find_package(Torch), else the torch of
-# the Python interpreter. Set TORCHCC_PYTHON to choose the interpreter, which also compiles the regions.
+# LibTorch is the project's target `torch` if it exists, else find_package(Torch) if Torch_DIR is set, else the torch of the
+# Python interpreter. Set TORCHCC_PYTHON to choose the interpreter, which also compiles the regions.
 
 cmake_minimum_required(VERSION 3.18)
 

@@ -29,24 +29,47 @@ function(_torchcc_ask result statement)
   set(${result} "${answer}" PARENT_SCOPE)
 endfunction()
 
-# find_package(Torch) in the caller's scope, so that its targets are visible there. A macro for that reason.
+# Defines torchcc::libtorch: the project's target `torch` if it has one, else find_package(Torch) where Torch_DIR says, else
+# the torch of the Python interpreter. The last is imported by hand: TorchConfig.cmake of a CUDA build stops where there
+# is no CUDA toolkit, which running such a build does not need. A macro, so that find_package(Torch) runs in the
+# caller's scope and its targets are visible there.
 macro(_torchcc_find_torch)
-  if(NOT TARGET torch)
-    find_package(Torch QUIET)
-    if(NOT Torch_FOUND)
-      _torchcc_ask(_torchcc_torch_prefix "import torch; print(torch.utils.cmake_prefix_path)")
-      find_package(Torch QUIET PATHS "${_torchcc_torch_prefix}" NO_DEFAULT_PATH)
-      unset(_torchcc_torch_prefix)
+  if(NOT TARGET torchcc::libtorch)
+    if(NOT TARGET torch AND Torch_DIR)
+      find_package(Torch REQUIRED)
     endif()
-    if(NOT TARGET torch)
-      message(FATAL_ERROR "torchcc: LibTorch was not found.\n"
-        "  expected: find_package(Torch) to work, or a Python interpreter with torch\n"
-        "  got:      Torch_FOUND is false, TORCHCC_PYTHON is '${TORCHCC_PYTHON}'\n"
-        "  fix:      activate the virtual environment that has torchcc, or pass "
-        "-DTORCHCC_PYTHON=/path/to/python or -DTorch_DIR=...")
+    if(TARGET torch)
+      add_library(torchcc::libtorch INTERFACE IMPORTED GLOBAL)
+      target_link_libraries(torchcc::libtorch INTERFACE torch)
+    else()
+      _torchcc_import_libtorch()
     endif()
   endif()
 endmacro()
+
+function(_torchcc_import_libtorch)
+  _torchcc_ask(answer "import os, torch; print(os.path.dirname(torch.__file__), int(torch.compiled_with_cxx11_abi()), sep=';')")
+  if(NOT answer)
+    message(FATAL_ERROR "torchcc: LibTorch was not found.\n"
+      "  expected: a target `torch`, Torch_DIR, or a Python interpreter with torch\n"
+      "  got:      none of them; TORCHCC_PYTHON is '${TORCHCC_PYTHON}'\n"
+      "  fix:      activate the virtual environment that has torchcc, or pass "
+      "-DTORCHCC_PYTHON=/path/to/python or -DTorch_DIR=...")
+  endif()
+  list(GET answer 0 root)
+  list(GET answer 1 abi)
+  add_library(torchcc::libtorch INTERFACE IMPORTED GLOBAL)
+  target_compile_definitions(torchcc::libtorch INTERFACE "_GLIBCXX_USE_CXX11_ABI=${abi}")
+  target_include_directories(torchcc::libtorch SYSTEM INTERFACE
+    "${root}/include" "${root}/include/torch/csrc/api/include")
+  set(libraries "${root}/lib/libtorch.so" "${root}/lib/libtorch_cpu.so" "${root}/lib/libc10.so")
+  if(EXISTS "${root}/lib/libtorch_cuda.so")
+    # Nothing names its symbols: it registers the CUDA kernels when it is loaded.
+    list(APPEND libraries "-Wl,--push-state,--no-as-needed" "${root}/lib/libtorch_cuda.so" "-Wl,--pop-state"
+      "${root}/lib/libc10_cuda.so")
+  endif()
+  target_link_libraries(torchcc::libtorch INTERFACE ${libraries})
+endfunction()
 
 macro(_torchcc_find_json)
   if(NOT TARGET nlohmann_json::nlohmann_json)

@@ -244,13 +244,39 @@ def compile(program: ExportedProgram, options: Mapping[str, Any], into_outputs: 
         **({"cpp.march": march} if march else {}),
         **options,
     }
-    with _compiling_state_context():
+    with _compiling_state_context(), _numbers_as_doubles():
         made: Any = compile_fx_aot(module, fakes, config_patches=settings)
     files = [str(file) for file in made if file]
     kernels = "".join(Path(file).read_text() for file in files if file.endswith(".cpp"))
     # The sources name folders of this machine, and no loader reads them.
     shipped = tuple(file for file in files if not file.endswith(".cpp"))
     return Compiled(shipped, bool(_INTEGER_DIVISION.search(kernels)))
+
+
+@contextlib.contextmanager
+def _numbers_as_doubles() -> Iterator[None]:
+    """Hands run-time floats to C++ kernels as ``double``. Leans on ``KernelArgs.cpp_argdefs``.
+
+    Inductor declares them ``float``, which loses half of the digits of a number in a float64 kernel, and 1e300 whole.
+    """
+    from torch._inductor.codegen.common import KernelArgs
+
+    original = KernelArgs.cpp_argdefs
+
+    def cpp_argdefs(self: Any, *args: Any, **options: Any) -> Any:
+        definitions, values, types = original(self, *args, **options)
+        scalar = re.compile(r"^const float(?= \w+$|$)")
+        return (
+            [scalar.sub("const double", one) for one in definitions],
+            values,
+            [scalar.sub("const double", one) for one in types],
+        )
+
+    KernelArgs.cpp_argdefs = cpp_argdefs  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        KernelArgs.cpp_argdefs = original  # type: ignore[method-assign]
 
 
 def _take_outputs_as_inputs(module: Any) -> None:

@@ -19,7 +19,7 @@ from torchcc.signature import Signature, Symbol, Value
 # Sizes for captures: distinct, larger than 1 (which would be special), and rarely a size that code mentions.
 _HINTS = (5, 7, 11, 13, 17, 19, 23, 29, 31, 37)
 
-_NUMBER_EXAMPLES: dict[str, Any] = {"float64": 1.25, "int64": 3, "bool": True}
+_NUMBER_EXAMPLES: dict[str, Any] = {"float64": 0.7, "int64": 3, "bool": True}
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import json
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -117,6 +119,45 @@ def build(
     for function, checked in built.checks.items():
         print(f"{function}: equal to Python on {checked}")
     print(f"{built.package}\n{built.header}\n{built.implementation}")
+
+
+def _write_json(file: Path, content: object) -> None:
+    try:
+        file.write_text(json.dumps(content, indent=1) + "\n")
+    except OSError as error:
+        raise ArgumentError(
+            message(f"--json {file}: cannot be written", got=str(error), fix="check the path")
+        ) from error
+
+
+@app.command()
+def demo(
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the measurements to this file.")] = None,
+) -> None:
+    """Trains a small network, compiles it, builds a C++ program around it, and runs that."""
+    from torchcc import demo
+
+    with _progress(verbose=False) as tell:
+        report = demo.run(tell)
+    demo.show(report)
+    if json_file:
+        _write_json(json_file, {"cases": [asdict(case) for case in report.cases]})
+    if not report.holds:
+        raise typer.Exit(1)
+
+
+@app.command()
+def doctor(
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the findings to this file.")] = None,
+) -> None:
+    """Checks what torchcc needs on this machine, and says how to get what is missing."""
+    from torchcc import doctor
+
+    found = doctor.run()
+    if json_file:
+        _write_json(json_file, {"findings": [asdict(finding) for finding in found]})
+    if doctor.missing_names(found):
+        raise typer.Exit(1)
 
 
 def main() -> None:

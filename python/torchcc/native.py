@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import os
 import shutil
 import subprocess
@@ -21,11 +22,13 @@ from torchcc.errors import CompileError, message
 
 def _tool(name: str, module: str) -> str:
     """A tool from its pip package, which may not be on ``PATH``; else from ``PATH``."""
-    package = __import__(module)
-    folder = Path(getattr(package, "CMAKE_BIN_DIR", None) or package.BIN_DIR)
-    bundled = folder / name
-    if bundled.is_file():
-        return str(bundled)
+    try:
+        package = importlib.import_module(module)
+        bundled = Path(getattr(package, "CMAKE_BIN_DIR", None) or package.BIN_DIR) / name
+        if bundled.is_file():
+            return str(bundled)
+    except ImportError:
+        pass
     found = shutil.which(name)
     if found is None:
         raise CompileError(message(f"{name} was not found", fix=f"pip install {module}"))
@@ -81,13 +84,13 @@ def build_project(
 
 
 def _run(command: list[str], descriptor: int, log: Path, progress: Callable[[str], None] | None) -> None:
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    assert process.stdout is not None
-    for line in process.stdout:
-        os.write(descriptor, line.encode())
-        if progress and line.startswith("["):
-            progress(line.strip())
-    if process.wait() != 0:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            os.write(descriptor, line.encode())
+            if progress and line.startswith("["):
+                progress(line.strip())
+    if process.returncode != 0:
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-30:])
         raise CompileError(
             message(
@@ -145,5 +148,5 @@ def ld_flags(progress: Callable[[str], None] | None = None) -> list[str]:
     torch_lib = Path(torch.__file__).parent / "lib"
     libraries = ["-ltorch", "-ltorch_cpu", "-lc10"]
     if torch.version.cuda:
-        libraries += ["-Wl,--no-as-needed", "-ltorch_cuda", "-lc10_cuda"]
+        libraries += ["-Wl,--push-state,--no-as-needed", "-ltorch_cuda", "-Wl,--pop-state", "-lc10_cuda"]
     return [str(runtime_library(progress)), f"-L{torch_lib}", f"-Wl,-rpath,{torch_lib}", *libraries, "-ldl"]

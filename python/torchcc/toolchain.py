@@ -18,12 +18,21 @@ _INSTALL_COMPILER = "apt-get install g++ (Debian, Ubuntu), dnf install gcc-c++ (
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that torchcc needs: its name, whether it is all right, what is there, and how to mend it."""
+    """One thing that torchcc needs.
+
+    Attributes:
+        name: What it is.
+        good: Whether it is all right.
+        detail: What is there, or what is wrong with it.
+        fix: How to mend it.
+        required: Whether torchcc does not work without it; else it is only slower.
+    """
 
     name: str
     good: bool
     detail: str
     fix: str = ""
+    required: bool = True
 
 
 def cxx() -> str:
@@ -36,20 +45,17 @@ def check_compiler(compiler: str) -> Finding:
     """Whether the compiler exists and takes C++20."""
     path = shutil.which(compiler)
     if path is None:
-        return Finding("C++ compiler", False, f"{compiler} was not found", _INSTALL_COMPILER)
+        fix = _INSTALL_COMPILER
+        if " " in compiler.strip():
+            fix = "CXX is one program, without flags: put them into a script, and set CXX to that"
+        return Finding("C++ compiler", False, f"{compiler or 'CXX is empty: it'} was not found", fix)
+    error, _ = _try_compile(
+        path,
+        "#include <concepts>\n#include <span>\nint main() { return static_cast<int>(std::span<int>().size()); }\n",
+    )
+    if error:
+        return Finding("C++ compiler", False, f"{path} cannot build C++20: {error}", _INSTALL_COMPILER)
     version = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout.split("\n")[0]
-    program = "#include <concepts>\n#include <span>\nint main() { return static_cast<int>(std::span<int>().size()); }\n"
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "check.cpp"
-        source.write_text(program)
-        ran = subprocess.run(
-            [path, "-std=c++20", str(source), "-o", str(source.with_suffix(""))],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    if ran.returncode != 0:
-        return Finding("C++ compiler", False, f"{version} cannot build C++20: {ran.stderr[:300]}", _INSTALL_COMPILER)
     return Finding("C++ compiler", True, f"{version} ({path})")
 
 
@@ -60,22 +66,12 @@ def check_libstdcxx(compiler: str) -> Finding:
     A compiler that links it statically makes AOTInductor libraries that crash when they are loaded: ``std::regex`` then
     runs over two copies of the library's tables.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "check.cpp"
-        source.write_text(
-            "#include <string>\nstd::string f(int x) { return std::to_string(x) + std::string(99, 'a'); }\n"
-        )
-        library = source.with_suffix(".so")
-        ran = subprocess.run(
-            [compiler, "-std=c++20", "-shared", "-fPIC", str(source), "-o", str(library)],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if ran.returncode != 0:
-            return Finding("libstdc++", False, f"{compiler} cannot build a shared library: {ran.stderr[:300]}")
-        if _needs_libstdcxx(library):
-            return Finding("libstdc++", True, "linked dynamically")
+    program = "#include <string>\nstd::string f(int x) { return std::to_string(x) + std::string(99, 'a'); }\n"
+    error, library = _try_compile(compiler, program, "-shared", "-fPIC")
+    if error:
+        return Finding("libstdc++", False, f"{compiler} cannot build a shared library: {error}", _INSTALL_COMPILER)
+    if _names_libstdcxx(library):
+        return Finding("libstdc++", True, "linked dynamically")
     return Finding(
         "libstdc++",
         False,
@@ -84,9 +80,43 @@ def check_libstdcxx(compiler: str) -> Finding:
     )
 
 
-def _needs_libstdcxx(library: Path) -> bool:
+@functools.cache
+def check_openmp(compiler: str) -> Finding:
+    """Whether the compiler takes ``-fopenmp``, which all of Inductor's C++ is built with."""
+    program = "#include <omp.h>\nint main() { return omp_get_max_threads() < 1; }\n"
+    error, _ = _try_compile(compiler, program, "-fopenmp")
+    if error:
+        return Finding(
+            "OpenMP",
+            False,
+            f"{compiler} -fopenmp: {error}",
+            "use g++, which has it; for clang, apt-get install libomp-dev or dnf install libomp-devel",
+        )
+    return Finding("OpenMP", True, "-fopenmp compiles and links")
+
+
+def _try_compile(compiler: str, program: str, *flags: str) -> tuple[str, bytes]:
+    """Compiles a small program as C++20.
+
+    Returns:
+        The start of the compiler's message, empty when it worked; and the file that it made.
+    """
+    with tempfile.TemporaryDirectory(prefix="torchcc-check-") as folder:
+        source, output = Path(folder) / "check.cpp", Path(folder) / "check"
+        source.write_text(program)
+        command = [compiler, "-std=c++20", *flags, str(source), "-o", str(output)]
+        try:
+            ran = subprocess.run(command, capture_output=True, text=True, check=False)
+        except OSError as error:
+            return str(error), b""
+        if ran.returncode != 0 or not output.is_file():
+            return ran.stderr.replace(folder + "/", "")[:300].strip() or f"it ended with status {ran.returncode}", b""
+        return "", output.read_bytes()
+
+
+def _names_libstdcxx(binary: bytes) -> bool:
     """Whether the dynamic section names libstdc++ or libc++ (read from the file's string table)."""
-    return re.search(rb"\0lib(std)?c\+\+\.so\.\d", library.read_bytes()) is not None
+    return re.search(rb"\0lib(std)?c\+\+\.so\.\d", binary) is not None
 
 
 #: CPU features that code may need, by their name in GCC's ``__builtin_cpu_supports``; the runtime knows the same
@@ -117,7 +147,7 @@ def require_compiler() -> None:
 
 def require_shared_libstdcxx(library: str) -> None:
     """Raises CompileError when a compiled library carries its own libstdc++."""
-    if not _needs_libstdcxx(Path(library)):
+    if not _names_libstdcxx(Path(library).read_bytes()):
         raise CompileError(
             message(
                 f"{library}: the compiled code carries its own libstdc++ and would crash when loaded",

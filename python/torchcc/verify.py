@@ -11,14 +11,15 @@ from torchcc.capture import Captured, number_tensor
 from torchcc.errors import CompileError, message
 from torchcc.signature import Symbol
 
-# (relative, absolute) per dtype: those of torch.testing.assert_close, with room for another order of summation.
+# (relative, absolute) per dtype: those of torch.testing.assert_close, with room for another order of summation. Below
+# 6e-8 in float64, so that a value that went through float32 on its way is noticed.
 _TOLERANCES = {
     torch.float16: (4e-3, 1e-3),
     torch.bfloat16: (3.2e-2, 1e-2),
     torch.float32: (1e-4, 1e-4),
-    torch.float64: (1e-7, 1e-7),
+    torch.float64: (1e-9, 1e-9),
     torch.complex64: (1e-4, 1e-4),
-    torch.complex128: (1e-7, 1e-7),
+    torch.complex128: (1e-9, 1e-9),
 }
 
 

@@ -41,18 +41,21 @@ std::pair<at::Tensor, at::Tensor> held_out(std::vector<char> bytes) {
 
 /// The network of digits.py, written in C++ and run op by op.
 struct Eager : torch::nn::Module {
-  torch::nn::Linear first = register_module("first", torch::nn::Linear(64, 128));
-  torch::nn::Linear second = register_module("second", torch::nn::Linear(128, 128));
-  torch::nn::Linear last = register_module("last", torch::nn::Linear(128, 10));
+  torch::nn::Linear embed = register_module("embed", torch::nn::Linear(64, 64));
+  at::Tensor norm_weight = register_parameter("norm_weight", torch::ones(64));
+  torch::nn::Linear gate = register_module("gate", torch::nn::Linear(64, 64));
+  torch::nn::Linear up = register_module("up", torch::nn::Linear(64, 64));
+  torch::nn::Linear down = register_module("down", torch::nn::Linear(64, 64));
+  torch::nn::Linear head = register_module("head", torch::nn::Linear(64, 10));
 
   explicit Eager(const c10::Dict<at::IValue, at::IValue>& weights) {
     for (auto& parameter : named_parameters()) parameter->copy_(weights.at(parameter.key()).toTensor());
-    eval();
   }
 
   at::Tensor forward(const at::Tensor& images) {
-    const at::Tensor x = torch::gelu(first(images.to(torch::kFloat32).flatten(1) / 16));
-    return last(x + torch::gelu(second(x)));
+    const at::Tensor x = embed(images.to(torch::kFloat32).flatten(1) / 16);
+    const at::Tensor y = at::rms_norm(x, {64}, norm_weight, 1e-6);
+    return head(x + down(at::silu(gate(y)) * up(y)));
   }
 };
 

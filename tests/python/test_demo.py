@@ -1,0 +1,163 @@
+"""`torchcc demo` as a user runs it. One build is shared; what it says about speed is not judged here."""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from torchcc import demo, errors
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A finished `torchcc demo`."""
+
+    status: int
+    output: str
+    errors: str
+    cases: dict[str, dict]
+    cache: Path
+
+    @property
+    def program(self) -> Path:
+        return Path(next(line for line in self.output.splitlines() if line.startswith("program  ")).split()[1])
+
+
+def run_demo(cache: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torchcc", "demo", *arguments]
+    variables = {**os.environ, "TORCHCC_CACHE": str(cache), **environment}
+    return subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
+
+
+def ran(cache: Path, file: Path) -> Ran:
+    done = run_demo(cache, "--json", str(file))
+    assert file.is_file(), done.stdout + done.stderr
+    cases = {case["case"]: case for case in json.loads(file.read_text())["cases"]}
+    return Ran(done.returncode, done.stdout, done.stderr, cases, cache)
+
+
+@pytest.fixture(scope="session")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    folder = tmp_path_factory.mktemp("demo")
+    return ran(folder / "cache", folder / "first.json")
+
+
+def test_data_are_scikit_learns() -> None:
+    exported = runpy.run_path(str(ROOT / "tools" / "export_digits.py"))
+    stored = np.fromfile(exported["FILE"], np.uint8)
+    assert stored.size == 116_805
+    assert np.array_equal(stored.reshape(1797, 65), exported["records"]())
+
+
+def test_first_run_builds_and_is_right(first: Ran) -> None:
+    assert "program built in" in first.output
+    assert first.errors == ""
+    for case in ("accuracy on held-out images", "largest difference of a logit from eager"):
+        assert first.cases[case]["holds"], first.output
+    assert first.cases["Python libraries in the process"] == {
+        "case": "Python libraries in the process",
+        "value": 0,
+        "limit": 0,
+        "unit": "files",
+        "holds": True,
+    }
+
+
+def test_compares_with_eager_and_ends_with_a_status(first: Ran) -> None:
+    for batch in ("1", "450"):
+        compiled, eager, ratio = (
+            first.cases[f"batch of {batch}: {what}"]
+            for what in ("compiled, one call", "eager LibTorch, one call", "compiled / eager")
+        )
+        assert compiled["unit"] == eager["unit"] == "us"
+        assert ratio["value"] == pytest.approx(compiled["value"] / eager["value"])
+        assert ratio["limit"] is None
+    assert first.status == (0 if all(case["holds"] for case in first.cases.values()) else 1)
+
+
+def test_second_run_reuses_the_build(first: Ran, tmp_path: Path) -> None:
+    built = first.program.stat().st_mtime_ns
+    second = ran(first.cache, tmp_path / "second.json")
+    assert "program reused from an earlier run" in second.output
+    assert second.program == first.program
+    assert second.program.stat().st_mtime_ns == built
+    assert second.cases["accuracy on held-out images"] == first.cases["accuracy on held-out images"]
+
+
+def test_program_names_a_file_that_it_cannot_read(first: Ran) -> None:
+    done = subprocess.run(
+        [first.program, "/nonexistent", "/nonexistent"], env={}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr == "/nonexistent: cannot be read\n"
+
+
+def test_a_failing_program_is_an_error_with_its_log(tmp_path: Path) -> None:
+    broken = tmp_path / "digits"
+    broken.write_text("#!/bin/sh\necho it broke >&2\nexit 3\n")
+    broken.chmod(0o755)
+    with pytest.raises(errors.Error, match=r"(?s)failed.*3\n.*it broke.*run\.log") as raised:
+        demo._run(broken, tmp_path)
+    assert "torchcc doctor" in str(raised.value)
+    assert "it broke" in (tmp_path / "run.log").read_text()
+
+
+def test_a_broken_build_is_an_error_with_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "CMakeLists.txt").write_text("cmake_minimum_required(VERSION 3.18)\nproject(digits CXX)\nnonsense()\n")
+    monkeypatch.setattr(demo, "_PROJECT", project)
+    monkeypatch.setenv("TORCHCC_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(errors.CompileError, match=r'(?s)Unknown CMake command "nonsense".*build\.log'):
+        demo.run()
+
+
+@pytest.mark.parametrize(
+    ("fact", "value", "case"),
+    [
+        ("accuracy", "0.95", "accuracy on held-out images"),
+        ("logit_difference", "nan", "largest difference of a logit from eager"),
+        ("python_files", "1", "Python libraries in the process"),
+        ("compiled_1_us", "99", "batch of 1: compiled / eager"),
+        ("compiled_all_us", "9999", "batch of 450: compiled / eager"),
+    ],
+)
+def test_a_case_beyond_its_limit_does_not_hold(
+    fact: str, value: str, case: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    facts = {"target": "cpu-x86_64-avx2", "threads": "1", "held_out": "450", "accuracy": "0.99", "load_us": "2000"}
+    facts |= {"logit_difference": "1e-6", "python_files": "0", "compiled_1_us": "10", "eager_1_us": "20"}
+    facts |= {"compiled_all_us": "200", "eager_all_us": "400"}
+    good = demo.Report(demo._cases(facts), facts, Path("digits"), None)
+    assert good.holds
+    report = demo.Report(demo._cases({**facts, fact: value}), facts, Path("digits"), None)
+    assert [one.case for one in report.cases if not one.holds] == [case]
+    assert not report.holds
+    demo.show(report)
+    assert "DOES NOT HOLD" in capsys.readouterr().out
+
+
+def test_without_a_compiler_it_says_how_to_get_one(tmp_path: Path) -> None:
+    done = run_demo(tmp_path, CXX="/nonexistent/c++")
+    assert done.returncode == 1
+    assert "CompileError: C++ compiler: /nonexistent/c++ was not found" in done.stderr
+    assert "apt-get install g++" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_cache_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = run_demo(tmp_path / "file")
+    assert done.returncode == 1
+    assert "set TORCHCC_CACHE to a folder that you can write to" in done.stderr
+    assert "Traceback" not in done.stderr
