@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -123,7 +124,7 @@ def capture(region: Region, name: str, params: Mapping[str, Any]) -> Captured:
         for value in declaration.inputs
         for example in [_example(region, value, hints, generator)]
     )
-    program = _export(region, name, declaration, arguments)
+    program = _export(region, name, declaration, arguments, hints)
     written, buffers = _torch.mutations(program)
     _refuse_state(region, name, buffers)
     return Captured(
@@ -188,7 +189,9 @@ def _resized(given: torch.Tensor, shape: list[int]) -> torch.Tensor:
     return given
 
 
-def _export(region: Region, name: str, declaration: Declaration, arguments: tuple[Any, ...]) -> ExportedProgram:
+def _export(
+    region: Region, name: str, declaration: Declaration, arguments: tuple[Any, ...], hints: Mapping[str, int]
+) -> ExportedProgram:
     dims = {
         symbol.name: Dim(symbol.name, min=symbol.minimum, max=symbol.maximum)
         for symbol in declaration.symbols
@@ -213,7 +216,7 @@ def _export(region: Region, name: str, declaration: Declaration, arguments: tupl
                 f"region {name} ({region.location()}): torch.export cannot capture it",
                 expected="code whose operators do not depend on values, and on sizes only as annotated",
                 got=_reason(error),
-                fix=_fix(error),
+                fix=_fix(error, hints),
             )
         ) from error
 
@@ -235,13 +238,17 @@ def _reason(error: Exception) -> str:
     return "\n".join([type(error).__name__ + ":", *lines[:12]])
 
 
-def _fix(error: Exception) -> str:
+def _fix(error: Exception, hints: Mapping[str, int]) -> str:
     text = str(error)
     if "data-dependent" in text or "GuardOnDataDependent" in type(error).__name__:
         return "use torch.where or torch.cond, or make the argument a constant (params= or --param)"
+    if refused := re.search(r"Not all values of (\w+) = .* satisfy the generated guard", text):
+        return f'leave the values out that do not fit: ranges={{"{refused[1]}": (2, None)}}; or change the code'
     if "Constraints violated" in text or "specialized" in text.lower():
         return "write the fixed number into the annotation, or change the code so that any size works"
-    return "see the message above; torch.export's documentation explains what it can capture"
+    at = ", ".join(f"{symbol} = {size}" for symbol, size in hints.items())
+    where = f" at any size ({at} was tried); sizes that must be equal need one name" if at else ""
+    return f"make the Python code itself work{where}"
 
 
 def _refuse_state(region: Region, name: str, buffers: set[str]) -> None:
@@ -274,6 +281,15 @@ def _signature(
                 fix="return a tuple; a NamedTuple also gives the outputs names",
             )
         )
+    if not results or results == [None]:
+        raise CaptureError(
+            message(
+                f"region {name} ({region.location()}): it returns nothing",
+                expected="a tensor, or a tuple of tensors",
+                got="None",
+                fix="return the result",
+            )
+        )
     for position, result in enumerate(results):
         if not isinstance(result, torch.Tensor):
             raise CaptureError(
@@ -284,15 +300,6 @@ def _signature(
                     fix="return tensors only; torch.as_tensor makes one of a number",
                 )
             )
-    if not results:
-        raise CaptureError(
-            message(
-                f"region {name} ({region.location()}): it returns nothing",
-                expected="a tensor, or a tuple of tensors",
-                got="None",
-                fix="return the result",
-            )
-        )
     output_names = declaration.output_names or (
         ("out",) if len(results) == 1 else tuple(f"out{i}" for i in range(len(results)))
     )
