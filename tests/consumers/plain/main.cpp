@@ -14,7 +14,6 @@ int main(int, char** arguments) {
   // The package beside the program, and the one inside it.
   const torchcc::Function function = torchcc::load(arguments[1])["bias_gelu"];
   const bool same = at::allclose(kernels::bias_gelu(x, bias), expected, 1e-4, 1e-5) &&
-                    at::allclose(out, expected, 1e-4, 1e-5) &&
-                    at::allclose(function(x, bias), expected, 1e-4, 1e-5);
+                    at::allclose(out, expected, 1e-4, 1e-5) && at::allclose(function(x, bias), expected, 1e-4, 1e-5);
   std::cout << (same ? "same" : "different") << " " << function.stats().backend << std::endl;
 }
