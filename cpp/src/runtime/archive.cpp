@@ -33,9 +33,10 @@ class MemoryAdapter : public caffe2::serialize::ReadAdapterInterface {
   std::span<const std::byte> bytes_;
 };
 
-std::string first_line(const char* text) {
-  const std::string all(text);
-  return all.substr(0, all.find('\n'));
+/// What PyTorch's reader says, without its advice about checkpoints.
+std::string first_sentence(const char* text) {
+  const std::string line = first_line(text);
+  return line.substr(0, line.find(". "));
 }
 
 template <class Open>
@@ -44,7 +45,7 @@ auto open_reader(const Archive& archive, uint64_t size, Open open) {
   try {
     return open();
   } catch (const std::exception& error) {
-    archive.fail("a .pt2 package (a zip file)", first_line(error.what()));
+    archive.fail("a .pt2 package (a zip file)", first_sentence(error.what()));
   }
 }
 
@@ -53,7 +54,7 @@ auto open_reader(const Archive& archive, uint64_t size, Open open) {
 Archive::Archive(const std::filesystem::path& file) : origin_(file.string()) {
   std::error_code code;
   if (!std::filesystem::is_regular_file(file, code)) {
-    fail("a .pt2 package", code ? code.message() : std::string("not a regular file"));
+    fail("a .pt2 package", code ? code.message() : std::string("not a regular file"), "check the path");
   }
   size_ = std::filesystem::file_size(file, code);
   if (code) fail("a .pt2 package", code.message());
@@ -69,10 +70,9 @@ Archive::Archive(std::span<const std::byte> bytes) : origin_("package in memory"
 
 Archive::~Archive() = default;
 
-void Archive::fail(const std::string& expected, const std::string& got) const {
-  throw PackageError(message(
-      origin_ + ": the package cannot be loaded",
-      {{"expected", expected}, {"got", got}, {"fix", "build it again with `torchcc build`, or copy the file again"}}));
+void Archive::fail(const std::string& expected, const std::string& got, const std::string& fix) const {
+  throw PackageError(
+      message(origin_ + ": the package cannot be loaded", {{"expected", expected}, {"got", got}, {"fix", fix}}));
 }
 
 bool Archive::has(const std::string& record) { return reader_->hasRecord(record); }
@@ -92,7 +92,7 @@ std::string Archive::read(const std::string& record, uint64_t limit) {
   } catch (const Error&) {
     throw;
   } catch (const std::exception& error) {
-    fail("a readable record " + record, first_line(error.what()));
+    fail("a readable record " + record, first_sentence(error.what()));
   }
 }
 

@@ -29,7 +29,8 @@ class Archive {
   std::string read(const std::string& record, uint64_t limit);
 
   /// Throws PackageError about this archive.
-  [[noreturn]] void fail(const std::string& expected, const std::string& got) const;
+  [[noreturn]] void fail(const std::string& expected, const std::string& got,
+                         const std::string& fix = "build it again with `torchcc build`, or copy the file again") const;
 
  private:
   std::string origin_;

@@ -1,8 +1,9 @@
 // The call path: check the arguments, hand them to the compiled code, take the results. Everything that only an error
-// needs is in the functions named refuse_*, out of line, so that the path itself stays short.
+// needs is in refusal.cpp, so that the path itself stays short.
 
 #include <algorithm>
-#include <sstream>
+#include <array>
+#include <memory>
 
 #include <ATen/MemoryOverlap.h>
 #include <ATen/ScalarOps.h>
@@ -11,7 +12,7 @@
 #include <c10/util/SmallVector.h>
 #include <torch/csrc/inductor/aoti_torch/utils.h>
 
-#include "message.h"
+#include "refusal.h"
 #include "state.h"
 
 namespace torchcc {
@@ -21,165 +22,78 @@ namespace {
 using torch::aot_inductor::tensor_handle_to_tensor_pointer;
 using torch::aot_inductor::tensor_pointer_to_tensor_handle;
 
-using Symbols = c10::SmallVector<int64_t, 8>;
+/// Room for a call's values of a plain type, which are not initialised; on the stack as long as they are few.
+template <class T, size_t few>
+class Scratch {
+ public:
+  explicit Scratch(size_t size)
+      : heap_(size > few ? std::make_unique_for_overwrite<T[]>(size) : nullptr),
+        data_(heap_ ? heap_.get() : local_.data()),
+        size_(size) {}
+  size_t size() const { return size_; }
+  T* data() { return data_; }
+  const T* data() const { return data_; }
+  T& operator[](size_t index) { return data_[index]; }
+  const T& operator[](size_t index) const { return data_[index]; }
+  const T* begin() const { return data_; }
+  const T* end() const { return data_ + size_; }
+
+ private:
+  std::array<T, few> local_;
+  std::unique_ptr<T[]> heap_;
+  T* data_;
+  size_t size_;
+};
 
 /// Handles that are ours until the compiled code takes them over.
 class Handles {
  public:
+  explicit Handles(size_t capacity) : handles_(capacity) {}
   ~Handles() {
-    for (AtenTensorHandle handle : handles_) delete tensor_handle_to_tensor_pointer(handle);
+    for (size_t i = 0; i < count_; ++i) delete tensor_handle_to_tensor_pointer(handles_[i]);
   }
-  void push_back(at::Tensor tensor) {
-    handles_.push_back(nullptr);
-    handles_.back() = tensor_pointer_to_tensor_handle(new at::Tensor(std::move(tensor)));
+  Handles(const Handles&) = delete;
+  Handles& operator=(const Handles&) = delete;
+
+  template <class Tensor>
+  void push_back(Tensor&& tensor) {
+    handles_[count_] = tensor_pointer_to_tensor_handle(new at::Tensor(std::forward<Tensor>(tensor)));
+    ++count_;
   }
   /// The array for one call of the compiled code, which deletes each handle whether it succeeds or not.
   AtenTensorHandle* release() {
-    AtenTensorHandle* data = handles_.data();
-    handles_.set_size(0);
-    return data;
+    count_ = 0;
+    return handles_.data();
   }
 
  private:
-  c10::SmallVector<AtenTensorHandle, 16> handles_;
+  Scratch<AtenTensorHandle, 16> handles_;
+  size_t count_ = 0;
 };
 
-constexpr int64_t kUnbound = -1;
-
-// Tensors with these keys are not plain memory: what they mean lies in another tensor or in Python.
-constexpr c10::DispatchKeySet kWrappers({c10::DispatchKey::Python, c10::DispatchKey::FuncTorchBatched,
-                                         c10::DispatchKey::FuncTorchGradWrapper, c10::DispatchKey::Functionalize,
-                                         c10::DispatchKey::ZeroTensor, c10::DispatchKey::NestedTensor});
+// A tensor with no other keys than CPU and these is defined, dense, on the CPU and no wrapper.
+constexpr c10::DispatchKeySet kHarmless({c10::DispatchKey::ADInplaceOrView, c10::DispatchKey::AutogradFunctionality,
+                                         c10::DispatchKey::AutocastCPU, c10::DispatchKey::Conjugate,
+                                         c10::DispatchKey::Negative});
 constexpr c10::DispatchKeySet kPendingMath({c10::DispatchKey::Conjugate, c10::DispatchKey::Negative});
 
-std::string which(const Signature& signature, const std::vector<Value>& values, size_t index) {
-  const bool input = &values == &signature.inputs;
-  return signature.name + ": " + (input ? "argument" : "output") + " '" + values[index].name + "' (" +
-         std::to_string(index + 1) + " of " + std::to_string(values.size()) + ")";
-}
-
-[[noreturn]] void refuse(const Signature& signature, const std::string& subject, const std::string& expected,
-                         const std::string& got, const std::string& fix) {
-  throw ArgumentError(
-      message(subject, {{"signature", signature.str()}, {"expected", expected}, {"got", got}, {"fix", fix}}));
-}
-
-std::string list_text(at::IntArrayRef numbers) {
-  std::string text = "[";
-  for (size_t i = 0; i < numbers.size(); ++i) text += (i ? ", " : "") + std::to_string(numbers[i]);
-  return text + "]";
-}
-
-/// What a tensor that is not plain memory is.
-std::string kind_text(const at::Tensor& tensor) {
-  if (tensor.is_nested()) return "a nested tensor";
-  if (tensor.layout() == at::kStrided) return "a tensor with the dispatch keys " + c10::toString(tensor.key_set());
-  std::ostringstream text;
-  text << "a tensor of layout " << tensor.layout();
-  return text.str();
-}
-
-std::string at_scalar(c10::ScalarType dtype) { return std::string("at::k") + c10::toString(dtype); }
-
-[[noreturn]] void refuse_count(const Signature& signature, const char* what, size_t expected, size_t got) {
-  refuse(signature, signature.name + ": wrong number of " + what, std::to_string(expected), std::to_string(got),
-         "pass exactly one tensor or number for each entry of the signature");
-}
-
-/// Says what is wrong with a tensor that is known not to fit in dtype, device, rank or kind.
-[[noreturn]] void refuse_tensor(const Signature& signature, const std::vector<Value>& values, size_t index,
-                                const at::Tensor& tensor) {
-  const Value& value = values[index];
-  const std::string who = which(signature, values, index);
-  if (!tensor.defined())
-    refuse(signature, who + " is undefined", value.type(), "an undefined tensor", "assign it first");
-  const std::string& name = value.name;
-  if (tensor.device().type() != value.device) {
-    const std::string device = c10::DeviceTypeName(value.device, /*lower_case=*/true);
-    refuse(signature, who + " is on the wrong device", device, tensor.device().str(),
-           "move it: " + name + ".to(\"" + device + "\")");
+/// Whether a tensor is defined, on the device, dense and no wrapper. One load and compare for most tensors.
+bool is_plain(const at::Tensor& tensor, c10::DeviceType device) {
+  if (tensor.key_set() - kHarmless == c10::DispatchKeySet(c10::DispatchKey::CPU)) [[likely]] {
+    return device == c10::DeviceType::CPU;
   }
-  if (tensor.layout() != at::kStrided || tensor.key_set().has_any(kWrappers)) {
-    refuse(signature, who + " is not a plain dense tensor", "a dense (strided) tensor", kind_text(tensor),
-           "make it dense first, e.g. " + name + ".to_dense()");
-  }
-  if (tensor.scalar_type() != value.dtype) {
-    refuse(signature, who + " has the wrong dtype", dtype_name(value.dtype), dtype_name(tensor.scalar_type()),
-           "convert it: " + name + ".to(" + at_scalar(value.dtype) + ")");
-  }
-  if (tensor.dim() == static_cast<int64_t>(value.sizes.size())) {
-    refuse(signature, who + " is a view that is conjugated or negated when it is read", "a tensor as it lies in memory",
-           "a tensor with " + c10::toString(tensor.key_set()), "make it with at::empty({...})");
-  }
-  refuse(signature, who + " has the wrong rank", std::to_string(value.sizes.size()) + " dimensions: " + value.type(),
-         std::to_string(tensor.dim()) + " dimensions: sizes " + list_text(tensor.sizes()),
-         "reshape it, e.g. with unsqueeze or flatten");
+  return tensor.defined() && tensor.device().type() == device && tensor.layout() == at::kStrided &&
+         !tensor.key_set().has_any(kWrappers);
 }
 
-[[noreturn]] void refuse_size(const Signature& signature, const std::vector<Value>& values, size_t index,
-                              size_t dimension, const at::Tensor& tensor, const std::string& expected) {
-  refuse(signature, which(signature, values, index) + " has the wrong size in dimension " + std::to_string(dimension),
-         expected,
-         std::to_string(tensor.size(static_cast<int64_t>(dimension))) + ": sizes " + list_text(tensor.sizes()),
-         "pass a tensor of the right size");
-}
-
-/// Where a symbol got its value: the first input dimension that is just that symbol.
-std::string origin_of(const Signature& signature, int64_t symbol) {
-  for (const Value& input : signature.inputs) {
-    for (size_t d = 0; d < input.sizes.size(); ++d) {
-      if (input.sizes[d].is_symbol() && input.sizes[d].steps[0].value == symbol) {
-        return "dimension " + std::to_string(d) + " of '" + input.name + "'";
-      }
-    }
-  }
-  return "an earlier argument";
-}
-
-[[noreturn]] void refuse_mismatch(const Signature& signature, size_t index, size_t dimension, const at::Tensor& tensor,
-                                  int64_t symbol, int64_t value) {
-  refuse_size(signature, signature.inputs, index, dimension, tensor,
-              signature.symbols[static_cast<size_t>(symbol)].name + " = " + std::to_string(value) + ", as " +
-                  origin_of(signature, symbol) + " has it");
-}
-
-[[noreturn]] void refuse_range(const Signature& signature, size_t index, size_t dimension, const at::Tensor& tensor,
-                               const Symbol& symbol) {
-  const std::string expected = std::to_string(symbol.min) + " <= " + symbol.name +
-                               (symbol.max == INT64_MAX ? std::string() : " <= " + std::to_string(symbol.max));
-  refuse(
-      signature,
-      which(signature, signature.inputs, index) + " has a size out of range in dimension " + std::to_string(dimension),
-      expected, symbol.name + " = " + std::to_string(tensor.size(static_cast<int64_t>(dimension))),
-      "split the call, or build the region with a wider range: ranges={\"" + symbol.name + "\": (min, max)}");
-}
-
-[[noreturn]] void refuse_grad(const Signature& signature, size_t index) {
-  refuse(signature, which(signature, signature.inputs, index) + " requires grad, and the result would carry none",
-         "a tensor that does not require grad, or grad mode off", "requires_grad = true with grad mode on",
-         "call under torch::NoGradGuard or c10::InferenceMode, or pass " + signature.inputs[index].name + ".detach()");
-}
-
-[[noreturn]] void refuse_kind(const Signature& signature, size_t index, const std::string& got) {
-  refuse(signature, which(signature, signature.inputs, index) + " has the wrong kind", signature.inputs[index].type(),
-         got, "pass a value of the expected type");
-}
-
-/// Checks dtype, device, kind and rank. One branch per property on the way that every good call takes.
-void check_plain(const Signature& signature, const std::vector<Value>& values, size_t index, const InputCheck& check,
-                 const at::Tensor& tensor) {
-  if (!tensor.defined() || tensor.device().type() != check.device || tensor.layout() != at::kStrided ||
-      tensor.key_set().has_any(kWrappers) || tensor.scalar_type() != check.dtype ||
-      tensor.sizes().size() != check.sizes.size()) [[unlikely]] {
-    refuse_tensor(signature, values, index, tensor);
-  }
-}
-
-void check_input(const FunctionState& state, size_t index, const at::Tensor& tensor, bool grad_mode, int64_t* symbols) {
+void check_input(const FunctionState& state, size_t index, const InputCheck& check, const at::Tensor& tensor,
+                 int64_t* symbols) {
   const Signature& signature = state.signature;
-  const InputCheck& check = state.checks[index];
-  check_plain(signature, signature.inputs, index, check, tensor);
-  if (grad_mode && tensor.requires_grad()) [[unlikely]]
+  if (!is_plain(tensor, check.device) || tensor.scalar_type() != check.dtype ||
+      tensor.sizes().size() != check.sizes.size()) [[unlikely]] {
+    refuse_tensor(signature, index, tensor);
+  }
+  if (tensor.requires_grad() && at::GradMode::is_enabled()) [[unlikely]]
     refuse_grad(signature, index);
   const at::IntArrayRef sizes = tensor.sizes();
   for (size_t d = 0; d < sizes.size(); ++d) {
@@ -187,7 +101,7 @@ void check_input(const FunctionState& state, size_t index, const at::Tensor& ten
     switch (size.kind) {
       case SizeCheck::Kind::number:
         if (sizes[d] != size.value) [[unlikely]] {
-          refuse_size(signature, signature.inputs, index, d, tensor, std::to_string(size.value));
+          refuse_size(signature, index, d, tensor, size.value);
         }
         break;
       case SizeCheck::Kind::bind: {
@@ -216,7 +130,7 @@ void check_expressions(const FunctionState& state, const at::Tensor* const* tens
       const Size& size = signature.inputs[i].sizes[d];
       const int64_t expected = size.evaluate(symbols);
       if (tensors[i]->size(static_cast<int64_t>(d)) != expected) {
-        refuse_size(signature, signature.inputs, i, d, *tensors[i], size.text + " = " + std::to_string(expected));
+        refuse_expression(signature, i, d, *tensors[i], expected);
       }
     }
   }
@@ -240,9 +154,7 @@ at::Tensor number_tensor(const Signature& signature, size_t index, const Argumen
     refuse_kind(signature, index, argument.kind() == Argument::Kind::boolean ? "a bool" : "a double");
   }
   if (argument.integer() < value.min || argument.integer() > value.max) {
-    refuse(signature, which(signature, signature.inputs, index) + " is out of range",
-           std::to_string(value.min) + " <= " + value.name + " <= " + std::to_string(value.max),
-           std::to_string(argument.integer()), "pass a value in the range, or build the region with a wider one");
+    refuse_number(signature, index, argument.integer());
   }
   return at::detail::scalar_tensor_static(argument.integer(), at::kLong, at::kCPU);
 }
@@ -257,36 +169,36 @@ void check_number_tensor(const Signature& signature, size_t index, const at::Ten
 
 /// The bytes between a tensor's first and last element. Compared by address, since two storages may be views of the
 /// same memory (at::from_blob).
-std::pair<uintptr_t, uintptr_t> extent(const at::Tensor& tensor) {
-  if (tensor.numel() == 0) return {0, 0};
-  int64_t last = 0;
-  for (int64_t d = 0; d < tensor.dim(); ++d) last += (tensor.size(d) - 1) * tensor.stride(d);
-  const auto begin = reinterpret_cast<uintptr_t>(tensor.const_data_ptr());
-  return {begin, begin + static_cast<uintptr_t>(last + 1) * tensor.element_size()};
-}
+struct Extent {
+  explicit Extent(const at::Tensor& tensor) {
+    if (tensor.numel() == 0) return;
+    int64_t last = 0;
+    for (int64_t d = 0; d < tensor.dim(); ++d) last += (tensor.size(d) - 1) * tensor.stride(d);
+    begin = reinterpret_cast<uintptr_t>(tensor.const_data_ptr());
+    end = begin + static_cast<uintptr_t>(last + 1) * tensor.element_size();
+  }
+  bool overlaps(const Extent& other) const { return begin < other.end && other.begin < end; }
 
-bool may_overlap(const at::Tensor& a, const at::Tensor& b) {
-  const auto [a_begin, a_end] = extent(a);
-  const auto [b_begin, b_end] = extent(b);
-  return a_begin < b_end && b_begin < a_end;
-}
+  uintptr_t begin = 0;
+  uintptr_t end = 0;
+};
 
 /// The checks of a call as one value: tensors by input, symbols bound.
 struct Bound {
-  c10::SmallVector<const at::Tensor*, 16> tensors;
+  explicit Bound(const FunctionState& state) : tensors(state.checks.size()), symbols(state.signature.symbols.size()) {}
+
+  Scratch<const at::Tensor*, 16> tensors;
+  Scratch<int64_t, 8> symbols;
   c10::SmallVector<at::Tensor, 8> owned;  ///< the numbers of the call, as tensors
-  Symbols symbols;
 };
 
 void bind(const FunctionState& state, std::span<const Argument> arguments, Bound& bound) {
   const Signature& signature = state.signature;
-  if (arguments.size() != signature.inputs.size()) [[unlikely]] {
-    refuse_count(signature, "arguments", signature.inputs.size(), arguments.size());
+  const std::span<const InputCheck> checks = state.checks;
+  if (arguments.size() != checks.size()) [[unlikely]] {
+    refuse_count(signature, signature.inputs, arguments.size());
   }
-  bound.symbols.resize(signature.symbols.size(), kUnbound);
-  bound.tensors.resize(arguments.size());
   bound.owned.reserve(arguments.size());
-  const bool grad_mode = at::GradMode::is_enabled();
   for (size_t i = 0; i < arguments.size(); ++i) {
     if (arguments[i].kind() != Argument::Kind::tensor) {
       bound.owned.push_back(number_tensor(signature, i, arguments[i]));
@@ -294,8 +206,8 @@ void bind(const FunctionState& state, std::span<const Argument> arguments, Bound
       continue;
     }
     const at::Tensor& tensor = arguments[i].tensor();
-    check_input(state, i, tensor, grad_mode, bound.symbols.data());
-    if (state.checks[i].is_number) check_number_tensor(signature, i, tensor);
+    check_input(state, i, checks[i], tensor, bound.symbols.data());
+    if (checks[i].is_number) check_number_tensor(signature, i, tensor);
     bound.tensors[i] = &tensor;
   }
   if (state.has_expressions) check_expressions(state, bound.tensors.data(), bound.symbols.data());
@@ -306,17 +218,11 @@ void check_mutated(const FunctionState& state, const Bound& bound) {
   for (size_t i = 0; i < signature.inputs.size(); ++i) {
     if (!signature.inputs[i].mutated) continue;
     if (at::has_internal_overlap(*bound.tensors[i]) == at::MemOverlap::Yes) {
-      refuse(signature, which(signature, signature.inputs, i) + " is written to and overlaps itself",
-             "a tensor with one place in memory per element", "an expanded tensor",
-             "pass " + signature.inputs[i].name + ".clone()");
+      refuse_self_overlap(signature, i, *bound.tensors[i]);
     }
     for (size_t j = 0; j < signature.inputs.size(); ++j) {
-      if (i != j && may_overlap(*bound.tensors[i], *bound.tensors[j])) {
-        refuse(signature,
-               which(signature, signature.inputs, i) + " is written to and shares memory with '" +
-                   signature.inputs[j].name + "'",
-               "arguments that do not share memory", "two views of the same memory",
-               "pass " + signature.inputs[j].name + ".clone()");
+      if (i != j && Extent(*bound.tensors[i]).overlaps(Extent(*bound.tensors[j]))) {
+        refuse_input_overlap(signature, i, j);
       }
     }
   }
@@ -341,17 +247,22 @@ struct WriteBack {
 };
 using WriteBacks = c10::SmallVector<WriteBack, 1>;
 
+/// Adds a copy of an input in the layout that the compiled code reads.
+[[gnu::cold]] void add_copy(const at::Tensor& tensor, bool mutated, Handles& handles, WriteBacks& write_backs) {
+  at::Tensor copy = made_ready(tensor);
+  if (mutated) write_backs.push_back({copy, &tensor});
+  handles.push_back(std::move(copy));
+}
+
 /// Adds the inputs in the layout that the compiled code reads.
 void add_inputs(const FunctionState& state, const Bound& bound, Handles& handles, WriteBacks& write_backs) {
   for (size_t i = 0; i < bound.tensors.size(); ++i) {
     const at::Tensor& tensor = *bound.tensors[i];
     if (is_ready(tensor)) [[likely]] {
       handles.push_back(tensor);
-      continue;
+    } else {
+      add_copy(tensor, state.signature.inputs[i].mutated, handles, write_backs);
     }
-    at::Tensor copy = made_ready(tensor);
-    if (state.signature.inputs[i].mutated) write_backs.push_back({copy, &tensor});
-    handles.push_back(std::move(copy));
   }
 }
 
@@ -368,65 +279,57 @@ void finish_mutations(const FunctionState& state, const Bound& bound, const Writ
 }
 
 void call(const FunctionState& state, std::span<at::Tensor> outputs, std::span<const Argument> arguments) {
-  Bound bound;
+  Bound bound(state);
   bind(state, arguments, bound);
   if (state.mutates) check_mutated(state, bound);
-  Handles in;
+  Handles in(arguments.size());
   WriteBacks write_backs;
   add_inputs(state, bound, in, write_backs);
-  c10::SmallVector<AtenTensorHandle, 4> out(outputs.size());
+  Scratch<AtenTensorHandle, 8> out(outputs.size());
   state.library->run(in.release(), out.data());
   for (size_t i = 0; i < outputs.size(); ++i) outputs[i] = take(out[i]);
   if (state.mutates) finish_mutations(state, bound, write_backs);
 }
 
+int64_t evaluate(const Size& size, const Bound& bound) {
+  if (size.is_number()) return size.steps[0].value;
+  return size.is_symbol() ? bound.symbols[static_cast<size_t>(size.steps[0].value)]
+                          : size.evaluate(bound.symbols.data());
+}
+
+using Sizes = c10::SmallVector<int64_t, 8>;
+
+Sizes output_sizes(const Value& value, const Bound& bound) {
+  Sizes sizes;
+  for (const Size& size : value.sizes) sizes.push_back(evaluate(size, bound));
+  return sizes;
+}
+
 void check_output(const FunctionState& state, size_t index, const at::Tensor& tensor, const Bound& bound) {
-  const Signature& signature = state.signature;
-  const Value& value = signature.outputs[index];
-  if (!tensor.defined() || tensor.device().type() != value.device || tensor.layout() != at::kStrided ||
-      tensor.key_set().has_any(kWrappers | kPendingMath) || tensor.scalar_type() != value.dtype ||
-      tensor.sizes().size() != value.sizes.size()) {
-    refuse_tensor(signature, signature.outputs, index, tensor);
-  }
-  for (size_t d = 0; d < value.sizes.size(); ++d) {
-    const int64_t expected = value.sizes[d].evaluate(bound.symbols.data());
-    if (tensor.size(static_cast<int64_t>(d)) != expected) {
-      const bool plain = value.sizes[d].is_number();
-      refuse_size(signature, signature.outputs, index, d, tensor,
-                  (plain ? "" : value.sizes[d].text + " = ") + std::to_string(expected));
-    }
-  }
-  if (!tensor.is_contiguous()) {
-    refuse(signature, which(signature, signature.outputs, index) + " is not contiguous", "a contiguous tensor",
-           "another layout: sizes " + list_text(tensor.sizes()) + ", strides " + list_text(tensor.strides()),
-           "make it with at::empty({...})");
-  }
-  if (at::GradMode::is_enabled() && tensor.requires_grad()) {
-    refuse(signature, which(signature, signature.outputs, index) + " requires grad",
-           "a tensor that does not require grad, or grad mode off", "requires_grad = true with grad mode on",
-           "call under torch::NoGradGuard");
+  const Value& value = state.signature.outputs[index];
+  const Sizes sizes = output_sizes(value, bound);
+  if (!is_plain(tensor, value.device) || tensor.key_set().has_any(kPendingMath) ||
+      tensor.scalar_type() != value.dtype || tensor.sizes() != at::IntArrayRef(sizes) || !tensor.is_contiguous() ||
+      (tensor.requires_grad() && at::GradMode::is_enabled())) [[unlikely]] {
+    refuse_output(state.signature, index, tensor, sizes);
   }
 }
 
 void call_out(const FunctionState& state, std::span<at::Tensor> outputs, std::span<const Argument> arguments) {
-  const Signature& signature = state.signature;
-  if (state.library_out == nullptr) {
-    refuse(signature, signature.name + ": no variant that writes into given outputs", "a region built with out=True",
-           "one built with out=False", "call it without outputs, or build it with out=True");
-  }
-  Bound bound;
+  if (state.library_out == nullptr) refuse_outputs(state.signature);
+  Bound bound(state);
   bind(state, arguments, bound);
   if (state.mutates) check_mutated(state, bound);
   for (size_t i = 0; i < outputs.size(); ++i) {
     check_output(state, i, outputs[i], bound);
-    const auto shares = [&](const at::Tensor& other) { return may_overlap(outputs[i], other); };
+    const Extent own(outputs[i]);
+    const auto shares = [&](const at::Tensor& other) { return own.overlaps(Extent(other)); };
     if (std::any_of(bound.tensors.begin(), bound.tensors.end(), [&](const at::Tensor* t) { return shares(*t); }) ||
-        std::any_of(outputs.begin(), outputs.begin() + static_cast<std::ptrdiff_t>(i), shares)) {
-      refuse(signature, which(signature, signature.outputs, i) + " shares memory with another tensor of the call",
-             "memory of its own", "a view of an input or of another output", "make it with at::empty({...})");
+        std::any_of(outputs.begin(), outputs.begin() + static_cast<std::ptrdiff_t>(i), shares)) [[unlikely]] {
+      refuse_output_overlap(state.signature, i, outputs[i].sizes());
     }
   }
-  Handles in;
+  Handles in(arguments.size() + outputs.size());
   WriteBacks write_backs;
   add_inputs(state, bound, in, write_backs);
   for (const at::Tensor& tensor : outputs) in.push_back(tensor);
@@ -442,7 +345,7 @@ const FunctionState& require(const std::shared_ptr<const FunctionState>& state) 
 
 void check_output_count(const FunctionState& state, size_t count) {
   if (count != state.signature.outputs.size()) [[unlikely]] {
-    refuse_count(state.signature, "outputs", state.signature.outputs.size(), count);
+    refuse_count(state.signature, state.signature.outputs, count);
   }
 }
 

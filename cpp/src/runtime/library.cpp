@@ -20,11 +20,34 @@
 namespace torchcc::detail {
 namespace {
 
-[[noreturn]] void fail(const std::string& name, const std::string& got) {
-  throw PackageError(message(name + ": the compiled code cannot be loaded",
-                             {{"expected", "a shared library made by AOTInductor for this torch"},
-                              {"got", got},
-                              {"fix", "build the package again with `torchcc build` on a machine like this one"}}));
+[[noreturn]] void fail(const Library::Source& source, const std::string& expected, const std::string& got,
+                       const std::string& fix) {
+  throw PackageError(message(source.origin + ": the compiled code of '" + source.name + "' cannot be loaded",
+                             {{"expected", expected}, {"got", got}, {"fix", fix}}));
+}
+
+[[noreturn]] void fail_code(const Library::Source& source, const std::string& got) {
+  fail(source, "a shared library made by AOTInductor for this torch", got,
+       "build the package again with `torchcc build` on a machine like this one");
+}
+
+[[noreturn]] void fail_memory(const Library::Source& source, const char* call) {
+  fail(source, "a file in memory to put it in", call + std::string(": ") + std::strerror(errno),
+       "raise the limits of this process (memory, open files)");
+}
+
+[[noreturn]] void fail_folder(const Library::Source& source, const std::string& got) {
+  fail(source, "a temporary folder to put it in while it is loaded", got,
+       "set TMPDIR to a folder where this program may write and map code");
+}
+
+/// A message of compiled code, which starts with "function, /path/of/source:line, ", as people should see it.
+std::string reason_text(const char* reason) {
+  const std::string line = reason == nullptr ? "" : first_line(reason);
+  const size_t path = line.find(", /");
+  const size_t end = path == std::string::npos ? path : line.find(", ", path + 1);
+  if (end != std::string::npos) return line.substr(end + 2);
+  return line.empty() ? "it gave none" : line;
 }
 
 // Kernels that divide integers report a zero divisor through one pointer that all AOTInductor libraries of the process
@@ -56,15 +79,16 @@ class Library::Files {
       return;
     }
     descriptor_ = memfd_create("torchcc", MFD_CLOEXEC);
-    if (descriptor_ < 0) fail(source.name, std::string("memfd_create: ") + std::strerror(errno));
+    if (descriptor_ < 0) fail_memory(source, "memfd_create");
     path_ = descriptor_path(descriptor_);
     for (size_t written = 0; written < source.code.size();) {
       const ssize_t count = ::write(descriptor_, source.code.data() + written, source.code.size() - written);
       if (count < 0 && errno == EINTR) continue;
       if (count <= 0) {
-        const std::string reason = std::strerror(errno);
+        const int reason = errno;
         ::close(descriptor_);
-        fail(source.name, "no memory for the code: " + reason);
+        errno = reason;
+        fail_memory(source, "write");
       }
       written += static_cast<size_t>(count);
     }
@@ -88,8 +112,11 @@ class Library::Files {
 
  private:
   void write_folder(const Source& source) {
-    std::string name = (std::filesystem::temp_directory_path() / "torchcc-XXXXXX").string();
-    if (mkdtemp(name.data()) == nullptr) fail(source.name, "mkdtemp: " + std::string(std::strerror(errno)));
+    std::error_code missing;
+    const std::filesystem::path parent = std::filesystem::temp_directory_path(missing);
+    if (missing) fail_folder(source, "TMPDIR, or /tmp, is no folder: " + missing.message());
+    std::string name = (parent / "torchcc-XXXXXX").string();
+    if (mkdtemp(name.data()) == nullptr) fail_folder(source, name + ": " + std::strerror(errno));
     folder_ = name;
     path_ = (folder_ / "model.so").string();
     std::ofstream code(path_, std::ios::binary);
@@ -100,7 +127,7 @@ class Library::Files {
     json.close();
     if (!code || !json) {
       remove();
-      fail(source.name, "the temporary folder " + name + " cannot be written");
+      fail_folder(source, name + ": it cannot be written");
     }
   }
 
@@ -124,12 +151,14 @@ Library::Library(const Source& source, size_t inputs, size_t outputs)
   try {
     runner_ = std::make_unique<Runner>(files.path());
   } catch (const std::exception& error) {
-    fail(name_, error.what());
+    const std::string reason = first_line(error.what());
+    const size_t path = reason.find(files.path() + ": ");
+    fail_code(source, path == std::string::npos ? reason : reason.substr(path + files.path().size() + 2));
   }
   container_ = runner_->container();
   extern_ops_ = runner_->extern_ops();
   void* handle = dlopen(files.path().c_str(), RTLD_LAZY | RTLD_NOLOAD);
-  if (handle == nullptr) fail(name_, dlerror());
+  if (handle == nullptr) fail_code(source, dlerror());
   run_ = reinterpret_cast<decltype(run_)>(dlsym(handle, "AOTInductorModelContainerRunSingleThreaded"));
   last_error_ = reinterpret_cast<decltype(last_error_)>(dlsym(handle, "AOTInductorGetLastError"));
   const auto num_inputs = reinterpret_cast<decltype(&AOTInductorModelContainerGetNumInputs)>(
@@ -142,11 +171,12 @@ Library::Library(const Source& source, size_t inputs, size_t outputs)
   size_t has_outputs = 0;
   if (run_ == nullptr || num_inputs == nullptr || num_outputs == nullptr || num_inputs(container_, &has_inputs) != 0 ||
       num_outputs(container_, &has_outputs) != 0) {
-    fail(name_, "a library without AOTInductor's C interface");
+    fail_code(source, "a library without AOTInductor's C interface");
   }
   if (has_inputs != inputs || has_outputs != outputs) {
-    fail(name_, std::to_string(has_inputs) + " inputs and " + std::to_string(has_outputs) +
-                    " outputs where the manifest states " + std::to_string(inputs) + " and " + std::to_string(outputs));
+    fail_code(source, std::to_string(has_inputs) + " inputs and " + std::to_string(has_outputs) +
+                          " outputs where the manifest states " + std::to_string(inputs) + " and " +
+                          std::to_string(outputs));
   }
   if (exclusive_) ++exclusive_libraries;
 }
@@ -189,7 +219,7 @@ void Library::run_now(AtenTensorHandle* inputs, AtenTensorHandle* outputs) const
   const char* reason = nullptr;
   if (last_error_ != nullptr) last_error_(&reason);
   throw Error(message(name_ + ": the compiled code failed while it ran",
-                      {{"reason", reason != nullptr && *reason != '\0' ? reason : "it gave none"},
+                      {{"reason", reason_text(reason)},
                        {"fix", "check the values of the arguments (an index out of range, a division by zero)"}}));
 }
 

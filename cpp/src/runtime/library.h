@@ -13,7 +13,8 @@ namespace torchcc::detail {
 class Library {
  public:
   struct Source {
-    std::string name;        ///< for messages
+    std::string name;        ///< of the function, for messages
+    std::string origin;      ///< of the package, for messages
     std::string code;        ///< the shared library's bytes
     std::string extern_ops;  ///< AOTInductor's JSON of operators without a C entry point; empty when there are none
     bool exclusive = false;  ///< must not run beside any other compiled code; see run()

@@ -205,7 +205,8 @@ Manifest parse_manifest(const json& root) {
 
 Manifest read_manifest(Archive& archive) {
   if (!archive.has(kManifestRecord)) {
-    archive.fail("a package made by torchcc, with a record " + std::string(kManifestRecord), "a .pt2 file without one");
+    archive.fail("a package made by torchcc, with a record " + std::string(kManifestRecord), "a .pt2 file without one",
+                 "make it with `torchcc build`; packages that PyTorch itself wrote cannot be loaded");
   }
   const std::string text = archive.read(kManifestRecord, kManifestLimit);
   const std::string stated = archive.read(kChecksumRecord, 64);
@@ -217,13 +218,15 @@ Manifest read_manifest(Archive& archive) {
     const auto version = integer(root.at("format_version"));
     if (version != kFormatVersion) {
       archive.fail("format version " + std::to_string(kFormatVersion),
-                   "version " + std::to_string(version) + ", written by " + root.value("producer", "an unknown tool"));
+                   "version " + std::to_string(version) + ", written by " + root.value("producer", "an unknown tool"),
+                   "build the package and this program with the same version of torchcc");
     }
     return parse_manifest(root);
   } catch (const PackageError&) {
     throw;
   } catch (const std::exception& error) {
-    archive.fail("a well-formed manifest", error.what());
+    const std::string reason = error.what();  // the JSON library starts with "[json.exception...] "
+    archive.fail("a well-formed manifest", reason.starts_with('[') ? reason.substr(reason.find(' ') + 1) : reason);
   }
 }
 

@@ -10,4 +10,7 @@ namespace torchcc::detail {
 /// Python's torchcc.errors.message() writes the same.
 std::string message(const std::string& subject, std::initializer_list<std::pair<const char*, std::string>> lines);
 
+/// Text up to its first line break: libtorch's own messages end with a backtrace.
+inline std::string first_line(const std::string& text) { return text.substr(0, text.find('\n')); }
+
 }  // namespace torchcc::detail

@@ -24,28 +24,26 @@ std::string misfit(const Variant& variant) {
   return "";
 }
 
-std::shared_ptr<const Library> load_library(const std::string& name, const Records& records, const std::string& code,
-                                            const std::string& extern_ops, bool exclusive, size_t inputs,
-                                            size_t outputs) {
+/// What all libraries of a function have in common.
+Library::Source source_of(const FunctionEntry& entry, const Variant& variant, const std::string& origin) {
   Library::Source source;
-  source.name = name;
+  source.name = entry.signature.name;
+  source.origin = origin;
+  source.exclusive = variant.exclusive;
+  return source;
+}
+
+std::shared_ptr<const Library> load_library(Library::Source source, const Records& records, const std::string& code,
+                                            const std::string& extern_ops, size_t inputs, size_t outputs) {
   source.code = records.at(code);
   if (!extern_ops.empty()) source.extern_ops = records.at(extern_ops);
-  source.exclusive = exclusive;
-  try {
-    return std::make_shared<const Library>(source, inputs, outputs);
-  } catch (const Error&) {
-    throw;
-  } catch (const std::exception& error) {
-    throw PackageError(message(name + ": the compiled code cannot be loaded", {{"got", error.what()}}));
-  }
+  return std::make_shared<const Library>(source, inputs, outputs);
 }
 
 Function bind_function(const FunctionEntry& entry, const Records& records, const std::string& origin) {
   auto state = std::make_shared<FunctionState>();
   state->signature = entry.signature;
   state->prepare(origin);
-  const std::string& name = entry.signature.name;
   const size_t inputs = entry.signature.inputs.size();
   const size_t outputs = entry.signature.outputs.size();
   for (const Variant& variant : entry.variants) {
@@ -53,11 +51,11 @@ Function bind_function(const FunctionEntry& entry, const Records& records, const
       state->stats.reasons.push_back(variant.target + ": " + reason);
       continue;
     }
-    state->library =
-        load_library(name, records, variant.library, variant.extern_ops, variant.exclusive, inputs, outputs);
+    const Library::Source source = source_of(entry, variant, origin);
+    state->library = load_library(source, records, variant.library, variant.extern_ops, inputs, outputs);
     if (!variant.library_out.empty()) {
-      state->library_out = load_library(name, records, variant.library_out, variant.extern_ops_out, variant.exclusive,
-                                        inputs + outputs, 0);
+      state->library_out =
+          load_library(source, records, variant.library_out, variant.extern_ops_out, inputs + outputs, 0);
     }
     state->stats.backend = "compiled";
     state->stats.target = variant.target;
@@ -65,10 +63,11 @@ Function bind_function(const FunctionEntry& entry, const Records& records, const
   }
   std::string reasons;
   for (const std::string& reason : state->stats.reasons) reasons += (reasons.empty() ? "" : "; ") + reason;
-  throw PackageError(message(origin + ": function '" + name + "' cannot run here",
-                             {{"expected", "compiled code for this machine and this torch"},
-                              {"got", reasons.empty() ? "a package without compiled code" : reasons},
-                              {"fix", "build the package on this machine, or one like it, with `torchcc build`"}}));
+  throw PackageError(
+      message(origin + ": function '" + entry.signature.name + "' cannot run here",
+              {{"expected", "compiled code for this machine and this torch"},
+               {"got", reasons.empty() ? "a package without compiled code" : reasons},
+               {"fix", "build it with `torchcc build` on a machine like this one, with this version of torch"}}));
 }
 
 Package load(Archive& archive) {

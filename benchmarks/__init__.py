@@ -1,0 +1,1 @@
+"""Measurements of torchcc. ``python -m benchmarks`` lists them; README.md says how to read what they print."""

@@ -1,0 +1,45 @@
+"""``python -m benchmarks NAME [--json FILE] [--quick]`` runs one benchmark; without a name, lists them."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+import torchcc
+from benchmarks import harness
+
+#: Name of the module in this folder, and what it measures.
+BENCHMARKS = {
+    "call_overhead": "what a call costs beside the compiled code, and how calls from many threads scale",
+}
+
+
+def main() -> int:
+    """Runs the command line; returns the exit status, 0 also when a limit does not hold."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("name", nargs="?", choices=BENCHMARKS, help="the benchmark to run")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the cases to this file")
+    parser.add_argument("--quick", action="store_true", help="measure too little to judge by; to try the benchmark out")
+    arguments = parser.parse_args()
+    if arguments.name is None:
+        for name, title in BENCHMARKS.items():
+            print(f"{name:<16}{title}")
+        return 0
+    run: harness.Benchmark = importlib.import_module(f"benchmarks.{arguments.name}").run
+    try:
+        report = run(arguments.quick)
+    except torchcc.Error as error:
+        Console(stderr=True).print(str(error), style="red", markup=False, highlight=False)
+        return 1
+    harness.show(report, arguments.name)
+    if arguments.json is not None:
+        harness.write_json(report, arguments.json)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,178 @@
+"""What all benchmarks share: cases with limits, medians and spreads, building and running the C++ programs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from torchcc import CompileError, native, paths, toolchain
+
+FOLDER = Path(__file__).resolve().parent
+
+#: Both compiled code and eager operators then use one thread, in every process.
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One measured number.
+
+    Attributes:
+        name: What was measured; ends with "at least" when the limit is a lower one.
+        value: The median over the rounds.
+        unit: "ns", "1/s", "ratio" ...
+        limit: What is promised; ``None`` where nothing is.
+        at_least: Whether the limit is a lower one; else it is an upper one.
+        spread: First and third quartile over the rounds.
+    """
+
+    name: str
+    value: float
+    unit: str
+    limit: float | None = None
+    at_least: bool = False
+    spread: tuple[float, float] | None = None
+
+    @property
+    def holds(self) -> bool:
+        """Whether the limit is kept; true where there is none."""
+        if self.limit is None:
+            return True
+        return self.value >= self.limit if self.at_least else self.value <= self.limit
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a benchmark found: its cases, and lines for people on how they came about."""
+
+    cases: Sequence[Case]
+    notes: Sequence[str] = field(default_factory=tuple)
+
+
+#: A benchmark module's ``run(quick)``.
+Benchmark = Callable[[bool], Report]
+
+
+def case(name: str, samples: Sequence[float], unit: str, limit: float | None = None, at_least: bool = False) -> Case:
+    """The case of one value per round: its median and quartiles."""
+    first, value, third = statistics.quantiles(samples, n=4, method="inclusive")
+    return Case(name, value, unit, limit, at_least, (first, third))
+
+
+def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
+    """Ratios round by round: what else the machine did in a round was alike for both."""
+    return [a / b for a, b in zip(above, below, strict=True)]
+
+
+def build(target: str) -> Path:
+    """Builds a program of ``benchmarks/cpp``, optimised; the build folder is kept and used again.
+
+    Raises:
+        CompileError: The build failed.
+    """
+    key = "\n".join([str(FOLDER), sys.executable, torch.__version__, toolchain.cxx()])
+    folder = paths.cache_dir() / "benchmarks" / hashlib.sha256(key.encode()).hexdigest()[:16]
+    with Console(stderr=True).status(f"building {target}") as status:
+        native.build_project(
+            FOLDER / "cpp",
+            folder,
+            ["CMAKE_BUILD_TYPE=Release"],
+            targets=[target],
+            progress=lambda line: status.update(f"building {target}: {line[:80]}"),
+        )
+    return folder
+
+
+def run_json(command: Sequence[str | Path], title: str, environment: Mapping[str, str] = ONE_THREAD) -> Any:
+    """Runs a program in this repository's root and reads the JSON that it prints last.
+
+    Raises:
+        CompileError: The program failed.
+    """
+    with Console(stderr=True).status(title):
+        ran = subprocess.run(
+            [str(part) for part in command],
+            cwd=FOLDER.parent,
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    if ran.returncode != 0:
+        raise CompileError(f"{title}: {command[0]} ended with status {ran.returncode}\n{ran.stderr[-2000:]}")
+    return json.loads(ran.stdout.splitlines()[-1])
+
+
+def machine() -> dict[str, str]:
+    """What the numbers depend on."""
+    model = ""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        model = next(
+            (line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line), ""
+        )
+    return {
+        "cpu": model or platform.processor() or platform.machine(),
+        "cores": str(cores()),
+        "load": f"{os.getloadavg()[0]:.1f}",
+        "torch": torch.__version__,
+        "compiler": toolchain.check_compiler(toolchain.cxx()).detail,
+    }
+
+
+def cores() -> int:
+    """Number of cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def show(report: Report, title: str) -> None:
+    """Prints the cases as a table, with their spreads, and the notes."""
+    table = Table(title=title, caption=", ".join(f"{key}: {value}" for key, value in machine().items()))
+    for column in ("case", "value", "quartiles", "limit", "unit", ""):
+        table.add_column(column, justify="left" if column in ("case", "unit", "") else "right")
+    for one in report.cases:
+        table.add_row(
+            one.name,
+            _number(one.value),
+            "" if one.spread is None else " - ".join(_number(value) for value in one.spread),
+            "" if one.limit is None else ("≥ " if one.at_least else "≤ ") + _number(one.limit),
+            one.unit,
+            "" if one.limit is None else "[green]holds[/]" if one.holds else "[bold red]does not hold[/]",
+        )
+    console = Console()
+    if not console.is_terminal:
+        console.width = 140
+    console.print(table)
+    for note in report.notes:
+        console.print(note, markup=False, highlight=False)
+
+
+def write_json(report: Report, file: Path) -> None:
+    """Writes ``{"cases": [{"case", "value", "limit", "unit", "holds"}]}``, and beside them spreads and the machine."""
+    content = {
+        "cases": [
+            {"case": one.name, "value": one.value, "limit": one.limit, "unit": one.unit, "holds": one.holds}
+            for one in report.cases
+        ],
+        "quartiles": {one.name: one.spread for one in report.cases if one.spread is not None},
+        "notes": list(report.notes),
+        "machine": machine(),
+    }
+    file.write_text(json.dumps(content, indent=1) + "\n")

@@ -1,0 +1,107 @@
+"""What several tests need: the packages of regions.py and cpp/twin.py, and the C++ tests, built once.
+
+Both are kept in torchcc's cache folder, so that a second run starts at once.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.metadata
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import torchcc
+from torchcc import native, paths, toolchain
+
+TESTS = Path(__file__).resolve().parent
+
+
+def _cache() -> Path:
+    return paths.cache_dir() / "tests"
+
+
+def _key(*sources: Path) -> str:
+    """A short hash of files, of torchcc's Python sources, and of the versions of what compiles them."""
+    package = Path(torchcc.__file__).parent
+    files = [*sources, *sorted(file for file in package.rglob("*") if file.suffix in (".py", ".jinja"))]
+    parts = [torch.__version__, toolchain.check_compiler(toolchain.cxx()).detail, str(TESTS)]
+    return hashlib.sha256("\n".join([*parts, *(file.read_text() for file in files)]).encode()).hexdigest()[:16]
+
+
+@pytest.fixture(scope="session")
+def built() -> Path:
+    """The folder with ``regions.pt2``, ``regions.h``, ``regions.cpp`` and ``twin.pt2``."""
+    sources = {TESTS / "regions.py": "regions", TESTS / "cpp" / "twin.py": "twin"}
+    folder = _cache() / "packages" / _key(*sources)
+    finished = folder / "finished"
+    if not finished.exists():
+        for old in folder.parent.glob("*"):
+            shutil.rmtree(old)
+        for source, namespace in sources.items():
+            _run(sys.executable, "-m", "torchcc", "build", source, "--out", folder, "--namespace", namespace)
+        finished.touch()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def files(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that the C++ programs get: the packages, and in ``rewritten`` many that are wrong in one way each."""
+    from cpp.rewrite import rewrite
+
+    folder = tmp_path_factory.mktemp("files")
+    for name in ("regions.pt2", "twin.pt2"):
+        shutil.copyfile(built / name, folder / name)
+    rewrite(built / "twin.pt2", folder / "rewritten")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cpp_build(built: Path) -> Callable[[str], Path]:
+    """Builds the C++ tests for a preset of cpp/CMakePresets.json; gives the folder of the programs."""
+    return functools.cache(functools.partial(_build, built))
+
+
+def _run(*command: str | Path) -> None:
+    """Runs a command in the folder of the C++ tests; fails the test with all that it printed."""
+    done = subprocess.run(
+        [str(part) for part in command],
+        cwd=TESTS / "cpp",
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        pytest.fail(f"{command}\n{done.stdout[-8000:]}", pytrace=False)
+
+
+def _boost() -> Path:
+    """The folder of the Boost headers that pip installed."""
+    (header,) = [
+        file for file in importlib.metadata.files("cmeel-boost") or () if file.match("boost/test/unit_test.hpp")
+    ]
+    return Path(str(header.locate())).parents[2]
+
+
+def _build(built: Path, preset: str) -> Path:
+    toolchain.require_compiler()
+    folder = _cache() / "cpp" / preset
+    _run(
+        *(native.cmake(), "--preset", preset, "-S", TESTS / "cpp", "-B", folder),
+        f"-DCMAKE_MAKE_PROGRAM={native.ninja()}",
+        f"-DCMAKE_CXX_COMPILER={shutil.which(toolchain.cxx())}",
+        f"-DCMAKE_PREFIX_PATH={paths.cmake_dir()}",
+        f"-DTORCHCC_PYTHON={sys.executable}",
+        f"-DTORCHCC_TEST_REGIONS={built}",
+        f"-DTORCHCC_TEST_BOOST={_boost()}",
+    )
+    targets = ("runtime_tests", "mistakes") if preset == "release" else ("runtime_tests",)
+    _run(native.cmake(), "--build", folder, "--target", *targets)
+    return folder

@@ -1,0 +1,185 @@
+// Many threads at once. Values are compared exactly: one thread, one kernel, one result.
+#include <ATen/Parallel.h>
+
+#include <atomic>
+#include <barrier>
+#include <functional>
+#include <mutex>
+#include <thread>
+
+#include "compare.h"
+
+namespace {
+
+constexpr int kThreads = 8;
+constexpr int kCalls = 10'000;
+
+using Arguments = std::vector<torchcc::Argument>;
+
+// Boost.Test's checks are not safe from many threads, so threads report here and the test looks at the end.
+class Failures {
+ public:
+  void add(const std::string& what) {
+    const std::lock_guard lock(mutex_);
+    ++count_;
+    first_ = first_.empty() ? what : first_;
+  }
+  void check() const { BOOST_TEST(count_ == 0, count_ << " failures, the first: " << first_); }
+
+ private:
+  std::mutex mutex_;
+  int count_ = 0;
+  std::string first_;
+};
+
+/// Runs `body(index)` in threads that start at the same moment.
+void run_together(int count, const std::function<void(int)>& body) {
+  Failures failures;
+  std::barrier start(count);
+  std::vector<std::thread> threads;
+  for (int index = 0; index < count; ++index) {
+    threads.emplace_back([&, index] {
+      at::set_num_threads(1);
+      start.arrive_and_wait();
+      try {
+        body(index);
+      } catch (const std::exception& error) {
+        failures.add(error.what());
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  failures.check();
+}
+
+void require(bool condition, const char* what) {
+  if (!condition) throw std::runtime_error(what);
+}
+
+/// Calls one function from all threads, each with inputs of its own; results must be what the first call gave.
+void call_together(const torchcc::Function& function, const std::function<std::vector<at::Tensor>()>& inputs) {
+  std::vector<std::vector<at::Tensor>> tensors;
+  std::vector<std::vector<at::Tensor>> expected;
+  for (int i = 0; i < kThreads; ++i) {
+    tensors.push_back(inputs());
+    expected.push_back(function.call(Arguments(tensors.back().begin(), tensors.back().end())));
+  }
+  run_together(kThreads, [&](int index) {
+    const torchcc::Function own = function;
+    const Arguments arguments(tensors[index].begin(), tensors[index].end());
+    for (int i = 0; i < kCalls; ++i) {
+      const std::vector<at::Tensor> results = own.call(arguments);
+      for (size_t k = 0; k < results.size(); ++k) {
+        require(at::equal(results[k], expected[index][k]), "another result than in a single thread");
+      }
+    }
+  });
+}
+
+}  // namespace
+
+BOOST_AUTO_TEST_SUITE(threads)
+
+BOOST_AUTO_TEST_CASE(pointwise) {
+  call_together(test::regions()["add_relu"], [] { return std::vector<at::Tensor>{at::randn({16}), at::randn({16})}; });
+}
+
+BOOST_AUTO_TEST_CASE(with_weights) {
+  call_together(test::regions()["encoder"], [] { return std::vector<at::Tensor>{at::randn({3, 24})}; });
+}
+
+BOOST_AUTO_TEST_CASE(through_the_proxy_executor) {
+  call_together(test::regions()["log_determinant"],
+                [] { return std::vector<at::Tensor>{at::randn({2, 3, 3}, at::kDouble)}; });
+}
+
+BOOST_AUTO_TEST_CASE(with_layouts_that_are_copied) {
+  call_together(test::regions()["lookup"], [] {
+    return std::vector<at::Tensor>{at::randn({8, 100}).t(), at::randint(0, 100, {10}, at::kLong).slice(0, 0, 10, 2)};
+  });
+}
+
+BOOST_AUTO_TEST_CASE(into_given_outputs) {
+  const torchcc::Function function = test::regions()["accumulate"];
+  run_together(kThreads, [&](int index) {
+    const at::Tensor total = at::zeros({3, 5}, at::kDouble);
+    const at::Tensor step = at::full({3, 5}, index + 1.0, at::kDouble);
+    at::Tensor sum = at::empty({3}, at::kDouble);
+    for (int i = 0; i < kCalls; ++i) function.call_out({&sum, 1}, Arguments{total, step});
+    require(at::equal(total, at::full({3, 5}, (index + 1.0) * kCalls, at::kDouble)), "a step was lost");
+    require(at::equal(sum, total.sum(1)), "the output is not of the last step");
+  });
+}
+
+BOOST_AUTO_TEST_CASE(division_beside_all_else) {
+  const torchcc::Function divide = test::regions()["divide"];
+  const torchcc::Function blend = test::regions()["blend"];
+  const at::Tensor numbers = at::arange(1, 65, at::kLong);
+  const at::Tensor x = at::randn({7, 9}, at::kDouble);
+  const at::Tensor expected = blend.call({x, x, 2.0, 1, false})[0];
+  std::atomic<int> refused{0};
+  run_together(kThreads, [&](int index) {
+    for (int i = 0; i < kCalls / 5; ++i) {
+      if (index % 4 == 0) {
+        require(at::equal(divide(numbers, numbers), at::ones({64}, at::kLong)), "a wrong quotient");
+      } else if (index % 4 == 1) {
+        try {
+          divide(numbers, numbers - 1);
+        } catch (const torchcc::Error&) {
+          ++refused;
+        }
+      } else {
+        require(at::equal(blend.call({x, x, 2.0, 1, false})[0], expected), "a wrong blend");
+      }
+    }
+  });
+  BOOST_TEST(refused == kThreads / 4 * (kCalls / 5));
+}
+
+BOOST_AUTO_TEST_CASE(first_calls_race) {
+  const std::vector<std::byte> bytes = test::read(test::file("regions.pt2"));
+  const at::Tensor x = at::randn({4, 24});
+  const at::Tensor expected = test::regions()["encoder"](x);
+  for (int round = 0; round < 10; ++round) {
+    const torchcc::Package fresh = torchcc::load(bytes);  // its constants are not folded yet
+    run_together(kThreads, [&](int) {
+      for (int i = 0; i < 3; ++i) require(at::equal(fresh["encoder"](x), expected), "a wrong first result");
+    });
+  }
+}
+
+BOOST_AUTO_TEST_CASE(loading_beside_calls) {
+  const std::vector<std::byte> bytes = test::read(test::file("twin.pt2"));
+  const torchcc::Function function = test::regions()["add_relu"];
+  const at::Tensor x = at::randn({16});
+  const at::Tensor expected = at::relu(x + x);
+  run_together(kThreads, [&](int index) {
+    for (int i = 0; i < 10; ++i) {
+      if (index % 2 == 0) {
+        const torchcc::Package twin = torchcc::load(bytes);
+        require(at::equal(twin["add_relu"](x, x), expected + 1), "a wrong result of a new package");
+      } else {
+        for (int k = 0; k < 100; ++k) require(at::equal(function(x, x), expected), "a wrong result");
+      }
+    }
+  });
+}
+
+BOOST_AUTO_TEST_CASE(errors_stay_with_their_thread) {
+  const torchcc::Function lookup = test::regions()["lookup"];
+  const at::Tensor table = at::randn({100, 8});
+  run_together(kThreads, [&](int index) {
+    const at::Tensor row = at::full({1}, index % 2 == 0 ? index : 100 + index, at::kLong);
+    for (int i = 0; i < kCalls / 20; ++i) {
+      std::string message;
+      try {
+        lookup(table, row);
+      } catch (const torchcc::Error& error) {
+        message = error.what();
+      }
+      require(message.empty() == (index % 2 == 0), "an error in the wrong thread");
+    }
+  });
+}
+
+BOOST_AUTO_TEST_SUITE_END()
