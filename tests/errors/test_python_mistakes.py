@@ -38,11 +38,15 @@ IN_THE_FILE = {
     "symbol only in an expression": '@torchcc.region\ndef f(x: Float32[Tensor, "2*n"]): return x',
     "range of no size": '@torchcc.region(ranges={"m": (1, 2)})\ndef f(x: Float32[Tensor, "n"]): return x',
     "range that is no range": '@torchcc.region(ranges={"n": (5, 2)})\ndef f(x: Float32[Tensor, "n"]): return x',
+    "range of a number that is no range": (
+        '@torchcc.region(ranges={"k": (3, -1)})\ndef f(x: Float32[Tensor, "n"], k: int): return x + k'
+    ),
     "result that is a number": '@torchcc.region\ndef f(x: Float32[Tensor, "n"]) -> float: return x.sum()',
     "result without a dtype": '@torchcc.region\ndef f(x: Float32[Tensor, "n"]) -> Float[Tensor, ""]: return x.sum()',
     "result other than annotated": '@torchcc.region\ndef f(x: Float32[Tensor, "n"]) -> Int64[Tensor, "n"]: return x',
     "no result": '@torchcc.region\ndef f(x: Float32[Tensor, "n"]): x.add_(1)',
     "result that is no tensor": '@torchcc.region\ndef f(x: Float32[Tensor, "n"]): return x, 3',
+    "result that is a dict": '@torchcc.region\ndef f(x: Float32[Tensor, "n"]): return {"y": x}',
     "annotation that fails": "from __future__ import annotations\n@torchcc.region\ndef f(x: Unknown): return x",
     "branch on a value": '@torchcc.region\ndef f(x: Float32[Tensor, "n"]): return x if x.sum() > 0 else -x',
     "branch on a number": '@torchcc.region\ndef f(x: Float32[Tensor, "n"], k: int): return x if k > 0 else -x',

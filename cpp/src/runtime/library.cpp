@@ -7,6 +7,8 @@
 #include <fstream>
 #include <mutex>
 #include <shared_mutex>
+#include <system_error>
+#include <thread>
 
 #include <dlfcn.h>
 #include <sys/mman.h>
@@ -53,7 +55,7 @@ std::string reason_text(const char* reason) {
 // Kernels that divide integers report a zero divisor through one pointer that all AOTInductor libraries of the process
 // share (inductor_cpu_integer_div_error_flag in torch's cpp_prefix.h, a STB_GNU_UNIQUE symbol). Beside other kernels
 // the error would reach the wrong call or none, so such code runs alone. While no such library is loaded, which is the
-// usual case, nobody takes the lock.
+// usual case, nobody takes the lock; a call that began before the first one was loaded is not waited for.
 std::atomic<int> exclusive_libraries{0};
 std::shared_mutex exclusion;
 
@@ -183,7 +185,18 @@ Library::Library(const Source& source, size_t inputs, size_t outputs)
 
 Library::~Library() {
   if (exclusive_) --exclusive_libraries;
-  runner_.reset();
+  if (!failed_) {
+    runner_.reset();
+    return;
+  }
+  // The code keeps the text of its last error in a thread-local string, and clears it in each of its entries, the one
+  // that deletes the container among them. At the end of the process that string of the main thread is gone, and the
+  // clearing would write into freed memory; a new thread has a string of its own.
+  try {
+    std::thread([this] { runner_.reset(); }).join();
+  } catch (const std::system_error&) {
+    runner_.release();  // no thread to be had: rather lose the memory than corrupt it
+  }
 }
 
 void Library::run(AtenTensorHandle* inputs, AtenTensorHandle* outputs) const {
@@ -216,6 +229,7 @@ void Library::run_ready(AtenTensorHandle* inputs, AtenTensorHandle* outputs) con
 void Library::run_now(AtenTensorHandle* inputs, AtenTensorHandle* outputs) const {
   if (run_(container_, inputs, inputs_, outputs, outputs_, nullptr, extern_ops_) == 0) [[likely]]
     return;
+  failed_ = true;
   const char* reason = nullptr;
   if (last_error_ != nullptr) last_error_(&reason);
   throw Error(message(name_ + ": the compiled code failed while it ran",

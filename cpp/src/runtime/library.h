@@ -47,6 +47,7 @@ class Library {
   AOTIRuntimeError (*last_error_)(const char**) = nullptr;  ///< since torch 2.12; null where the code has none
   mutable std::atomic<bool> ready_{false};  ///< a call has returned, so the container has nothing left to write
   mutable std::mutex first_call_;
+  mutable std::atomic<bool> failed_{false};  ///< some call failed
 };
 
 }  // namespace torchcc::detail

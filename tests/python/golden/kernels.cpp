@@ -35,7 +35,7 @@ namespace app::math {
 namespace {
 
 /// Looks a function up and checks that it is the one that the header declares.
-const torchcc::Function& bind(const char* name, const char* declared) {
+const torchcc::Function& torchcc_bind(const char* name, const char* declared) {
   const torchcc::Function& function = kernels_package()[name];
   if (const std::string found = function.signature().str(); found != declared) {
     throw torchcc::PackageError("the header kernels.h and its package differ in '" + std::string(name) +
@@ -54,31 +54,31 @@ const torchcc::Package& kernels_package() {
 }
 
 at::Tensor bias_gelu(const at::Tensor& x, const at::Tensor& bias) {
-  static const torchcc::Function& torchcc_function = bind("bias_gelu", "bias_gelu(x: float32[n, 768], bias: float32[768]) -> float32[n, 768] with 1 <= n <= 4096");
+  static const torchcc::Function& torchcc_function = torchcc_bind("bias_gelu", "bias_gelu(x: float32[n, 768], bias: float32[768]) -> float32[n, 768] with 1 <= n <= 4096");
   return torchcc_function(x, bias);
 }
 
 void bias_gelu_out(at::Tensor& out, const at::Tensor& x, const at::Tensor& bias) {
-  static const torchcc::Function& torchcc_function = bind("bias_gelu", "bias_gelu(x: float32[n, 768], bias: float32[768]) -> float32[n, 768] with 1 <= n <= 4096");
+  static const torchcc::Function& torchcc_function = torchcc_bind("bias_gelu", "bias_gelu(x: float32[n, 768], bias: float32[768]) -> float32[n, 768] with 1 <= n <= 4096");
   std::array<at::Tensor, 1> torchcc_results{out};
   torchcc_function.call_out(torchcc_results, std::array<torchcc::Argument, 2>{x, bias});
 }
 
 std::tuple<at::Tensor, at::Tensor> moments(const at::Tensor& default_, const at::Tensor& out0, double alpha, int64_t k, bool flag) {
-  static const torchcc::Function& torchcc_function = bind("moments", "moments(default: bfloat16[2*n, m], out0: int64[n], alpha: double, k: int64_t, flag: bool) -> (float64[], int64[n+1]) with 0 <= n, 2 <= m");
+  static const torchcc::Function& torchcc_function = torchcc_bind("moments", "moments(default: bfloat16[2*n, m], out0: int64[n], alpha: double, k: int64_t, flag: bool) -> (float64[], int64[n+1]) with 0 <= n, 2 <= m");
   std::array<at::Tensor, 2> torchcc_results;
   torchcc_function.call_into(torchcc_results, std::array<torchcc::Argument, 5>{default_, out0, alpha, k, flag});
   return {std::move(torchcc_results[0]), std::move(torchcc_results[1])};
 }
 
 void moments_out(at::Tensor& out0, at::Tensor& out1, const at::Tensor& default_, const at::Tensor& out0_, double alpha, int64_t k, bool flag) {
-  static const torchcc::Function& torchcc_function = bind("moments", "moments(default: bfloat16[2*n, m], out0: int64[n], alpha: double, k: int64_t, flag: bool) -> (float64[], int64[n+1]) with 0 <= n, 2 <= m");
+  static const torchcc::Function& torchcc_function = torchcc_bind("moments", "moments(default: bfloat16[2*n, m], out0: int64[n], alpha: double, k: int64_t, flag: bool) -> (float64[], int64[n+1]) with 0 <= n, 2 <= m");
   std::array<at::Tensor, 2> torchcc_results{out0, out1};
   torchcc_function.call_out(torchcc_results, std::array<torchcc::Argument, 5>{default_, out0_, alpha, k, flag});
 }
 
 at::Tensor found(const at::Tensor& at_) {
-  static const torchcc::Function& torchcc_function = bind("found", "found(at: bool[3]) -> int64[?, 1]");
+  static const torchcc::Function& torchcc_function = torchcc_bind("found", "found(at: bool[3]) -> int64[?, 1]");
   return torchcc_function(at_);
 }
 
