@@ -5,13 +5,16 @@ Both are kept in torchcc's cache folder, so that a second run starts at once.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import functools
 import hashlib
 import importlib.metadata
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,16 +25,25 @@ from torchcc import native, paths, toolchain
 
 TESTS = Path(__file__).resolve().parent
 
+_KEPT = 7 * 24 * 3600  # seconds that packages of other sources stay in the cache
+
 
 def _cache() -> Path:
     return paths.cache_dir() / "tests"
 
 
-def _key(*sources: Path) -> str:
-    """A short hash of files, of torchcc's Python sources, and of the versions of what compiles them."""
-    package = Path(torchcc.__file__).parent
-    files = [*sources, *sorted(file for file in package.rglob("*") if file.suffix in (".py", ".jinja"))]
-    parts = [torch.__version__, toolchain.check_compiler(toolchain.cxx()).detail, str(TESTS)]
+@contextlib.contextmanager
+def _locked() -> Iterator[None]:
+    """Lets one test run at a time build into the cache."""
+    _cache().mkdir(parents=True, exist_ok=True)
+    with (_cache() / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _key(*files: Path) -> str:
+    """A short hash of what files contain, where these tests are, and which torch and compiler there are."""
+    parts = [str(TESTS), torch.__file__, torch.__version__, toolchain.check_compiler(toolchain.cxx()).detail]
     return hashlib.sha256("\n".join([*parts, *(file.read_text() for file in files)]).encode()).hexdigest()[:16]
 
 
@@ -39,11 +51,15 @@ def _key(*sources: Path) -> str:
 def built() -> Path:
     """The folder with ``regions.pt2``, ``regions.h``, ``regions.cpp`` and ``twin.pt2``."""
     sources = {TESTS / "regions.py": "regions", TESTS / "cpp" / "twin.py": "twin"}
-    folder = _cache() / "packages" / _key(*sources)
+    compiler = (file for file in Path(torchcc.__file__).parent.rglob("*") if file.suffix in (".py", ".jinja"))
+    folder = _cache() / "packages" / _key(*sources, *sorted(compiler))
     finished = folder / "finished"
-    if not finished.exists():
+    with _locked():
+        if finished.exists():
+            return folder
         for old in folder.parent.glob("*"):
-            shutil.rmtree(old)
+            if time.time() - old.stat().st_mtime > _KEPT:
+                shutil.rmtree(old)
         for source, namespace in sources.items():
             _run(sys.executable, "-m", "torchcc", "build", source, "--out", folder, "--namespace", namespace)
         finished.touch()
@@ -51,7 +67,7 @@ def built() -> Path:
 
 
 @pytest.fixture(scope="session")
-def files(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def files(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The folder that the C++ programs get: the packages, and in ``rewritten`` many that are wrong in one way each."""
     from cpp.rewrite import rewrite
 
@@ -59,7 +75,8 @@ def files(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("regions.pt2", "twin.pt2"):
         shutil.copyfile(built / name, folder / name)
     rewrite(built / "twin.pt2", folder / "rewritten")
-    return folder
+    yield folder
+    shutil.rmtree(folder)  # more than 100 MB
 
 
 @pytest.fixture(scope="session")
@@ -92,7 +109,13 @@ def _boost() -> Path:
 
 def _build(built: Path, preset: str) -> Path:
     toolchain.require_compiler()
-    folder = _cache() / "cpp" / preset
+    folder = _cache() / "cpp" / f"{preset}-{_key()}"
+    with _locked():
+        _configure_and_build(built, preset, folder)
+    return folder
+
+
+def _configure_and_build(built: Path, preset: str, folder: Path) -> None:
     _run(
         *(native.cmake(), "--preset", preset, "-S", TESTS / "cpp", "-B", folder),
         f"-DCMAKE_MAKE_PROGRAM={native.ninja()}",
@@ -104,4 +127,3 @@ def _build(built: Path, preset: str) -> Path:
     )
     targets = ("runtime_tests", "mistakes") if preset == "release" else ("runtime_tests",)
     _run(native.cmake(), "--build", folder, "--target", *targets)
-    return folder
