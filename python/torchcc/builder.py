@@ -47,8 +47,8 @@ def build(
         params: Constants for arguments, by argument name.
         with_out: Whether regions may have the variant that writes into given outputs (see ``region(out=...)``).
         depfile: Where to write a Make-style list of the Python files that the sources import.
-        logs: Folder for the compiler's logs, which then show the code that Inductor writes. By
-            default only what goes wrong is logged, below the system's temporary folder, and kept if the build fails.
+        logs: Folder for the compiler's logs, which then show the code that Inductor writes. By default only what goes
+            wrong is logged, below the system's temporary folder, and kept if the build fails.
         progress: Called with a title, the steps done and the steps in all.
 
     Raises:
