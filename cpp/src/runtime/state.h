@@ -50,6 +50,7 @@ struct Access {
     function.state_ = std::move(state);
     return function;
   }
+  static const std::shared_ptr<const Library>& library(const Function& function) { return function.state_->library; }
   static Package package(std::shared_ptr<const PackageState> state) {
     Package package;
     package.state_ = std::move(state);

@@ -1,0 +1,75 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <string>
+#include <variant>
+#include <vector>
+
+namespace torchcc {
+
+/// How a function is compiled. A plain value; compile() copies it.
+struct CompileOptions {
+  /// How messages and stats() name the function.
+  std::string name = "function";
+
+  /// false: the call that has seen enough waits for the compiler. true: no call ever waits; calls run eagerly until the
+  /// compiled code is there.
+  bool background = false;
+
+  /// Seconds that one compilation may take; after that the function stays eager, and says so.
+  double timeout = 600;
+
+  /// Options of Inductor by their name there, e.g. {"max_autotune", true}. An unknown name leaves the function eager,
+  /// with the compiler's message as the reason.
+  std::map<std::string, std::variant<bool, int64_t, double, std::string>> options;
+
+  /// Also compile a form in which the captured tensors that the function does not write into (weights) are constants,
+  /// packed for this CPU. It is used only where it is faster, and only as long as these tensors are the same objects at
+  /// the same version; after a change the ordinary form takes over at once, and they are packed again in the background
+  /// once they hold still.
+  bool freeze = true;
+
+  /// The same for captured tensors without a version counter (made in inference mode). A change of their values would
+  /// not be seen, so this is a promise that there is none.
+  bool freeze_inference_tensors = false;
+
+  /// Variants that one function may have (one per set of sizes, dtypes, values of numbers ...). Calls that fit none of
+  /// them, when there are this many, run eagerly.
+  int64_t max_variants = 8;
+
+  /// Called with one line of text when the compiler makes progress, from a thread of torchcc's; must not throw.
+  std::function<void(const std::string&)> progress;
+};
+
+/// One set of guards of a function, and what became of it.
+struct VariantStats {
+  std::string inputs;          ///< the arguments that it is for: "float32[8, 784], 3, true"
+  std::string state;           ///< "recorded" (not yet compiled), "compiling", "compiled", or "eager" (for good)
+  std::string reason;          ///< why it is not compiled; else empty
+  int64_t ops = 0;             ///< operators in the latest recording
+  int64_t recorded = 0;        ///< calls that were recorded
+  int64_t replayed = 0;        ///< calls that ran compiled code
+  int64_t eager = 0;           ///< calls that ran the C++ code unrecorded
+  double compile_seconds = 0;  ///< spent in the compiler, packed form included
+  bool from_cache = false;     ///< the compiled code came from the cache
+  bool frozen = false;         ///< there is a form with packed weights, used as long as they do not change
+};
+
+/// What a compiled function has done so far.
+struct CompileStats {
+  int64_t calls = 0;
+  int64_t recorded = 0;
+  int64_t replayed = 0;
+  int64_t eager = 0;
+  int64_t guard_misses = 0;  ///< calls that fitted no variant, the very first one included
+  double compile_seconds = 0;
+  std::string reason;  ///< why the latest call that did not run compiled code did not; else empty
+  std::vector<VariantStats> variants;
+
+  /// Several lines for people.
+  std::string str() const;
+};
+
+}  // namespace torchcc

@@ -1,0 +1,312 @@
+// Makes a recording of what the recorder saw: the inputs and outputs of the code to be compiled.
+
+#include <algorithm>
+#include <map>
+
+#include <ATen/Context.h>
+#include <ATen/core/grad_mode.h>
+#include <c10/core/CPUAllocator.h>
+#include <c10/core/DefaultDtype.h>
+#include <c10/core/InferenceMode.h>
+#include <torchcc/signature.h>
+
+#include "recorder.h"
+#include "tensors.h"
+
+namespace torchcc::detail {
+namespace {
+
+/// Whether memory is of PyTorch's allocator, and not the program's own (from_blob).
+bool is_allocated(const at::Tensor& tensor) {
+  return tensor.storage().data_ptr().get_deleter() == c10::GetCPUAllocator()->raw_deleter();
+}
+
+bool overlap(const int64_t* a, const int64_t* b) {
+  const auto [a_begin, a_end] = extent(a);
+  const auto [b_begin, b_end] = extent(b);
+  return a_begin < b_end && b_begin < a_end;
+}
+
+/// Bytes in memory, for storages that are views of the same memory.
+std::pair<const std::byte*, const std::byte*> bytes(const at::Tensor& tensor) {
+  const auto* begin = static_cast<const std::byte*>(tensor.storage().data());
+  return {begin, begin + tensor.storage().nbytes()};
+}
+
+}  // namespace
+
+void Recorder::check_all() {
+  if (!checks_content_) return;
+  for (Memory& memory : memories_) {
+    const auto storage = memory.storage.lock();
+    if (storage == nullptr || memory.is_unwritten) continue;
+    memory.checks = 1;
+    check(memory, *storage);
+  }
+}
+
+void Recorder::check_arguments() {
+  for (size_t i = 0; i < arguments_.size(); ++i) {
+    if (argument_values_[i] >= 0 && !has_words(arguments_[i], trace_.value(argument_values_[i]))) {
+      refuse("the function changes the sizes or the storage of argument " + std::to_string(i));
+    }
+  }
+}
+
+// Printing a tensor first converts it to double on the CPU, and then reads it where no operator shows.
+void Recorder::refuse_printing() {
+  for (size_t i = 0; i < trace_.steps.size(); ++i) {
+    const Trace::Step& step = trace_.steps[i];
+    if (!step.op->is_conversion) continue;
+    const int64_t output = trace_.code[trace_.end_of(i) - 1];
+    const int64_t* words = trace_.value(output);
+    if (uses_[static_cast<size_t>(output)] == 0 && words[kDtype] == static_cast<int64_t>(at::kDouble)) {
+      refuse("the function converts a tensor to double and does not use the result, as printing does");
+    }
+  }
+}
+
+// Captured tensors that nobody else holds were made in this call, by no operator.
+void Recorder::sort_captured() {
+  for (External& external : externals_) {
+    if (external.argument >= 0 || external.is_constant) continue;
+    if (external.tensor.use_count() > 1 || external.tensor.storage().use_count() > 1) continue;
+    if (external.tensor.dim() == 0 && is_allocated(external.tensor) && !memories_[external.memory].is_written) {
+      external.is_constant = true;  // PyTorch makes such tensors of C++ numbers without an operator
+    } else {
+      refuse("the function uses memory that it wraps or fills anew in each call (from_blob, data_ptr, another thread)");
+    }
+  }
+}
+
+void Recorder::add_input(Recording& recording, const External& external) {
+  const Memory& memory = memories_[external.memory];
+  Input input;
+  input.value = external.value;
+  input.written = memory.is_written;
+  if (external.argument >= 0) {
+    input.argument = static_cast<size_t>(external.argument);
+  } else if (external.is_constant) {
+    input.kind = Input::Kind::constant;
+  } else {
+    input.kind = Input::Kind::captured;
+    input.captured = Captured::of(external.tensor);
+  }
+  const int64_t* words = trace_.value(external.value);
+  input.before = memory.original.defined() ? make_view(memory.original.storage(), words) : external.tensor;
+  if (input.written) recording.after.push_back(make_view(external.tensor.storage(), words));
+  recording.inputs.push_back(std::move(input));
+}
+
+// Several views of one storage, which the function writes to: the compiled code gets the storage as a whole, as a tensor
+// of one dimension, and makes the views itself, so that it sees that they share memory.
+bool Recorder::make_base(Recording& recording, const std::vector<const External*>& views, size_t index) {
+  const Memory& memory = memories_[index];
+  const int64_t dtype = trace_.value(views.front()->value)[kDtype];
+  for (const External* view : views) {
+    const int64_t* words = trace_.value(view->value);
+    if (words[kDtype] != dtype || words[kFlags] != 0) {
+      refuse("the function writes to memory that it also uses as another dtype");
+      return false;
+    }
+  }
+  const at::Tensor& leader = views.front()->tensor;
+  const auto element = static_cast<int64_t>(c10::elementSize(static_cast<c10::ScalarType>(dtype)));
+  const std::vector<int64_t> words{
+      dtype, 0, 0, 1, static_cast<int64_t>(leader.storage().nbytes()) / element, 1};
+  const at::Tensor base = make_view(leader.storage(), words.data());
+  External external = *views.front();
+  external.value = add_value(base);
+  const size_t position = recording.inputs.size();
+  add_input(recording, external);
+  recording.inputs.back().is_base = true;
+  recording.inputs.back().before = make_view(memory.original.storage(), words.data());
+
+  Trace made;
+  static const Operator& as_strided =
+      operator_of(c10::Dispatcher::singleton().findSchemaOrThrow("aten::as_strided", ""));
+  made.values = trace_.values;
+  made.value_begin = trace_.value_begin;
+  std::vector<Recording::Shared> shared{{false, position, 0}};
+  for (const External* view : views) {
+    made.steps.push_back({&as_strided, static_cast<uint32_t>(made.code.size()), -1});
+    append_as_strided(made, external.value, view->value);
+  }
+  for (size_t i = 0; i < arguments_.size(); ++i) {
+    const bool is_view = std::any_of(views.begin(), views.end(),
+                                     [&](const External* view) { return view->value == argument_values_[i]; });
+    if (is_view) shared.push_back({true, i, arguments_[i].storage_offset()});
+  }
+  const auto size = static_cast<uint32_t>(made.code.size());
+  for (Trace::Step step : trace_.steps) {
+    step.begin += size;
+    made.steps.push_back(step);
+  }
+  made.code.insert(made.code.end(), trace_.code.begin(), trace_.code.end());
+  trace_ = std::move(made);
+  recording.shared.push_back(std::move(shared));
+  return true;
+}
+
+void Recorder::make_inputs(Recording& recording) {
+  std::map<size_t, std::vector<const External*>> by_memory;
+  for (const External& external : externals_) {
+    if (uses_[static_cast<size_t>(external.value)] > 0) by_memory[external.memory].push_back(&external);
+  }
+  for (const External& external : externals_) {
+    if (uses_[static_cast<size_t>(external.value)] == 0) continue;
+    const std::vector<const External*>& views = by_memory[external.memory];
+    if (views.size() == 1 || !memories_[external.memory].is_written) {
+      add_input(recording, external);
+    } else if (views.front() == &external && !make_base(recording, views, external.memory)) {
+      return;
+    }
+  }
+  // Storages of their own over the same memory: nobody can tell then what a write changes.
+  for (const Input& written : recording.inputs) {
+    if (!written.written) continue;
+    const at::Tensor& a = written.kind == Input::Kind::argument ? arguments_[written.argument] : written.captured->tensor();
+    for (const External& external : externals_) {
+      if (external.tensor.storage().unsafeGetStorageImpl() == a.storage().unsafeGetStorageImpl()) continue;
+      const auto [a_begin, a_end] = bytes(a);
+      const auto [b_begin, b_end] = bytes(external.tensor);
+      if (a_begin < b_end && b_begin < a_end) refuse("the function writes to memory that two storages share");
+    }
+  }
+}
+
+void Recorder::add_output(Recording& recording, Result& result, ValueId value, const at::Tensor& tensor) {
+  const auto known = std::find(recording.outputs.begin(), recording.outputs.end(), value);
+  result.index = static_cast<size_t>(known - recording.outputs.begin());
+  if (known != recording.outputs.end()) return;
+  recording.outputs.push_back(value);
+  recording.expected.push_back(tensor);
+}
+
+void Recorder::make_view_of_outside(Recording& recording, Result& result, const at::Tensor& tensor, size_t memory) {
+  for (size_t i = 0; i < arguments_.size(); ++i) {
+    if (argument_values_[i] >= 0 && arguments_[i].is_same(tensor)) {
+      result = {Result::Source::argument, i, {}};
+      return;
+    }
+  }
+  for (size_t i = 0; i < recording.inputs.size(); ++i) {
+    const Input& input = recording.inputs[i];
+    if (input.kind == Input::Kind::captured && input.captured->tensor().is_same(tensor)) {
+      result = {Result::Source::captured, i, {}};
+      return;
+    }
+  }
+  append_words(result.view, tensor);
+  for (const External& external : externals_) {
+    if (external.memory != memory) continue;
+    if (external.argument >= 0) {
+      result.source = Result::Source::view_of_argument;
+      result.index = static_cast<size_t>(external.argument);
+      result.view[kOffset] -= external.tensor.storage_offset();
+      return;
+    }
+    for (size_t i = 0; i < recording.inputs.size(); ++i) {
+      const Input& input = recording.inputs[i];
+      if (input.kind == Input::Kind::captured &&
+          input.captured->tensor().storage().is_alias_of(external.tensor.storage())) {
+        result.source = Result::Source::view_of_captured;
+        result.index = i;
+        return;
+      }
+    }
+  }
+  refuse("the function returns a constant");
+}
+
+void Recorder::make_results(Recording& recording, c10::ArrayRef<const at::Tensor*> results) {
+  // Values of one storage that overlap have to overlap after a replay too: they become views of the storage's first.
+  std::map<size_t, std::vector<ValueId>> by_memory;
+  std::vector<std::pair<ValueId, size_t>> places;
+  for (const at::Tensor* tensor : results) {
+    places.emplace_back(-1, 0);
+    if (!tensor->defined()) continue;
+    const size_t memory = memory_of_.find(tensor->storage().unsafeGetStorageImpl())->second;
+    const ValueId id = find(*tensor, memories_[memory]);
+    places.back() = {id, memory};
+    std::vector<ValueId>& values = by_memory[memory];
+    if (std::find(values.begin(), values.end(), id) == values.end()) values.push_back(id);
+  }
+  for (size_t i = 0; i < results.size(); ++i) {
+    Result& result = recording.results.emplace_back();
+    if (!results[i]->defined()) continue;
+    const auto [id, memory] = places[i];
+    const std::vector<ValueId>& values = by_memory[memory];
+    if (memories_[memory].is_external) {
+      make_view_of_outside(recording, result, *results[i], memory);
+      continue;
+    }
+    const bool overlaps = std::any_of(values.begin(), values.end(), [&, id = id](ValueId other) {
+      return other != id && overlap(trace_.value(id), trace_.value(other));
+    });
+    if (!overlaps) {
+      result.source = Result::Source::output;
+      add_output(recording, result, id, *results[i]);
+      continue;
+    }
+    const ValueId root = memories_[memory].values.front();
+    const int64_t* words = trace_.value(root);
+    if (words[kFlags] != 0 || words[kOffset] != 0 ||
+        std::any_of(values.begin(), values.end(), [&](ValueId one) {
+          return extent(trace_.value(one)).second > extent(words).second || trace_.value(one)[kDtype] != words[kDtype];
+        })) {
+      refuse("the function returns views that overlap, of something that cannot be returned as a whole");
+      return;
+    }
+    result.source = Result::Source::view_of_output;
+    append_words(result.view, *results[i]);
+    add_output(recording, result, root, make_view(results[i]->storage(), words));
+  }
+}
+
+std::unique_ptr<Recording> Recorder::finish(c10::ArrayRef<const at::Tensor*> results) {
+  const Unrecorded unrecorded;
+  static const Operator kResult{.name = "the result", .ignores_data = false};
+  auto recording = std::make_unique<Recording>();
+  for (const at::Tensor* tensor : results) {
+    if (refusal_.empty()) use(*tensor, kResult, false);
+    if (tensor->defined() && tensor->requires_grad() && at::GradMode::is_enabled()) {
+      refuse("a result requires grad: compiled code has no backward yet; call it under torch::NoGradGuard");
+    }
+  }
+  if (refusal_.empty()) check_all();
+  if (refusal_.empty()) check_arguments();
+  if (refusal_.empty()) refuse_printing();
+  if (refusal_.empty()) sort_captured();
+  if (refusal_.empty()) make_inputs(*recording);
+  if (refusal_.empty()) make_results(*recording, results);
+  for (const Input& input : recording->inputs) {
+    if (!input.written || !at::GradMode::is_enabled()) continue;
+    const at::Tensor& tensor =
+        input.kind == Input::Kind::argument ? arguments_[input.argument] : input.captured->tensor();
+    if (tensor.requires_grad()) refuse("the function writes to a tensor that requires grad");
+  }
+  for (size_t i = 0; i < arguments_.size(); ++i) {
+    const auto first = std::find(argument_values_.begin(), argument_values_.end(), argument_values_[i]);
+    recording->same_as.push_back(static_cast<size_t>(first - argument_values_.begin()));
+    if (argument_values_[i] < 0) recording->same_as.back() = i;
+  }
+  externals_.clear();  // our own handles, which are not to be counted
+  for (Input& input : recording->inputs) {
+    if (input.kind != Input::Kind::captured) continue;
+    if (!input.written) input.before.reset();
+    input.owners = input.captured->owners();
+    input.storage_owners = input.captured->storage_owners() - (input.written ? 1 : 0);  // Recording::after has one
+  }
+  recording->trace = std::move(trace_);
+  recording->random_state = random_state_;
+  recording->has_copies = has_copies_;
+  recording->argument_hash = argument_hash_;
+  recording->default_dtype = static_cast<int64_t>(c10::get_default_dtype_as_scalartype());
+  recording->deterministic = at::globalContext().deterministicAlgorithms();
+  recording->inference_mode = c10::InferenceMode::is_enabled();
+  recording->refusal = refusal_;
+  return recording;
+}
+
+}  // namespace torchcc::detail

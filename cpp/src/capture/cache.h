@@ -1,0 +1,37 @@
+#pragma once
+
+#include <filesystem>
+#include <memory>
+#include <string>
+
+#include "library.h"
+
+namespace torchcc::detail {
+
+/// The folder of compiled code, private to this user: `compiled` in TORCHCC_CACHE, else in `torchcc` in XDG_CACHE_HOME
+/// or ~/.cache. Made when it is missing. Throws CompileError when it cannot be, or when others may write into it.
+std::filesystem::path cache_folder();
+
+/// Everything that decides what code comes out of the compiler, as text, and a hash of it, which names the file.
+struct CacheKey {
+  std::string text;
+  std::string name;
+
+  explicit CacheKey(std::string content);
+  std::filesystem::path file(const std::filesystem::path& folder) const { return folder / (name + ".pt2"); }
+  /// Present where packed code was measured and lost.
+  std::filesystem::path slower(const std::filesystem::path& folder) const { return folder / (name + ".slower"); }
+};
+
+/// torch, torchcc and the kind of CPU: a line of each key.
+std::string build_text();
+
+/// The compiled code of a key: from this process, else from the folder. Null when there is none. A file that is damaged
+/// or made for something else is removed, and the reason written to `reason`.
+std::shared_ptr<const Library> find_library(const CacheKey& key, const std::filesystem::path& folder,
+                                            std::string& reason);
+
+/// Writes a small file, whole or not at all.
+void write_marker(const std::filesystem::path& file, const std::string& text);
+
+}  // namespace torchcc::detail

@@ -1,0 +1,42 @@
+#pragma once
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include <sys/types.h>
+
+namespace torchcc::detail {
+
+/// One trace to compile. See python/torchcc/compiler.py for the other side.
+struct CompileRequest {
+  std::string function;         ///< its name, for messages
+  std::string trace;            ///< JSON
+  std::vector<char> tensors;    ///< torch::pickle_save of recorded inputs and outputs
+  std::string package;          ///< file to write
+  std::string key;              ///< text to store in it
+  bool freeze = false;
+  std::string against;          ///< package that a frozen one has to beat; may be empty
+  std::string options;          ///< JSON object
+  std::string log;              ///< file for what the compiler prints
+  double timeout = 0;           ///< seconds
+  std::function<void(const std::string&)> progress;
+};
+
+struct CompileAnswer {
+  std::string error;  ///< one line; empty on success
+  std::string kind;   ///< of the error: "mismatch", "export", "compile", "slower", "write"; else empty
+  double seconds = 0;
+};
+
+/// Sends a trace to the compiler process, which is started when there is none, and waits for the answer. From any thread;
+/// requests queue. Never throws for what goes wrong with the compiler.
+CompileAnswer compile_trace(const CompileRequest& request);
+
+/// Makes the object that stop_compiler() ends.
+void prepare_compiler();
+
+/// Ends the compiler process, with what it is doing. Requests that wait are answered with an error.
+void stop_compiler();
+
+}  // namespace torchcc::detail

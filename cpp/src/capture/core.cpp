@@ -1,0 +1,140 @@
+// One call of a compiled function: replay, or a run of the C++ code that may be recorded.
+
+#include <torchcc/detail/core.h>
+
+#include <torchcc/error.h>
+
+#include "background.h"
+#include "log.h"
+#include "recorder.h"
+#include "variant.h"
+
+namespace torchcc::detail {
+
+Core::Core(CompileOptions options, ClosureBytes closure, std::unique_ptr<ModuleView> module)
+    : state_(std::make_shared<CoreState>()) {
+  state_->options = std::move(options);
+  state_->watch = ClosureWatch(closure);
+  state_->module = std::move(module);
+}
+
+Core::~Core() = default;
+
+bool Core::replay(const Leaves& arguments, Replayed& results) {
+  CoreState& state = *state_;
+  if (Recorder::current() != nullptr) return false;  // part of a function that is being recorded
+  const CoreState::Table* table = state.table.load(std::memory_order_acquire);
+  if (table == nullptr) return false;
+  const uint64_t settings = environment();
+  const std::vector<int64_t>& modes = state.modes();
+  for (Variant* variant : *table) {
+    const Plan* plan = variant->plan.load(std::memory_order_acquire);
+    if (plan == nullptr || !variant->guards.fit(arguments, modes, settings, state.watch)) continue;
+    if (!plan->holds(arguments)) return false;
+    bool packed = false;
+    try {
+      packed = plan->run(arguments, results);
+    } catch (const Error&) {
+      // The function's own exception says it better, as long as nothing has been changed yet.
+      if (plan->recording().mutates()) throw;
+      results.tensors.clear();
+      return false;
+    }
+    variant->replayed.fetch_add(1, std::memory_order_relaxed);
+    if (!packed && plan->frozen.load(std::memory_order_relaxed) != nullptr) state.note_stale(*variant);
+    return true;
+  }
+  return false;
+}
+
+struct Run::State {
+  std::shared_ptr<CoreState> core;
+  Guards guards;  // made before the call, which may move its arguments away
+  std::vector<uint64_t> closure;
+  std::unique_ptr<Recorder> recorder;
+};
+
+Run::Run(Core& core, const Leaves& arguments) {
+  if (Recorder::current() != nullptr) return;
+  CoreState& state = *core.state_;
+  Variant* variant = state.find(arguments);
+  std::shared_ptr<const Recording> previous;
+  {
+    const std::lock_guard lock(state.mutex);
+    if (variant == nullptr) {
+      ++state.guard_misses;
+      if (!state.variants.empty() && is_logged(Topic::guards)) {
+        log(Topic::guards, state.options.name,
+            "no variant fits: " +
+                state.variants.back()->guards.misfit(arguments, state.modes(), environment(), state.watch) + " changed");
+      }
+      if (static_cast<int64_t>(state.variants.size()) >= state.options.max_variants) {
+        ++state.surplus;
+        const std::string changed =
+            state.variants.empty()
+                ? ""
+                : state.variants.back()->guards.misfit(arguments, state.modes(), environment(), state.watch);
+        state.reason = "there are " + std::to_string(state.variants.size()) +
+                       " variants already (CompileOptions::max_variants); what keeps changing: " + changed;
+        if (state.surplus == 1) log(Topic::guards, state.options.name, state.reason);
+        return;
+      }
+    } else if (variant->state == Variant::State::eager || variant->state == Variant::State::compiling) {
+      ++variant->eager;
+      state.reason = variant->state == Variant::State::eager ? variant->reason : "it is being compiled";
+      return;
+    } else {
+      previous = variant->last;
+    }
+  }
+  std::vector<uint64_t> closure = state.watch.read();
+  state_ = std::make_unique<State>(
+      State{core.state_, Guards(arguments, state.modes(), environment(), closure), closure, nullptr});
+  try {
+    state_->recorder = std::make_unique<Recorder>(arguments.tensors, previous.get());
+  } catch (const CaptureError& error) {
+    const std::lock_guard lock(state.mutex);
+    state.reason = error.what();
+    state_.reset();
+  }
+}
+
+Run::~Run() = default;
+
+void Run::finish(const Leaves& results, bool unchanged) {
+  if (state_ == nullptr) return;
+  CoreState& core = *state_->core;
+  if (!unchanged) state_->recorder->refuse("the function assigns to an argument that it got by reference");
+  if (!core.watch.is(state_->closure)) {
+    state_->recorder->refuse("the function changes a C++ variable that it captures");
+  }
+  std::unique_ptr<Recording> recording = state_->recorder->finish(results.tensors);
+  state_->recorder.reset();
+  recording->result_constants.assign(results.constants.begin(), results.constants.end());
+  Variant* variant = nullptr;
+  const std::shared_ptr<const Recording> ready =
+      core.commit(std::move(state_->guards), std::move(recording), variant);
+  if (ready == nullptr) return;
+  if (!core.options.background) {
+    core.compile(*variant, ready);
+    return;
+  }
+  run_in_background([weak = std::weak_ptr(state_->core), variant, ready] {
+    if (const auto state = weak.lock()) state->compile(*variant, ready);
+  });
+}
+
+void Core::wait() const {
+  std::unique_lock lock(state_->mutex);
+  state_->idle.wait(lock, [this] { return state_->pending == 0; });
+}
+
+std::string Core::trace() const {
+  const std::lock_guard lock(state_->mutex);
+  if (state_->latest == nullptr) {
+    throw CaptureError(state_->options.name + ": nothing has been recorded: call the function first");
+  }
+  return to_json(*state_->latest, state_->options.name);
+}
+
+}  // namespace torchcc::detail

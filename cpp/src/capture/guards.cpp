@@ -1,0 +1,270 @@
+#include "guards.h"
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+
+#include <dlfcn.h>
+#include <pthread.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include <ATen/Context.h>
+#include <ATen/autocast_mode.h>
+#include <ATen/core/grad_mode.h>
+#include <c10/core/DefaultDtype.h>
+#include <c10/core/InferenceMode.h>
+#include <torchcc/signature.h>
+
+#include "tensors.h"
+
+namespace torchcc::detail {
+namespace {
+
+constexpr int64_t kDefined = 1;
+constexpr int64_t kRequiresGrad = 2;
+constexpr int64_t kPending = 4;  // conjugate or negative
+constexpr int64_t kInference = 8;
+
+int64_t flags_of(const at::Tensor& tensor) {
+  return kDefined | (tensor.requires_grad() ? kRequiresGrad : 0) |
+         (tensor.is_conj() || tensor.is_neg() ? kPending : 0) | (tensor.is_inference() ? kInference : 0);
+}
+
+// Per tensor: flags, dtype, rank, sizes, strides.
+void append(std::vector<int64_t>& words, const at::Tensor& tensor) {
+  if (!tensor.defined()) {
+    words.push_back(0);
+    return;
+  }
+  words.push_back(flags_of(tensor));
+  words.push_back(static_cast<int64_t>(tensor.scalar_type()));
+  if (!is_ordinary(tensor)) {
+    words.push_back(-1);
+    return;
+  }
+  words.push_back(tensor.dim());
+  words.insert(words.end(), tensor.sizes().begin(), tensor.sizes().end());
+  words.insert(words.end(), tensor.strides().begin(), tensor.strides().end());
+}
+
+/// Compares one tensor; moves `words` behind what stands for it.
+bool fits(const at::Tensor& tensor, const int64_t*& words) {
+  if (words[0] == 0 || !tensor.defined()) {
+    if (words[0] != 0 || tensor.defined()) return false;
+    ++words;
+    return true;
+  }
+  if (words[2] < 0 || !is_ordinary(tensor)) {
+    if (words[2] >= 0 || is_ordinary(tensor)) return false;
+    words += 3;
+    return true;
+  }
+  const at::IntArrayRef sizes = tensor.sizes();
+  if (words[1] != static_cast<int64_t>(tensor.scalar_type()) || words[2] != static_cast<int64_t>(sizes.size()) ||
+      words[0] != flags_of(tensor)) {
+    return false;
+  }
+  words += 3;
+  if (!std::equal(sizes.begin(), sizes.end(), words)) return false;
+  words += sizes.size();
+  const at::IntArrayRef strides = tensor.strides();
+  if (!std::equal(strides.begin(), strides.end(), words)) return false;
+  words += strides.size();
+  return true;
+}
+
+std::string type_of(const at::Tensor& tensor) {
+  if (!tensor.defined()) return "undefined";
+  std::string text = dtype_name(tensor.scalar_type()) + "[";
+  for (int64_t d = 0; d < tensor.dim(); ++d) text += (d == 0 ? "" : ", ") + std::to_string(tensor.size(d));
+  text += "]";
+  if (is_ordinary(tensor) && !tensor.is_contiguous()) {
+    text += " with strides [";
+    for (int64_t d = 0; d < tensor.dim(); ++d) text += (d == 0 ? "" : ", ") + std::to_string(tensor.stride(d));
+    text += "]";
+  }
+  return text + (tensor.requires_grad() ? " that requires grad" : "") + (tensor.is_inference() ? " of inference mode" : "");
+}
+
+/// The arguments as people write them; the text of the leaves has "$" for tensors.
+std::string text_of(const Leaves& arguments) {
+  std::string text;
+  size_t next = 0;
+  bool quoted = false;
+  for (const char letter : arguments.text == nullptr ? std::string() : *arguments.text) {
+    if (letter == '"') quoted = !quoted;
+    if (letter == '$' && !quoted && next < arguments.tensors.size()) {
+      text += type_of(*arguments.tensors[next++]);
+    } else {
+      text += letter;
+    }
+  }
+  return text;
+}
+
+bool is_in_stack_of_this_thread(const void* address) {
+  thread_local const std::pair<const char*, const char*> stack = [] {
+    pthread_attr_t attributes;
+    void* begin = nullptr;
+    size_t size = 0;
+    if (pthread_getattr_np(pthread_self(), &attributes) == 0) {
+      pthread_attr_getstack(&attributes, &begin, &size);
+      pthread_attr_destroy(&attributes);
+    }
+    return std::pair(static_cast<const char*>(begin), static_cast<const char*>(begin) + size);
+  }();
+  return address >= stack.first && address < stack.second;
+}
+
+bool is_program_data(const void* address) {
+  Dl_info info;
+  return dladdr(address, &info) != 0;
+}
+
+bool is_in_heap(const void* address) {
+  // The part of the heap that grows at its end; a mapping of its own (a large array) may go at any time.
+  static const char* const begin = [] {
+    static const int in_data = 0;
+    return reinterpret_cast<const char*>(&in_data);
+  }();
+  return address > begin && address < sbrk(0);
+}
+
+bool can_read(const void* address, size_t size) {
+  uint64_t word = 0;
+  const iovec local{&word, size};
+  const iovec remote{const_cast<void*>(address), size};
+  return process_vm_readv(getpid(), &local, 1, &remote, 1, 0) == static_cast<ssize_t>(size);
+}
+
+// The variables belong to the program, which may have freed or poisoned what a stale pointer names.
+#if defined(__clang__) || defined(__GNUC__)
+__attribute__((no_sanitize("address", "thread")))
+#endif
+uint64_t read_word(const std::byte* address, uint32_t size) {
+  uint64_t word = 0;
+  if (size == 8) {
+    word = *reinterpret_cast<const volatile uint64_t*>(address);
+  } else if (size == 4) {
+    word = *reinterpret_cast<const volatile uint32_t*>(address);
+  } else {
+    word = *reinterpret_cast<const volatile uint8_t*>(address);
+  }
+  return word;
+}
+
+/// How many bytes a variable at an address may have, going by its alignment.
+uint32_t size_at(uintptr_t address) { return address % 8 == 0 ? 8 : address % 4 == 0 ? 4 : 1; }
+
+}  // namespace
+
+uint64_t environment() {
+  const at::Context& context = at::globalContext();
+  uint64_t word = 0;
+  const auto add = [&](uint64_t value, int bits) { word = word << bits | value; };
+  add(at::GradMode::is_enabled(), 1);
+  add(c10::InferenceMode::is_enabled(), 1);
+  const bool autocast = at::autocast::is_autocast_enabled(at::kCPU);
+  add(autocast, 1);
+  add(autocast ? static_cast<uint64_t>(at::autocast::get_autocast_dtype(at::kCPU)) : 0, 8);
+  add(static_cast<uint64_t>(c10::get_default_dtype_as_scalartype()), 8);
+  add(context.deterministicAlgorithms(), 1);
+  add(context.deterministicAlgorithmsWarnOnly(), 1);
+  add(static_cast<uint64_t>(context.float32MatmulPrecision()), 4);
+  return word;
+}
+
+std::string environment_difference(uint64_t before, uint64_t after) {
+  constexpr std::pair<const char*, int> kFields[] = {{"the precision of matrix products", 4},
+                                                     {"deterministic algorithms (warn only)", 1},
+                                                     {"deterministic algorithms", 1},
+                                                     {"the default dtype", 8},
+                                                     {"the dtype of autocast", 8},
+                                                     {"autocast", 1},
+                                                     {"inference mode", 1},
+                                                     {"grad mode", 1}};
+  for (const auto& [name, bits] : kFields) {
+    const uint64_t mask = (uint64_t{1} << bits) - 1;
+    if ((before & mask) != (after & mask)) return name;
+    before >>= bits;
+    after >>= bits;
+  }
+  return "";
+}
+
+ClosureWatch::ClosureWatch(ClosureBytes closure) {
+  for (size_t i = 0; i + 8 <= closure.size; i += 8) {
+    const std::byte* word = closure.begin + i;
+    places_.push_back({word, 8});
+    uintptr_t value = 0;
+    std::memcpy(&value, word, sizeof value);
+    const auto* target = reinterpret_cast<const std::byte*>(value);
+    const uint32_t size = size_at(value);
+    const bool stays = is_in_stack_of_this_thread(target) || is_in_heap(target) || is_program_data(target);
+    if (value > 4096 && stays && can_read(target, size)) places_.push_back({target, size});
+  }
+  for (size_t i = closure.size / 8 * 8; i < closure.size; ++i) places_.push_back({closure.begin + i, 1});
+}
+
+std::vector<uint64_t> ClosureWatch::read() const {
+  std::vector<uint64_t> words;
+  words.reserve(places_.size());
+  for (const Place& place : places_) words.push_back(read_word(place.address, place.size));
+  return words;
+}
+
+bool ClosureWatch::is(const std::vector<uint64_t>& earlier) const {
+  for (size_t i = 0; i < places_.size(); ++i) {
+    if (read_word(places_[i].address, places_[i].size) != earlier[i]) return false;
+  }
+  return true;
+}
+
+Guards::Guards(const Leaves& arguments, std::vector<int64_t> modes, uint64_t environment, std::vector<uint64_t> closure)
+    : tensors_(arguments.tensors.size()),
+      constants_(arguments.constants.begin(), arguments.constants.end()),
+      modes_(std::move(modes)),
+      environment_(environment),
+      closure_(std::move(closure)),
+      text_(text_of(arguments)) {
+  for (const at::Tensor* tensor : arguments.tensors) append(words_, *tensor);
+}
+
+bool Guards::operator==(const Guards& other) const {
+  return words_ == other.words_ && tensors_ == other.tensors_ && constants_ == other.constants_ &&
+         modes_ == other.modes_ && environment_ == other.environment_ && closure_ == other.closure_;
+}
+
+bool Guards::fit(const Leaves& arguments, c10::ArrayRef<int64_t> modes, uint64_t environment,
+                 const ClosureWatch& watch) const {
+  if (arguments.tensors.size() != tensors_ || environment != environment_ ||
+      !std::equal(constants_.begin(), constants_.end(), arguments.constants.begin(), arguments.constants.end())) {
+    return false;
+  }
+  const int64_t* words = words_.data();
+  for (const at::Tensor* tensor : arguments.tensors) {
+    if (!fits(*tensor, words)) return false;
+  }
+  return modes.equals(modes_) && watch.is(closure_);
+}
+
+std::string Guards::misfit(const Leaves& arguments, c10::ArrayRef<int64_t> modes, uint64_t environment,
+                           const ClosureWatch& watch) const {
+  if (environment != environment_) return environment_difference(environment_, environment);
+  if (arguments.tensors.size() != tensors_) return "the number of tensors in the arguments";
+  const int64_t* words = words_.data();
+  for (size_t i = 0; i < tensors_; ++i) {
+    if (!fits(*arguments.tensors[i], words)) {
+      return "tensor " + std::to_string(i) + " of the arguments (now " + type_of(*arguments.tensors[i]) + ")";
+    }
+  }
+  if (!std::equal(constants_.begin(), constants_.end(), arguments.constants.begin(), arguments.constants.end())) {
+    return "a number in the arguments (now " + text_of(arguments) + ")";
+  }
+  if (!modes.equals(modes_)) return "the training mode of the module or of a part of it";
+  if (!watch.is(closure_)) return "a C++ variable that the function captures";
+  return "";
+}
+
+}  // namespace torchcc::detail

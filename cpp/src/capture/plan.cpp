@@ -1,0 +1,213 @@
+#include "plan.h"
+
+#include <algorithm>
+
+#include <ATen/core/grad_mode.h>
+#include <c10/util/SmallVector.h>
+#include <torch/csrc/inductor/aoti_torch/utils.h>
+
+#include "tensors.h"
+#include "trace.h"
+
+namespace torchcc::detail {
+namespace {
+
+using torch::aot_inductor::tensor_handle_to_tensor_pointer;
+using torch::aot_inductor::tensor_pointer_to_tensor_handle;
+
+/// Handles for one call of compiled code, which takes them over.
+class Handles {
+ public:
+  ~Handles() {
+    for (AtenTensorHandle handle : handles_) delete tensor_handle_to_tensor_pointer(handle);
+  }
+  void push_back(at::Tensor tensor) {
+    handles_.push_back(tensor_pointer_to_tensor_handle(new at::Tensor(std::move(tensor))));
+  }
+  void run(const Library& library, AtenTensorHandle* outputs) {
+    c10::SmallVector<AtenTensorHandle, 16> given(handles_.begin(), handles_.end());
+    handles_.clear();
+    library.run(given.data(), outputs);
+  }
+
+ private:
+  c10::SmallVector<AtenTensorHandle, 16> handles_;
+};
+
+at::Tensor take(AtenTensorHandle handle) {
+  at::Tensor* pointer = tensor_handle_to_tensor_pointer(handle);
+  at::Tensor tensor = std::move(*pointer);
+  delete pointer;
+  return tensor;
+}
+
+// Sizes and strides; the dtype of a tensor changes only together with its storage.
+bool has_layout(const at::Tensor& tensor, const int64_t* words) {
+  const at::IntArrayRef sizes = tensor.sizes();
+  const at::IntArrayRef strides = tensor.strides();
+  return words[kRank] == static_cast<int64_t>(sizes.size()) &&
+         words[kDtype] == static_cast<int64_t>(tensor.scalar_type()) &&
+         std::equal(sizes.begin(), sizes.end(), words + kSizes) &&
+         std::equal(strides.begin(), strides.end(), words + kSizes + words[kRank]);
+}
+
+std::pair<const std::byte*, const std::byte*> bytes(const at::Tensor& tensor) {
+  if (tensor.numel() == 0) return {nullptr, nullptr};
+  int64_t last = 0;
+  for (int64_t d = 0; d < tensor.dim(); ++d) last += (tensor.size(d) - 1) * tensor.stride(d);
+  const auto* begin = static_cast<const std::byte*>(tensor.const_data_ptr());
+  return {begin, begin + (last + 1) * static_cast<int64_t>(tensor.element_size())};
+}
+
+Frozen::Weight weight_of(const Captured& captured) {
+  const at::Tensor& tensor = captured.tensor();
+  const bool has_version = !tensor.is_inference();
+  return {&captured, tensor.storage().unsafeGetStorageImpl(),
+          has_version ? static_cast<uint32_t>(tensor._version()) : 0, has_version};
+}
+
+}  // namespace
+
+bool Frozen::is_current() const {
+  return std::all_of(weights.begin(), weights.end(), [](const Weight& weight) {
+    const at::Tensor& tensor = weight.captured->tensor();
+    return tensor.storage().unsafeGetStorageImpl() == weight.storage &&
+           (!weight.has_version || static_cast<uint32_t>(tensor.unsafeGetTensorImpl()->version_counter().current_version()) == weight.version);
+  });
+}
+
+std::vector<Frozen::Weight> freezable(const Recording& recording, bool inference_tensors) {
+  std::vector<Frozen::Weight> weights;
+  bool is_worth_it = false;  // packing is for matrices and convolution kernels
+  for (const Input& input : recording.inputs) {
+    if (input.kind != Input::Kind::captured || input.written) continue;
+    weights.push_back(weight_of(*input.captured));
+    if (!weights.back().has_version && !inference_tensors) return {};
+    is_worth_it = is_worth_it || (input.captured->tensor().dim() >= 2 && input.captured->tensor().is_floating_point());
+  }
+  if (!is_worth_it) weights.clear();
+  return weights;
+}
+
+Plan::Plan(std::shared_ptr<const Recording> recording, std::shared_ptr<const Library> library)
+    : recording_(std::move(recording)), library_(std::move(library)), mutates_(recording_->mutates()) {
+  for (size_t i = 0; i < recording_->same_as.size(); ++i) {
+    has_same_arguments_ = has_same_arguments_ || recording_->same_as[i] != i;
+  }
+}
+
+const at::Tensor& Plan::tensor_of(const Input& input, const Leaves& arguments) const {
+  switch (input.kind) {
+    case Input::Kind::argument: return *arguments.tensors[input.argument];
+    case Input::Kind::captured: return input.captured->tensor();
+    case Input::Kind::constant: return input.before;
+  }
+  return input.before;
+}
+
+bool Plan::shares_as_recorded(const Leaves& arguments) const {
+  for (size_t i = 0; i < recording_->same_as.size(); ++i) {
+    const size_t first = recording_->same_as[i];
+    if (first == i) continue;
+    const at::Tensor& a = *arguments.tensors[first];
+    const at::Tensor& b = *arguments.tensors[i];
+    if (!a.storage().is_alias_of(b.storage()) || a.storage_offset() != b.storage_offset()) return false;
+  }
+  for (const std::vector<Recording::Shared>& group : recording_->shared) {
+    const Input& base = recording_->inputs[group.front().index];
+    const c10::Storage& storage = tensor_of(base, arguments).storage();
+    for (const Recording::Shared& member : group) {
+      if (!member.is_argument) continue;
+      const at::Tensor& tensor = *arguments.tensors[member.index];
+      if (!tensor.storage().is_alias_of(storage) || tensor.storage_offset() != member.offset) return false;
+    }
+  }
+  return true;
+}
+
+// Whether something that is written shares memory with another input, although it did not in the recording.
+bool Plan::overlaps(const Leaves& arguments) const {
+  const std::vector<Input>& inputs = recording_->inputs;
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    if (!inputs[i].written) continue;
+    const at::Tensor& written = tensor_of(inputs[i], arguments);
+    const auto [begin, end] = bytes(written);
+    for (size_t j = 0; j < inputs.size(); ++j) {
+      if (i == j) continue;
+      const auto [other_begin, other_end] = bytes(tensor_of(inputs[j], arguments));
+      if (begin < other_end && other_begin < end) return true;
+    }
+  }
+  return false;
+}
+
+bool Plan::holds(const Leaves& arguments) const {
+  for (const Input& input : recording_->inputs) {
+    if (input.kind != Input::Kind::captured) continue;
+    const Captured& captured = *input.captured;
+    if (captured.owners() < input.owners || captured.storage_owners() < input.storage_owners) return false;
+    const int64_t* words = recording_->trace.value(input.value);
+    if (!input.is_base && !has_layout(captured.tensor(), words)) return false;
+    if (input.is_base && static_cast<int64_t>(captured.tensor().storage().nbytes() / captured.tensor().element_size()) !=
+                             words[kSizes]) {
+      return false;
+    }
+  }
+  if ((has_same_arguments_ || !recording_->shared.empty()) && !shares_as_recorded(arguments)) return false;
+  return !mutates_ || !overlaps(arguments);
+}
+
+bool Plan::run(const Leaves& arguments, Replayed& results) const {
+  const Recording& recording = *recording_;
+  const c10::AutoGradMode no_grad(false);
+  const Frozen* packed = frozen.load(std::memory_order_acquire);
+  if (packed != nullptr && !packed->is_current()) packed = nullptr;
+  c10::SmallVector<AtenTensorHandle, 4> outputs(recording.outputs.size());
+  if (library_ != nullptr) {
+    Handles handles;
+    const auto give = [&](const Input& input) {
+      const at::Tensor& tensor = tensor_of(input, arguments);
+      handles.push_back(input.is_base ? make_view(tensor.storage(), recording.trace.value(input.value)) : tensor);
+    };
+    if (packed != nullptr) {
+      for (const size_t i : packed->inputs) give(recording.inputs[i]);
+      handles.run(*packed->library, outputs.data());
+    } else {
+      for (const Input& input : recording.inputs) give(input);
+      handles.run(*library_, outputs.data());
+    }
+  }
+  c10::SmallVector<at::Tensor, 4> made;
+  for (AtenTensorHandle handle : outputs) made.push_back(take(handle));
+  for (const Input& input : recording.inputs) {
+    if (!input.written) continue;
+    const at::Tensor& tensor = tensor_of(input, arguments);
+    if (!tensor.is_inference()) tensor.unsafeGetTensorImpl()->bump_version();
+  }
+  for (const Result& result : recording.results) {
+    switch (result.source) {
+      case Result::Source::undefined: results.tensors.emplace_back(); break;
+      case Result::Source::argument: results.tensors.push_back(*arguments.tensors[result.index]); break;
+      case Result::Source::captured: results.tensors.push_back(recording.inputs[result.index].captured->tensor()); break;
+      case Result::Source::output: results.tensors.push_back(made[result.index]); break;
+      case Result::Source::view_of_argument: {
+        const at::Tensor& argument = *arguments.tensors[result.index];
+        c10::SmallVector<int64_t, 16> words(result.view.begin(), result.view.end());
+        words[kOffset] += argument.storage_offset();
+        results.tensors.push_back(make_view(argument.storage(), words.data()));
+        break;
+      }
+      case Result::Source::view_of_captured:
+        results.tensors.push_back(
+            make_view(recording.inputs[result.index].captured->tensor().storage(), result.view.data()));
+        break;
+      case Result::Source::view_of_output:
+        results.tensors.push_back(make_view(made[result.index].storage(), result.view.data()));
+        break;
+    }
+  }
+  results.constants = recording.result_constants.data();
+  return packed != nullptr;
+}
+
+}  // namespace torchcc::detail

@@ -1,0 +1,64 @@
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include <torchcc/detail/core.h>
+
+#include "library.h"
+#include "recording.h"
+
+namespace torchcc::detail {
+
+/// Code in which captured tensors are constants, and what these were when it was compiled.
+struct Frozen {
+  struct Weight {
+    const Captured* captured = nullptr;
+    const c10::StorageImpl* storage = nullptr;
+    uint32_t version = 0;
+    bool has_version = false;
+  };
+  std::shared_ptr<const Library> library;
+  std::vector<size_t> inputs;    ///< the inputs that the code still takes
+  std::vector<Weight> weights;
+
+  /// Whether all weights are the tensors at the versions that the code was compiled with.
+  bool is_current() const;
+};
+
+/// The versions of all weights that a frozen form would make constant; empty when there is none, or one without a
+/// version counter that must not be frozen.
+std::vector<Frozen::Weight> freezable(const Recording& recording, bool inference_tensors);
+
+/// A recording with compiled code: runs it in place of the function. Safe from many threads.
+class Plan {
+ public:
+  Plan(std::shared_ptr<const Recording> recording, std::shared_ptr<const Library> library);
+
+  const Recording& recording() const { return *recording_; }
+  const std::shared_ptr<const Library>& library() const { return library_; }
+
+  /// Whether the captured tensors and the aliasing of the arguments are as recorded. When not, the function has to be
+  /// recorded again before compiled code may run.
+  bool holds(const Leaves& arguments) const;
+
+  /// Runs the code. Returns whether the frozen form ran.
+  bool run(const Leaves& arguments, Replayed& results) const;
+
+  /// The form with packed weights; null while there is none.
+  std::atomic<const Frozen*> frozen{nullptr};
+
+ private:
+  const at::Tensor& tensor_of(const Input& input, const Leaves& arguments) const;
+  bool shares_as_recorded(const Leaves& arguments) const;
+  bool overlaps(const Leaves& arguments) const;
+
+  std::shared_ptr<const Recording> recording_;
+  std::shared_ptr<const Library> library_;  // null when there is nothing to compute
+  bool has_same_arguments_ = false;
+  bool mutates_ = false;
+};
+
+}  // namespace torchcc::detail

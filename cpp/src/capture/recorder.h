@@ -1,0 +1,123 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+#include <ATen/core/stack.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+#include <c10/util/SmallVector.h>
+#include <c10/util/flat_hash_map.h>
+
+#include "recording.h"
+
+namespace torchcc::detail {
+
+/// One storage, for as long as a recording lasts. Weakly held: its memory may go, but its address does not come again.
+struct Memory {
+  c10::weak_intrusive_ptr<c10::StorageImpl> storage;
+  c10::SmallVector<ValueId, 2> values;  ///< in the order of their appearance
+  bool is_external = false;
+  bool is_unwritten = false;  ///< memory of empty(), and no operator has written to it
+  bool is_written = false;    ///< an operator wrote to it
+  bool is_copied = false;     ///< its content came from outside the operators; the values are copies of a constant
+  at::Tensor original;        ///< of external memory that is written to: a storage of the same bytes as before
+  size_t hash = 0;
+  int checks = 0;  ///< how many more reads compare the content with the hash
+};
+
+/// A value that came from outside: an argument, a captured tensor, or a constant.
+struct External {
+  at::Tensor tensor;
+  ValueId value = 0;
+  size_t memory = 0;
+  int64_t argument = -1;  ///< the first argument that is this value; else -1
+  bool is_constant = false;
+};
+
+/// Writes down every operator call of this thread while it lives. The operators run as they would without it.
+///
+/// A value is known by its storage, offset, sizes, strides and dtype, not by its TensorImpl: the same value may come
+/// back in another one.
+class Recorder {
+ public:
+  /// `previous`: an earlier recording of the same function. With one, contents are checked: memory that changes without
+  /// an operator, from the beginning of this call on in what the earlier call captured, refuses the recording.
+  Recorder(c10::ArrayRef<const at::Tensor*> arguments, const Recording* previous);
+  ~Recorder();
+  Recorder(const Recorder&) = delete;
+  Recorder& operator=(const Recorder&) = delete;
+
+  /// The one of this thread, or null.
+  static Recorder* current();
+
+  /// Stops recording. To be called once, at the end of the function, with the tensors of its result.
+  std::unique_ptr<Recording> finish(c10::ArrayRef<const at::Tensor*> results);
+
+  /// Declares that this run cannot be replayed; the first reason counts.
+  void refuse(std::string reason);
+
+  /// Runs one operator and writes it down.
+  void step(const c10::OperatorHandle& handle, torch::jit::Stack* stack);
+
+ private:
+  // recorder.cpp: while the function runs
+  bool is_refused(const Operator& op, const c10::IValue* arguments);
+  void use_all(const Operator& op, const c10::IValue* arguments);
+  void use(const at::Tensor& tensor, const Operator& op, bool written);
+  void encode(const c10::IValue& value, const Operator& op, const Operator::Argument& argument, size_t& position);
+  void give(const c10::IValue& value, const Operator& op);
+  ValueId give_tensor(const at::Tensor& tensor, const Operator& op);
+  void rehash_written();
+  void note_random(const Operator& op, const c10::IValue* arguments);
+  bool require_ordinary(const at::Tensor& tensor, const Operator& op);
+  ValueId find(const at::Tensor& tensor, const Memory& memory) const;
+  ValueId add_value(const at::Tensor& tensor);
+  ValueId add_external(const at::Tensor& tensor);
+  ValueId add_alias(const at::Tensor& tensor, Memory& memory);
+  ValueId add_copy(const at::Tensor& tensor, ValueId old, size_t memory);
+  void check(Memory& memory, const c10::StorageImpl& storage);
+  void copy_original(Memory& memory, const c10::StorageImpl& storage);
+
+  // assemble.cpp: the recording, afterwards
+  void check_all();
+  void check_arguments();
+  void refuse_printing();
+  void sort_captured();
+  void make_inputs(Recording& recording);
+  bool make_base(Recording& recording, const std::vector<const External*>& views, size_t memory);
+  void add_input(Recording& recording, const External& external);
+  void make_results(Recording& recording, c10::ArrayRef<const at::Tensor*> results);
+  void make_view_of_outside(Recording& recording, Result& result, const at::Tensor& tensor, size_t memory);
+  void add_output(Recording& recording, Result& result, ValueId value, const at::Tensor& tensor);
+
+  c10::impl::IncludeDispatchKeyGuard mode_;
+  Trace trace_;
+  std::vector<Memory> memories_;
+  ska::flat_hash_map<const c10::StorageImpl*, size_t> memory_of_;
+  ska::flat_hash_map<const c10::StorageImpl*, size_t> watched_;  ///< hashes of what the earlier recording captured
+  std::vector<External> externals_;
+  std::vector<at::Tensor> arguments_;
+  std::vector<ValueId> argument_values_;   ///< -1 for an undefined tensor
+  std::vector<int32_t> uses_;              ///< per value: by operators
+  c10::SmallVector<ValueId, 8> used_;      ///< tensors of the current operator's arguments, in order; -1: a number
+  c10::SmallVector<size_t, 4> written_;    ///< memories that the current operator writes to
+  at::Tensor random_state_;
+  size_t argument_hash_ = 0;  ///< made with the first copy
+  bool has_copies_ = false;
+  std::string refusal_;
+  bool checks_content_;
+};
+
+/// Leaves the mode for a scope, so that torchcc's own operators are not recorded.
+class Unrecorded {
+ public:
+  Unrecorded();
+
+ private:
+  c10::impl::ExcludeDispatchKeyGuard guard_;
+};
+
+}  // namespace torchcc::detail

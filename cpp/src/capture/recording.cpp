@@ -1,0 +1,198 @@
+#include "recording.h"
+
+#include <bit>
+#include <cstdio>
+#include <mutex>
+
+#include <ATen/ops/equal.h>
+#include <c10/util/flat_hash_map.h>
+#include <nlohmann/json.hpp>
+#include <torchcc/signature.h>
+
+#include "recorder.h"
+
+namespace torchcc::detail {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+std::string hex(int64_t bits) {
+  const auto value = std::bit_cast<double>(bits);
+  if (value != value) return "nan";
+  char text[64];
+  std::snprintf(text, sizeof text, "%a", value);
+  return text;
+}
+
+const char* memory_format_name(int64_t format) {
+  switch (static_cast<c10::MemoryFormat>(format)) {
+    case c10::MemoryFormat::Contiguous: return "contiguous_format";
+    case c10::MemoryFormat::ChannelsLast: return "channels_last";
+    case c10::MemoryFormat::ChannelsLast3d: return "channels_last_3d";
+    default: return "preserve_format";
+  }
+}
+
+std::string layout_name(int64_t layout) {
+  std::ostringstream text;
+  text << static_cast<c10::Layout>(layout);
+  std::string name = text.str();
+  for (char& letter : name) letter = static_cast<char>(std::tolower(static_cast<unsigned char>(letter)));
+  return name;
+}
+
+std::string text_of(const int64_t*& word) {
+  std::string text(static_cast<size_t>(*word++), '\0');
+  for (size_t i = 0; i < text.size(); i += sizeof(int64_t)) {
+    std::memcpy(text.data() + i, word++, std::min(sizeof(int64_t), text.size() - i));
+  }
+  return text;
+}
+
+Json argument(const int64_t*& word) {
+  switch (static_cast<Tag>(*word++)) {
+    case Tag::none: return nullptr;
+    case Tag::tensor: return {{"tensor", *word++}};
+    case Tag::integer: return *word++;
+    case Tag::boolean: return *word++ != 0;
+    case Tag::floating: return {{"float", hex(*word++)}};
+    case Tag::dtype: return {{"dtype", dtype_name(static_cast<c10::ScalarType>(*word++))}};
+    case Tag::layout: return {{"layout", layout_name(*word++)}};
+    case Tag::memory_format: return {{"memory_format", memory_format_name(*word++)}};
+    case Tag::text: return {{"str", text_of(word)}};
+    case Tag::complex: {
+      const std::string real = hex(*word++);
+      return {{"complex", {real, hex(*word++)}}};
+    }
+    case Tag::device: {
+      const auto type = static_cast<c10::DeviceType>(*word++);
+      return {{"device", c10::Device(type, static_cast<c10::DeviceIndex>(*word++)).str()}};
+    }
+    case Tag::list: {
+      Json list = Json::array();
+      for (int64_t left = *word++; left > 0; --left) list.push_back(argument(word));
+      return {{"list", list}};
+    }
+  }
+  return nullptr;
+}
+
+Json output(const int64_t*& word) {
+  switch (static_cast<Tag>(*word++)) {
+    case Tag::tensor: return *word++;
+    case Tag::list: {
+      Json list = Json::array();
+      for (int64_t left = *word++; left > 0; --left) list.push_back(output(word));
+      return list;
+    }
+    default: return nullptr;
+  }
+}
+
+Json value(const Trace& trace, size_t id) {
+  const int64_t* words = trace.value(static_cast<ValueId>(id));
+  const auto list = [&](int64_t from) {
+    return std::vector<int64_t>(words + from, words + from + words[kRank]);
+  };
+  return {{"dtype", dtype_name(static_cast<c10::ScalarType>(words[kDtype]))},
+          {"sizes", list(kSizes)},
+          {"strides", list(kSizes + words[kRank])},
+          {"offset", words[kOffset]},
+          {"conj", (words[kFlags] & kConjugate) != 0},
+          {"neg", (words[kFlags] & kNegative) != 0}};
+}
+
+Json step(const Trace& trace, size_t index) {
+  const Trace::Step& step = trace.steps[index];
+  const int64_t* word = trace.code.data() + step.begin;
+  Json arguments = Json::array();
+  for (size_t i = 0; i < step.op->arguments.size(); ++i) arguments.push_back(argument(word));
+  Json outputs = Json::array();
+  for (size_t i = 0; i < step.op->returns; ++i) outputs.push_back(output(word));
+  Json json{{"op", step.op->name}, {"args", arguments}, {"outputs", outputs}};
+  if (step.autocast >= 0) json["autocast"] = dtype_name(static_cast<c10::ScalarType>(step.autocast));
+  return json;
+}
+
+const char* kind_name(Input::Kind kind) {
+  switch (kind) {
+    case Input::Kind::argument: return "argument";
+    case Input::Kind::captured: return "captured";
+    case Input::Kind::constant: return "constant";
+  }
+  return "";
+}
+
+bool same_bytes(const at::Tensor& a, const at::Tensor& b) {
+  const Unrecorded unrecorded;
+  return a.scalar_type() == b.scalar_type() && a.sizes() == b.sizes() && a.nbytes() == b.nbytes() &&
+         std::memcmp(a.contiguous().const_data_ptr(), b.contiguous().const_data_ptr(), a.nbytes()) == 0;
+}
+
+}  // namespace
+
+std::shared_ptr<const Captured> Captured::of(const at::Tensor& tensor) {
+  static std::mutex mutex;
+  static ska::flat_hash_map<c10::TensorImpl*, std::weak_ptr<const Captured>> known;
+  const std::lock_guard lock(mutex);
+  std::weak_ptr<const Captured>& entry = known[tensor.unsafeGetTensorImpl()];
+  if (auto captured = entry.lock()) return captured;
+  auto captured = std::make_shared<const Captured>(tensor);
+  entry = captured;
+  return captured;
+}
+
+std::string disagreement(const Recording& before, const Recording& after) {
+  if (std::string text = difference(before.trace, after.trace); !text.empty()) return text;
+  if (before.inputs.size() != after.inputs.size() || before.outputs != after.outputs) {
+    return "the function used other inputs, or returned other values, in the next call";
+  }
+  for (size_t i = 0; i < before.inputs.size(); ++i) {
+    const Input& a = before.inputs[i];
+    const Input& b = after.inputs[i];
+    const std::string type = value_type(after.trace, b.value);
+    if (a.kind != b.kind || a.value != b.value || a.argument != b.argument) {
+      return "input " + std::to_string(i) + " (" + type + ") came from somewhere else in the next call";
+    }
+    if (a.kind == Input::Kind::captured && a.captured != b.captured &&
+        !a.captured->tensor().storage().is_alias_of(b.captured->tensor().storage())) {
+      return "a captured tensor (" + type + ") was another tensor in the next call: it is assigned anew";
+    }
+    if (a.kind == Input::Kind::constant && !same_bytes(a.before, b.before)) {
+      return "data that C++ code writes (" + type + ") changed in the next call";
+    }
+  }
+  if (before.result_constants != after.result_constants) return "a number in the result changed in the next call";
+  return "";
+}
+
+std::string to_json(const Recording& recording, const std::string& name) {
+  const Trace& trace = recording.trace;
+  Json values = Json::array();
+  for (size_t id = 0; id < trace.value_begin.size(); ++id) values.push_back(value(trace, id));
+  Json inputs = Json::array();
+  Json mutated = Json::array();
+  for (size_t i = 0; i < recording.inputs.size(); ++i) {
+    const Input& input = recording.inputs[i];
+    inputs.push_back({{"value", input.value}, {"kind", kind_name(input.kind)}, {"name", input.name}});
+    if (input.written) mutated.push_back(i);
+  }
+  Json steps = Json::array();
+  for (size_t i = 0; i < trace.steps.size(); ++i) steps.push_back(step(trace, i));
+  const Json json{{"format", "torchcc-trace"},
+                  {"version", 1},
+                  {"name", name},
+                  {"environment",
+                   {{"default_dtype", dtype_name(static_cast<c10::ScalarType>(recording.default_dtype))},
+                    {"deterministic", recording.deterministic},
+                    {"inference_mode", recording.inference_mode}}},
+                  {"values", values},
+                  {"inputs", inputs},
+                  {"ops", steps},
+                  {"outputs", recording.outputs},
+                  {"mutated", mutated},
+                  {"random", recording.random_state.defined()}};
+  return json.dump();
+}
+
+}  // namespace torchcc::detail

@@ -1,0 +1,105 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+
+#include "trace.h"
+
+namespace torchcc::detail {
+
+/// A tensor that a function uses without having been given it. Recordings of the whole process share one handle for
+/// each, so that the number of other owners can be told: when it falls, the program may have put another tensor in its
+/// place.
+class Captured {
+ public:
+  static std::shared_ptr<const Captured> of(const at::Tensor& tensor);
+
+  const at::Tensor& tensor() const { return tensor_; }
+  /// Owners of the tensor beside torchcc.
+  int64_t owners() const { return static_cast<int64_t>(tensor_.use_count()) - 1; }
+  /// Tensors that share the storage, this one included.
+  int64_t storage_owners() const { return static_cast<int64_t>(tensor_.storage().use_count()); }
+
+  explicit Captured(at::Tensor tensor) : tensor_(std::move(tensor)) {}
+
+ private:
+  at::Tensor tensor_;
+};
+
+/// One input of the compiled code.
+struct Input {
+  enum class Kind : uint8_t { argument, captured, constant };
+  Kind kind = Kind::argument;
+  ValueId value = 0;
+  size_t argument = 0;                       ///< position among the tensors of the arguments
+  std::shared_ptr<const Captured> captured;  ///< of kind captured (for a base: one of its views)
+  int64_t owners = 0;                        ///< see Captured; at the end of the recording
+  int64_t storage_owners = 0;
+  at::Tensor before;  ///< content before the call, or the constant; undefined for a captured tensor that is unchanged
+  bool written = false;
+  bool is_base = false;  ///< the whole storage as one dimension, of which several views are used
+  std::string name;
+};
+
+/// How one tensor of the result is made after a replay.
+struct Result {
+  enum class Source : uint8_t {
+    undefined,
+    argument,
+    captured,
+    output,
+    view_of_argument,
+    view_of_captured,
+    view_of_output
+  };
+  Source source = Source::undefined;
+  size_t index = 0;       ///< of the argument, of the input (captured), or of the output
+  std::vector<int64_t> view;  ///< of a view: words as in Trace::values; of an argument: the offset from its own
+};
+
+/// What one recorded call left behind.
+struct Recording {
+  Trace trace;
+  std::vector<Input> inputs;
+  std::vector<ValueId> outputs;       ///< what the compiled code returns
+  std::vector<at::Tensor> expected;   ///< as recorded, per output
+  std::vector<at::Tensor> after;      ///< content after the call, per written input
+  std::vector<Result> results;
+  std::vector<int64_t> result_constants;
+  /// Values that have to share a storage, since the compiled code gets it as a whole: arguments and inputs.
+  struct Shared {
+    bool is_argument = false;
+    size_t index = 0;   ///< of the argument or input
+    int64_t offset = 0;
+  };
+  std::vector<std::vector<Shared>> shared;
+  std::vector<size_t> same_as;  ///< per argument: the first argument that is the same value
+  at::Tensor random_state;            ///< of the CPU generator before the first random operator
+  bool has_copies = false;            ///< some constants are data that C++ code wrote
+  size_t argument_hash = 0;           ///< of the content of the arguments, where has_copies
+  int64_t default_dtype = 0;
+  bool deterministic = false;
+  bool inference_mode = false;
+  std::string refusal;                ///< why the call cannot be replayed; empty when it can
+
+  bool mutates() const {
+    for (const Input& input : inputs) {
+      if (input.written) return true;
+    }
+    return false;
+  }
+  /// Whether there is something to compile.
+  bool has_work() const { return !outputs.empty() || mutates(); }
+};
+
+/// Why two recordings do not prove that a third call would give the same trace; empty when they do.
+std::string disagreement(const Recording& before, const Recording& after);
+
+/// The trace as the compiler reads it.
+std::string to_json(const Recording& recording, const std::string& name);
+
+}  // namespace torchcc::detail

@@ -1,0 +1,58 @@
+#include "tensors.h"
+
+#include <algorithm>
+
+#include "trace.h"
+
+namespace torchcc::detail {
+namespace {
+
+int64_t flags_of(const at::Tensor& tensor) {
+  return (tensor.is_conj() ? kConjugate : 0) | (tensor.is_neg() ? kNegative : 0);
+}
+
+}  // namespace
+
+void append_words(std::vector<int64_t>& to, const at::Tensor& tensor) {
+  const at::IntArrayRef sizes = tensor.sizes();
+  const at::IntArrayRef strides = tensor.strides();
+  to.push_back(static_cast<int64_t>(tensor.scalar_type()));
+  to.push_back(flags_of(tensor));
+  to.push_back(tensor.storage_offset());
+  to.push_back(static_cast<int64_t>(sizes.size()));
+  to.insert(to.end(), sizes.begin(), sizes.end());
+  to.insert(to.end(), strides.begin(), strides.end());
+}
+
+bool has_words(const at::Tensor& tensor, const int64_t* words) {
+  const at::IntArrayRef sizes = tensor.sizes();
+  const at::IntArrayRef strides = tensor.strides();
+  return words[kRank] == static_cast<int64_t>(sizes.size()) && words[kOffset] == tensor.storage_offset() &&
+         words[kDtype] == static_cast<int64_t>(tensor.scalar_type()) &&
+         std::equal(sizes.begin(), sizes.end(), words + kSizes) &&
+         std::equal(strides.begin(), strides.end(), words + kSizes + words[kRank]) && words[kFlags] == flags_of(tensor);
+}
+
+std::pair<int64_t, int64_t> extent(const int64_t* words) {
+  int64_t last = words[kOffset];
+  for (int64_t d = 0; d < words[kRank]; ++d) {
+    if (words[kSizes + d] == 0) return {0, 0};
+    last += (words[kSizes + d] - 1) * words[kSizes + words[kRank] + d];
+  }
+  const auto size = static_cast<int64_t>(c10::elementSize(static_cast<c10::ScalarType>(words[kDtype])));
+  return {words[kOffset] * size, (last + 1) * size};
+}
+
+at::Tensor make_view(const c10::Storage& storage, const int64_t* words) {
+  const auto dtype = static_cast<c10::ScalarType>(words[kDtype]);
+  at::Tensor tensor = at::detail::make_tensor<c10::TensorImpl>(
+      c10::Storage(storage), c10::DispatchKeySet(c10::DispatchKey::CPU), c10::scalarTypeToTypeMeta(dtype));
+  const auto rank = static_cast<size_t>(words[kRank]);
+  tensor.unsafeGetTensorImpl()->set_sizes_and_strides({words + kSizes, rank}, {words + kSizes + rank, rank},
+                                                      words[kOffset]);
+  if ((words[kFlags] & kConjugate) != 0) tensor._set_conj(true);
+  if ((words[kFlags] & kNegative) != 0) tensor._set_neg(true);
+  return tensor;
+}
+
+}  // namespace torchcc::detail

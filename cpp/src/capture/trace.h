@@ -1,0 +1,89 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <c10/core/ScalarType.h>
+
+namespace torchcc::detail {
+
+/// A tensor of a trace: one (storage, offset, sizes, strides, dtype). The position in Trace::value_begin.
+using ValueId = int64_t;
+
+/// How a word of Trace::code is to be read; each is followed by what it says.
+enum class Tag : int64_t {
+  none,           // None, or an undefined tensor
+  tensor,         // value id
+  list,           // length; the elements follow, each with a tag
+  integer,        // the number
+  floating,       // the bits of a double
+  boolean,        // 0 or 1
+  complex,        // the bits of two doubles
+  text,           // length in bytes, then the bytes, eight to a word
+  dtype,          // c10::ScalarType
+  layout,         // c10::Layout
+  memory_format,  // c10::MemoryFormat
+  device,         // type, index
+};
+
+/// What torchcc needs to know of an operator; read from its schema once.
+struct Operator {
+  struct Argument {
+    Tag number = Tag::integer;    ///< what an integer of this argument means: integer, dtype, layout or memory_format
+    bool is_written = false;      ///< by the schema
+    bool is_hidden_state = false; ///< running statistics, which training writes although the schema does not say so
+  };
+  std::string name;  ///< "aten::add.Tensor"
+  std::vector<Argument> arguments;
+  size_t returns = 0;
+  bool is_view = false;          ///< gives other views of its inputs and reads no data
+  bool is_metadata = false;      ///< gives numbers that follow from dtypes and sizes
+  bool reads_host = false;       ///< gives numbers that follow from data
+  bool has_dynamic_shape = false;
+  bool is_index = false;         ///< aten::index: dynamic only with masks
+  bool is_equal = false;         ///< aten::equal: no host read for a tensor and itself
+  bool is_random = false;
+  bool is_uninitialized = false; ///< gives memory that nobody has written (empty)
+  bool ignores_data = false;     ///< needs only the metadata of its inputs (zeros_like)
+  bool changes_storage = false;  ///< resize_, set_
+  bool is_conversion = false;    ///< to(): what printing does first
+  int training = -1;             ///< position of the argument that switches to training; -1 without one
+  int probability = -1;          ///< position of the probability of dropout; -1 without one
+};
+
+/// The operator behind a dispatcher handle; looked up in a table of this thread.
+const Operator& operator_of(const c10::OperatorHandle& handle);
+
+/// The operator calls of one run of a function, in order.
+struct Trace {
+  struct Step {
+    const Operator* op = nullptr;
+    uint32_t begin = 0;   ///< of its arguments, then its outputs, in `code`
+    int16_t autocast = -1;  ///< the dtype of CPU autocast while it ran; -1 when that was off
+  };
+  std::vector<Step> steps;
+  std::vector<int64_t> code;
+  std::vector<int64_t> values;         ///< per value: dtype, flags, offset, rank, sizes, strides
+  std::vector<uint32_t> value_begin;
+
+  size_t end_of(size_t step) const { return step + 1 < steps.size() ? steps[step + 1].begin : code.size(); }
+  const int64_t* value(ValueId id) const { return values.data() + value_begin[static_cast<size_t>(id)]; }
+};
+
+/// Positions in a value's words.
+enum ValueWord : uint8_t { kDtype, kFlags, kOffset, kRank, kSizes };
+inline constexpr int64_t kConjugate = 1;
+inline constexpr int64_t kNegative = 2;
+
+/// Writes the arguments and the output of aten::as_strided: `view`, a value of the trace, out of `root`.
+void append_as_strided(Trace& trace, ValueId root, ValueId view);
+
+/// What two recordings differ in, for people; empty when they are the same.
+std::string difference(const Trace& before, const Trace& after);
+
+/// "float32[8, 784]".
+std::string value_type(const Trace& trace, ValueId id);
+
+}  // namespace torchcc::detail

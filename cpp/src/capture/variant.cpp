@@ -1,0 +1,335 @@
+#include "variant.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+
+#include <ATen/core/grad_mode.h>
+#include <ATen/core/ivalue.h>
+#include <nlohmann/json.hpp>
+#include <torch/csrc/jit/serialization/pickle.h>
+#include <torch/csrc/lazy/core/hash.h>
+#include <torchcc/error.h>
+
+#include "background.h"
+#include "cache.h"
+#include "compiler.h"
+#include "log.h"
+#include "message.h"
+#include "recorder.h"
+
+namespace torchcc::detail {
+namespace {
+
+// Recordings in a row that may differ before the function counts as one that always does.
+constexpr int64_t kDisagreements = 6;
+// Replays without packed weights between two looks at these.
+constexpr int64_t kStaleCalls = 16;
+
+std::string options_json(const CompileOptions& options) {
+  nlohmann::ordered_json json = nlohmann::ordered_json::object();
+  for (const auto& [name, value] : options.options) {
+    std::visit([&, &key = name](const auto& held) { json[key] = held; }, value);
+  }
+  return json.dump();
+}
+
+const at::Tensor& content(const Input& input) {
+  return input.before.defined() ? input.before : input.captured->tensor();
+}
+
+/// The recorded tensors, for the compiler to check its code with.
+std::vector<char> pickle(const Recording& recording) {
+  const c10::AutoGradMode no_grad(false);
+  std::vector<c10::IValue> inputs;
+  std::vector<c10::IValue> outputs;
+  std::vector<c10::IValue> mutated;
+  std::vector<c10::IValue> random_state;
+  for (const Input& input : recording.inputs) inputs.emplace_back(content(input).detach());
+  for (const at::Tensor& tensor : recording.expected) outputs.emplace_back(tensor.detach());
+  for (const at::Tensor& tensor : recording.after) mutated.emplace_back(tensor.detach());
+  if (recording.random_state.defined()) random_state.emplace_back(recording.random_state);
+  // Tuples: Python's weights_only reads no lists and dicts that C++ has written.
+  return torch::jit::pickle_save(c10::ivalue::Tuple::create(
+      {c10::ivalue::Tuple::create(std::move(inputs)), c10::ivalue::Tuple::create(std::move(outputs)),
+       c10::ivalue::Tuple::create(std::move(mutated)), c10::ivalue::Tuple::create(std::move(random_state))}));
+}
+
+/// Copies of everything that the program may change before the compiler has read it.
+void detach_from_program(Recording& recording) {
+  for (Input& input : recording.inputs) {
+    if (input.kind != Input::Kind::constant) input.before = content(input).detach().clone();
+  }
+  for (at::Tensor& tensor : recording.expected) tensor = tensor.detach().clone();
+  for (at::Tensor& tensor : recording.after) tensor = tensor.detach().clone();
+}
+
+bool compiler_is_off() {
+  const char* variable = std::getenv("TORCHCC_COMPILER");
+  return variable != nullptr && std::strcmp(variable, "off") == 0;
+}
+
+bool same_weights(const std::vector<Frozen::Weight>& a, const std::vector<Frozen::Weight>& b) {
+  return std::equal(a.begin(), a.end(), b.begin(), b.end(), [](const Frozen::Weight& x, const Frozen::Weight& y) {
+    return x.captured == y.captured && x.storage == y.storage && x.version == y.version;
+  });
+}
+
+void name_captured(Recording& recording, const ModuleView* module) {
+  const auto named = module == nullptr ? std::vector<std::pair<std::string, at::Tensor>>() : module->tensors();
+  size_t arguments = 0;
+  size_t captured = 0;
+  size_t constants = 0;
+  for (Input& input : recording.inputs) {
+    if (input.kind == Input::Kind::argument) {
+      arguments = input.argument;
+      input.name = "arg" + std::to_string(arguments);
+    } else if (input.kind == Input::Kind::constant) {
+      input.name = "constant" + std::to_string(constants++);
+    } else {
+      input.name = "captured" + std::to_string(captured++);
+      for (const auto& [name, tensor] : named) {
+        if (tensor.is_same(input.captured->tensor())) input.name = name;
+      }
+    }
+  }
+}
+
+}  // namespace
+
+const std::vector<int64_t>& CoreState::modes() const {
+  thread_local std::vector<int64_t> words;
+  words.clear();
+  if (module != nullptr) module->append_modes(words);
+  return words;
+}
+
+Variant* CoreState::find(const Leaves& arguments) const {
+  const Table* current = table.load(std::memory_order_acquire);
+  if (current == nullptr) return nullptr;
+  for (Variant* variant : *current) {
+    if (variant->guards.fit(arguments, modes(), environment(), watch)) return variant;
+  }
+  return nullptr;
+}
+
+Variant& CoreState::add_variant(Guards guards) {
+  variants.push_back(std::make_unique<Variant>(std::move(guards)));
+  auto next = std::make_unique<Table>();
+  for (const auto& variant : variants) next->push_back(variant.get());
+  table.store(next.get(), std::memory_order_release);
+  tables.push_back(std::move(next));
+  return *variants.back();
+}
+
+void CoreState::stay_eager(Variant& variant, std::string text) {
+  variant.state = Variant::State::eager;
+  variant.plan.store(nullptr, std::memory_order_release);
+  variant.last.reset();
+  variant.reason = reason = std::move(text);
+  log(Topic::capture, options.name, "(" + variant.guards.text() + ") stays eager: " + variant.reason);
+}
+
+std::shared_ptr<const Recording> CoreState::commit(Guards guards, std::unique_ptr<Recording> made,
+                                                   Variant*& variant) {
+  name_captured(*made, module.get());
+  const std::lock_guard lock(mutex);
+  const auto known = std::find_if(variants.begin(), variants.end(),
+                                  [&](const auto& one) { return one->guards == guards; });
+  variant = known != variants.end() ? known->get() : &add_variant(std::move(guards));
+  ++variant->recorded;
+  if (variant->state == Variant::State::compiling || variant->state == Variant::State::eager) return nullptr;
+  const std::shared_ptr<Recording> now = std::move(made);
+  latest = now;
+  log(Topic::capture, options.name,
+      "(" + variant->guards.text() + ") recorded " + std::to_string(now->trace.steps.size()) + " operators");
+  if (!now->refusal.empty()) {
+    stay_eager(*variant, now->refusal);
+    return nullptr;
+  }
+  const std::shared_ptr<const Recording> before = std::exchange(variant->last, now);
+  if (before == nullptr) {
+    reason = variant->reason = "it was recorded once, and a second call has to agree";
+    return nullptr;
+  }
+  std::string differs = disagreement(*before, *now);
+  if (differs.empty() && variant->state == Variant::State::compiled) {
+    // Only the number of owners of some captured tensor had changed.
+    variant->plans.push_back(std::make_unique<Plan>(now, variant->plans.back()->library()));
+    variant->plans.back()->frozen = variant->plans[variant->plans.size() - 2]->frozen.load();
+    variant->plan.store(variant->plans.back().get(), std::memory_order_release);
+    return nullptr;
+  }
+  if (differs.empty() && now->has_copies && before->argument_hash == now->argument_hash && !now->same_as.empty()) {
+    reason = variant->reason =
+        "C++ code writes data for the operators (torch::tensor of an array, data_ptr); a call with other values in the "
+        "arguments has to show that it does not depend on them";
+    return nullptr;
+  }
+  if (!differs.empty()) {
+    variant->plan.store(nullptr, std::memory_order_release);
+    variant->state = Variant::State::recorded;
+    reason = variant->reason = differs;
+    if (++variant->disagreements >= kDisagreements) stay_eager(*variant, "it differs from call to call: " + differs);
+    return nullptr;
+  }
+  variant->state = Variant::State::compiling;
+  reason = variant->reason = "it is being compiled";
+  ++pending;
+  if (options.background) detach_from_program(*now);
+  return now;
+}
+
+std::string CoreState::key_text(const Recording& recording, bool freeze) const {
+  std::string text = build_text() + "options " + options_json(options) + "\n";
+  if (freeze) {
+    torch::lazy::hash_t hash(uint64_t{0});
+    for (const Input& input : recording.inputs) {
+      if (input.kind != Input::Kind::captured || input.written) continue;
+      const c10::StorageImpl& storage = *content(input).storage().unsafeGetStorageImpl();
+      hash = torch::lazy::HashCombine(hash, torch::lazy::DataHash(storage.data(), storage.nbytes()));
+    }
+    text += "weights " + torch::lazy::HashToString(hash) + "\n";
+  }
+  return text + to_json(recording, options.name);
+}
+
+std::shared_ptr<const Library> CoreState::get_library(const Recording& recording, bool freeze, Variant& variant,
+                                                      std::string& why) {
+  const std::filesystem::path folder = cache_folder();
+  const CacheKey key(key_text(recording, freeze));
+  std::error_code error;
+  if (freeze && std::filesystem::exists(key.slower(folder), error)) return nullptr;
+  std::string damage;
+  if (auto library = find_library(key, folder, damage)) {
+    const std::lock_guard lock(mutex);
+    variant.from_cache = true;
+    return library;
+  }
+  if (!damage.empty()) log(Topic::compile, options.name, "not used: " + damage);
+  if (compiler_is_off()) {
+    why = "TORCHCC_COMPILER is off, and the cache has no code for it" + (damage.empty() ? "" : " (" + damage + ")");
+    return nullptr;
+  }
+  const std::filesystem::path logs = folder / "logs";
+  std::filesystem::create_directories(logs, error);
+  CompileRequest request;
+  request.function = options.name;
+  request.trace = to_json(recording, options.name);
+  request.tensors = pickle(recording);
+  request.package = key.file(folder);
+  request.key = key.text;
+  request.freeze = freeze;
+  if (freeze) request.against = CacheKey(key_text(recording, false)).file(folder);
+  request.options = options_json(options);
+  request.log = logs / (key.name + "-" + std::to_string(::getpid()) + ".log");
+  request.timeout = options.timeout;
+  request.progress = options.progress;
+  const CompileAnswer answer = compile_trace(request);
+  {
+    const std::lock_guard lock(mutex);
+    variant.compile_seconds += answer.seconds;
+  }
+  if (answer.kind == "slower") write_marker(key.slower(folder), answer.error);
+  if (!answer.error.empty()) {
+    why = answer.error + (std::filesystem::exists(request.log, error) ? " (log: " + request.log + ")" : "");
+    return nullptr;
+  }
+  std::filesystem::remove(request.log, error);
+  auto library = find_library(key, folder, damage);
+  if (library == nullptr) why = "the compiled code cannot be used: " + damage;
+  return library;
+}
+
+void CoreState::compile(Variant& variant, const std::shared_ptr<const Recording>& recording) {
+  std::shared_ptr<const Library> library;
+  std::string why;
+  Plan* plan = nullptr;
+  try {
+    if (recording->has_work()) library = get_library(*recording, false, variant, why);
+    if (library != nullptr || !recording->has_work()) {
+      auto made = std::make_unique<Plan>(recording, library);
+      plan = made.get();
+      const std::lock_guard lock(mutex);
+      variant.plans.push_back(std::move(made));
+    }
+  } catch (const std::exception& failure) {
+    why = first_line(failure.what());
+  }
+  {
+    const std::lock_guard lock(mutex);
+    if (plan == nullptr) {
+      stay_eager(variant, why);
+    } else {
+      variant.state = Variant::State::compiled;
+      variant.reason.clear();
+      variant.plan.store(plan, std::memory_order_release);
+      log(Topic::compile, options.name, "(" + variant.guards.text() + ") is compiled");
+    }
+  }
+  if (plan != nullptr && plan->library() != nullptr) freeze(variant, *plan);
+  const std::lock_guard lock(mutex);
+  --pending;
+  idle.notify_all();
+}
+
+void CoreState::freeze(Variant& variant, Plan& plan) {
+  if (!options.freeze) return;
+  try {
+    const std::shared_ptr<Recording> recording = std::make_shared<Recording>(plan.recording());
+    auto made = std::make_unique<Frozen>();
+    made->weights = freezable(*recording, options.freeze_inference_tensors);
+    if (made->weights.empty()) return;
+    for (size_t i = 0; i < recording->inputs.size(); ++i) {
+      Input& input = recording->inputs[i];
+      if (input.kind == Input::Kind::captured && !input.written) {
+        input.before = at::Tensor();  // as they are now, not as they were recorded
+      } else {
+        made->inputs.push_back(i);
+      }
+    }
+    std::string why;
+    made->library = get_library(*recording, true, variant, why);
+    if (made->library == nullptr) {
+      if (!why.empty()) log(Topic::compile, options.name, "weights are not packed: " + why);
+      return;
+    }
+    // The weights may have changed while the compiler read them.
+    if (!made->is_current()) return;
+    const std::lock_guard lock(mutex);
+    variant.packed.push_back(std::move(made));
+    plan.frozen.store(variant.packed.back().get(), std::memory_order_release);
+    log(Topic::compile, options.name, "(" + variant.guards.text() + ") has packed weights");
+  } catch (const std::exception& failure) {
+    log(Topic::compile, options.name, std::string("weights are not packed: ") + failure.what());
+  }
+}
+
+void CoreState::note_stale(Variant& variant) {
+  if (variant.stale.fetch_add(1, std::memory_order_relaxed) % kStaleCalls != 0) return;
+  const std::unique_lock lock(mutex, std::try_to_lock);
+  Plan* plan = variant.plan.load(std::memory_order_acquire);
+  if (!lock.owns_lock() || variant.is_packing || plan == nullptr) return;
+  std::vector<Frozen::Weight> now = freezable(plan->recording(), options.freeze_inference_tensors);
+  if (!same_weights(now, variant.seen)) {
+    variant.seen = std::move(now);
+    variant.quiet = 0;
+    return;
+  }
+  if (++variant.quiet < variant.quiet_needed) return;
+  variant.quiet = 0;
+  variant.quiet_needed *= 2;
+  variant.is_packing = true;
+  ++pending;
+  run_in_background([weak = weak_from_this(), target = &variant, plan] {
+    const auto state = weak.lock();
+    if (state == nullptr) return;
+    state->freeze(*target, *plan);
+    const std::lock_guard inner(state->mutex);
+    target->is_packing = false;
+    --state->pending;
+    state->idle.notify_all();
+  });
+}
+
+}  // namespace torchcc::detail

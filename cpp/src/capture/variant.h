@@ -1,0 +1,87 @@
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include <torchcc/compile_options.h>
+#include <torchcc/detail/core.h>
+
+#include "guards.h"
+#include "plan.h"
+#include "recording.h"
+
+namespace torchcc::detail {
+
+/// One set of guards of a function, with its recordings and compiled code. The atomics are free for all; everything else
+/// belongs to CoreState::mutex.
+struct Variant {
+  enum class State : uint8_t { recorded, compiling, compiled, eager };
+
+  explicit Variant(Guards guards) : guards(std::move(guards)) {}
+
+  const Guards guards;
+  std::atomic<Plan*> plan{nullptr};  ///< what calls run; null while there is nothing
+  std::atomic<int64_t> replayed{0};
+  std::atomic<int64_t> eager{0};
+  std::atomic<int64_t> stale{0};  ///< calls that could not use the packed weights
+
+  State state = State::recorded;
+  std::string reason;
+  std::shared_ptr<const Recording> last;
+  int64_t recorded = 0;
+  int64_t disagreements = 0;
+  double compile_seconds = 0;
+  bool from_cache = false;
+  bool is_packing = false;
+  int64_t quiet = 0;         ///< looks at the weights that found no change
+  int64_t quiet_needed = 4;  ///< before they are packed again; doubles each time
+  std::vector<Frozen::Weight> seen;
+  // Other threads may still run these; they stay as long as the function.
+  std::vector<std::unique_ptr<Plan>> plans;
+  std::vector<std::unique_ptr<Frozen>> packed;
+};
+
+/// What a Core holds.
+struct CoreState : std::enable_shared_from_this<CoreState> {
+  using Table = std::vector<Variant*>;
+
+  CompileOptions options;
+  ClosureWatch watch;
+  std::unique_ptr<ModuleView> module;
+  std::atomic<const Table*> table{nullptr};
+  std::atomic<int64_t> guard_misses{0};
+  std::atomic<int64_t> surplus{0};  ///< eager calls that fitted no variant when there were as many as allowed
+
+  mutable std::mutex mutex;
+  mutable std::condition_variable idle;
+  std::vector<std::unique_ptr<const Table>> tables;  ///< the current one is the last
+  std::vector<std::unique_ptr<Variant>> variants;
+  std::shared_ptr<const Recording> latest;
+  std::string reason;
+  int64_t pending = 0;  ///< compilations
+
+  /// The words of the module's training flags, in memory of this thread.
+  const std::vector<int64_t>& modes() const;
+  Variant* find(const Leaves& arguments) const;
+
+  /// Takes in a recorded call. Returns the recording if it is to be compiled now.
+  std::shared_ptr<const Recording> commit(Guards guards, std::unique_ptr<Recording> recording, Variant*& variant);
+  /// Gets code for a recording that commit() returned, from the cache or the compiler. Does not throw.
+  void compile(Variant& variant, const std::shared_ptr<const Recording>& recording);
+  /// Looks whether changed weights hold still, and if so has them packed again. Now and then.
+  void note_stale(Variant& variant);
+
+ private:
+  Variant& add_variant(Guards guards);
+  void stay_eager(Variant& variant, std::string reason);
+  std::shared_ptr<const Library> get_library(const Recording& recording, bool freeze, Variant& variant,
+                                             std::string& reason);
+  void freeze(Variant& variant, Plan& plan);
+  std::string key_text(const Recording& recording, bool freeze) const;
+};
+
+}  // namespace torchcc::detail
