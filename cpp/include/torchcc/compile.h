@@ -78,8 +78,8 @@ class Compiled<F, void> : public CompiledBase {
 /// compiled code in place of `function`.
 ///
 /// `function` is a lambda, function pointer or functor, which is copied; or a torch::nn module (holder, shared_ptr, or
-/// reference), whose forward is compiled. Arguments: tensors, numbers, bools, strings and enums, and lists, optionals and
-/// tuples of them. It returns the same kinds, or nothing. Tensors that it captures (weights) are held by reference:
+/// reference), whose forward is compiled. Arguments: tensors, numbers, bools, strings and enums, and lists, optionals
+/// and tuples of them. It returns the same kinds, or nothing. Tensors that it captures (weights) are held by reference:
 /// later changes of their values are seen.
 ///
 /// Code that must not be replayed is not: code that reads values on the host (item(), nonzero()), writes memory or C++

@@ -98,8 +98,8 @@ void Recorder::add_input(Recording& recording, const External& external) {
   recording.inputs.push_back(std::move(input));
 }
 
-// Several views of one storage, which the function writes to: the compiled code gets the storage as a whole, as a tensor
-// of one dimension, and makes the views itself, so that it sees that they share memory.
+// Several views of one storage, which the function writes to: the compiled code gets the storage as a whole, as a
+// tensor of one dimension, and makes the views itself, so that it sees that they share memory.
 bool Recorder::make_base(Recording& recording, const std::vector<const External*>& views, size_t index) {
   const Memory& memory = memories_[index];
   const int64_t dtype = trace_.value(views.front()->value)[kDtype];
@@ -112,8 +112,7 @@ bool Recorder::make_base(Recording& recording, const std::vector<const External*
   }
   const at::Tensor& leader = views.front()->tensor;
   const auto element = static_cast<int64_t>(c10::elementSize(static_cast<c10::ScalarType>(dtype)));
-  const std::vector<int64_t> words{
-      dtype, 0, 0, 1, static_cast<int64_t>(leader.storage().nbytes()) / element, 1};
+  const std::vector<int64_t> words{dtype, 0, 0, 1, static_cast<int64_t>(leader.storage().nbytes()) / element, 1};
   const at::Tensor base = make_view(leader.storage(), words.data());
   External external = *views.front();
   external.value = add_value(base);
@@ -165,7 +164,8 @@ void Recorder::make_inputs(Recording& recording) {
   // Storages of their own over the same memory: nobody can tell then what a write changes.
   for (const Input& written : recording.inputs) {
     if (!written.written) continue;
-    const at::Tensor& a = written.kind == Input::Kind::argument ? arguments_[written.argument] : written.captured->tensor();
+    const at::Tensor& a =
+        written.kind == Input::Kind::argument ? arguments_[written.argument] : written.captured->tensor();
     for (const External& external : externals_) {
       if (external.tensor.storage().unsafeGetStorageImpl() == a.storage().unsafeGetStorageImpl()) continue;
       const auto [a_begin, a_end] = bytes(a);
@@ -251,8 +251,7 @@ void Recorder::make_results(Recording& recording, c10::ArrayRef<const at::Tensor
     }
     const ValueId root = memories_[memory].values.front();
     const int64_t* words = trace_.value(root);
-    if (words[kFlags] != 0 || words[kOffset] != 0 ||
-        std::any_of(values.begin(), values.end(), [&](ValueId one) {
+    if (words[kFlags] != 0 || words[kOffset] != 0 || std::any_of(values.begin(), values.end(), [&](ValueId one) {
           return extent(trace_.value(one)).second > extent(words).second || trace_.value(one)[kDtype] != words[kDtype];
         })) {
       refuse("the function returns views that overlap, of something that cannot be returned as a whole");

@@ -4,7 +4,8 @@
 
 namespace torchcc::detail {
 
-/// Runs jobs one after another in a thread that ends with the program; a compilation that is then under way is given up.
+/// Runs jobs one after another in a thread that ends with the program; a compilation that is then under way is given
+/// up.
 void run_in_background(std::function<void()> job);
 
 }  // namespace torchcc::detail

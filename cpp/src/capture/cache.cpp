@@ -76,7 +76,7 @@ fs::path cache_folder() {
   std::error_code error;
   fs::create_directories(folder.parent_path(), error);
   if (::mkdir(folder.c_str(), 0700) != 0 && errno != EEXIST) fail_folder(folder, std::strerror(errno));
-  struct stat found {};
+  struct stat found{};
   if (::stat(folder.c_str(), &found) != 0) fail_folder(folder, std::strerror(errno));
   if (found.st_uid != ::geteuid()) fail_folder(folder, "it belongs to user " + std::to_string(found.st_uid));
   if ((found.st_mode & (S_IWGRP | S_IWOTH)) != 0) fail_folder(folder, "others can write to it");

@@ -183,12 +183,14 @@ class Compiler {
         continue;
       }
       child_.store(process_.pid());
-      log(Topic::compile, request.function, "started " + python + " -m torchcc.compiler, process " + std::to_string(process_.pid()));
+      log(Topic::compile, request.function,
+          "started " + python + " -m torchcc.compiler, process " + std::to_string(process_.pid()));
       CompileAnswer answer = ask(request, true);
       if (answer.kind != "start") return answer;
       reasons += (reasons.empty() ? "" : "; ") + python + ": " + answer.error;
     }
-    return {"no Python with torchcc was found (" + reasons + "): set TORCHCC_PYTHON to one, or TORCHCC_COMPILER=off", "", 0};
+    return {"no Python with torchcc was found (" + reasons + "): set TORCHCC_PYTHON to one, or TORCHCC_COMPILER=off",
+            "", 0};
   }
 
   void stop() {
@@ -201,9 +203,14 @@ class Compiler {
 
  private:
   CompileAnswer ask(const CompileRequest& request, bool is_first) {
-    Json message{{"id", ++id_},           {"trace", trace_file(request)}, {"tensors", tensors_file(request)},
-                 {"package", request.package}, {"key", request.key},       {"freeze", request.freeze},
-                 {"against", request.against}, {"log", request.log}};
+    Json message{{"id", ++id_},
+                 {"trace", trace_file(request)},
+                 {"tensors", tensors_file(request)},
+                 {"package", request.package},
+                 {"key", request.key},
+                 {"freeze", request.freeze},
+                 {"against", request.against},
+                 {"log", request.log}};
     message["options"] = Json::parse(request.options);
     const auto deadline = Clock::now() + std::chrono::duration_cast<Clock::duration>(
                                              std::chrono::duration<double>(std::min(request.timeout, 1e8)));
@@ -215,7 +222,8 @@ class Compiler {
         case Process::Read::late:
           child_.store(-1);
           process_.stop();
-          return {"the compiler took longer than " + seconds_text(request.timeout) + " s (CompileOptions::timeout)", "", 0};
+          return {"the compiler took longer than " + seconds_text(request.timeout) + " s (CompileOptions::timeout)", "",
+                  0};
         case Process::Read::ended: return ended(is_first && !answered);
         case Process::Read::line: break;
       }

@@ -10,16 +10,16 @@ namespace torchcc::detail {
 
 /// One trace to compile. See python/torchcc/compiler.py for the other side.
 struct CompileRequest {
-  std::string function;         ///< its name, for messages
-  std::string trace;            ///< JSON
-  std::vector<char> tensors;    ///< torch::pickle_save of recorded inputs and outputs
-  std::string package;          ///< file to write
-  std::string key;              ///< text to store in it
+  std::string function;       ///< its name, for messages
+  std::string trace;          ///< JSON
+  std::vector<char> tensors;  ///< torch::pickle_save of recorded inputs and outputs
+  std::string package;        ///< file to write
+  std::string key;            ///< text to store in it
   bool freeze = false;
-  std::string against;          ///< package that a frozen one has to beat; may be empty
-  std::string options;          ///< JSON object
-  std::string log;              ///< file for what the compiler prints
-  double timeout = 0;           ///< seconds
+  std::string against;  ///< package that a frozen one has to beat; may be empty
+  std::string options;  ///< JSON object
+  std::string log;      ///< file for what the compiler prints
+  double timeout = 0;   ///< seconds
   std::function<void(const std::string&)> progress;
 };
 
@@ -29,8 +29,8 @@ struct CompileAnswer {
   double seconds = 0;
 };
 
-/// Sends a trace to the compiler process, which is started when there is none, and waits for the answer. From any thread;
-/// requests queue. Never throws for what goes wrong with the compiler.
+/// Sends a trace to the compiler process, which is started when there is none, and waits for the answer. From any
+/// thread; requests queue. Never throws for what goes wrong with the compiler.
 CompileAnswer compile_trace(const CompileRequest& request);
 
 /// Makes the object that stop_compiler() ends.

@@ -66,14 +66,14 @@ Run::Run(Core& core, const Leaves& arguments) {
       if (!state.variants.empty() && is_logged(Topic::guards)) {
         log(Topic::guards, state.options.name,
             "no variant fits: " +
-                state.variants.back()->guards.misfit(arguments, state.modes(), environment(), state.watch) + " changed");
+                state.variants.back()->guards.misfit(arguments, state.modes(), environment(), state.watch) +
+                " changed");
       }
       if (static_cast<int64_t>(state.variants.size()) >= state.options.max_variants) {
         ++state.surplus;
-        const std::string changed =
-            state.variants.empty()
-                ? ""
-                : state.variants.back()->guards.misfit(arguments, state.modes(), environment(), state.watch);
+        const std::string changed = state.variants.empty() ? ""
+                                                           : state.variants.back()->guards.misfit(
+                                                                 arguments, state.modes(), environment(), state.watch);
         state.reason = "there are " + std::to_string(state.variants.size()) +
                        " variants already (CompileOptions::max_variants); what keeps changing: " + changed;
         if (state.surplus == 1) log(Topic::guards, state.options.name, state.reason);
@@ -112,8 +112,7 @@ void Run::finish(const Leaves& results, bool unchanged) {
   state_->recorder.reset();
   recording->result_constants.assign(results.constants.begin(), results.constants.end());
   Variant* variant = nullptr;
-  const std::shared_ptr<const Recording> ready =
-      core.commit(std::move(state_->guards), std::move(recording), variant);
+  const std::shared_ptr<const Recording> ready = core.commit(std::move(state_->guards), std::move(recording), variant);
   if (ready == nullptr) return;
   if (!core.options.background) {
     core.compile(*variant, ready);

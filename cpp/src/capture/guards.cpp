@@ -84,7 +84,8 @@ std::string type_of(const at::Tensor& tensor) {
     for (int64_t d = 0; d < tensor.dim(); ++d) text += (d == 0 ? "" : ", ") + std::to_string(tensor.stride(d));
     text += "]";
   }
-  return text + (tensor.requires_grad() ? " that requires grad" : "") + (tensor.is_inference() ? " of inference mode" : "");
+  return text + (tensor.requires_grad() ? " that requires grad" : "") +
+         (tensor.is_inference() ? " of inference mode" : "");
 }
 
 /// The arguments as people write them; the text of the leaves has "$" for tensors.

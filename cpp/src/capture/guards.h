@@ -18,8 +18,8 @@ std::string environment_difference(uint64_t before, uint64_t after);
 
 /// The C++ variables that a lambda captures, as far as they can be seen without knowing its type: the words of the
 /// closure, and for each that is an address of memory that stays mapped (the stacks, the program's data, the heap), the
-/// word there. So a captured int, bool, tensor handle or pointer is seen to change, whether it is captured by value or by
-/// reference; what lies behind further pointers is not seen.
+/// word there. So a captured int, bool, tensor handle or pointer is seen to change, whether it is captured by value or
+/// by reference; what lies behind further pointers is not seen.
 class ClosureWatch {
  public:
   ClosureWatch() = default;
@@ -55,7 +55,7 @@ class Guards {
   const std::string& text() const { return text_; }
 
  private:
-  std::vector<int64_t> words_;      // per tensor: number of words, flags, then as Trace::values without the offset
+  std::vector<int64_t> words_;  // per tensor: number of words, flags, then as Trace::values without the offset
   size_t tensors_ = 0;
   std::vector<int64_t> constants_;  // of the arguments
   std::vector<int64_t> modes_;      // of the module

@@ -72,7 +72,8 @@ bool Frozen::is_current() const {
   return std::all_of(weights.begin(), weights.end(), [](const Weight& weight) {
     const at::Tensor& tensor = weight.captured->tensor();
     return tensor.storage().unsafeGetStorageImpl() == weight.storage &&
-           (!weight.has_version || static_cast<uint32_t>(tensor.unsafeGetTensorImpl()->version_counter().current_version()) == weight.version);
+           (!weight.has_version ||
+            static_cast<uint32_t>(tensor.unsafeGetTensorImpl()->version_counter().current_version()) == weight.version);
   });
 }
 
@@ -148,8 +149,8 @@ bool Plan::holds(const Leaves& arguments) const {
     if (captured.owners() < input.owners || captured.storage_owners() < input.storage_owners) return false;
     const int64_t* words = recording_->trace.value(input.value);
     if (!input.is_base && !has_layout(captured.tensor(), words)) return false;
-    if (input.is_base && static_cast<int64_t>(captured.tensor().storage().nbytes() / captured.tensor().element_size()) !=
-                             words[kSizes]) {
+    if (input.is_base && static_cast<int64_t>(captured.tensor().storage().nbytes() /
+                                              captured.tensor().element_size()) != words[kSizes]) {
       return false;
     }
   }
@@ -188,7 +189,9 @@ bool Plan::run(const Leaves& arguments, Replayed& results) const {
     switch (result.source) {
       case Result::Source::undefined: results.tensors.emplace_back(); break;
       case Result::Source::argument: results.tensors.push_back(*arguments.tensors[result.index]); break;
-      case Result::Source::captured: results.tensors.push_back(recording.inputs[result.index].captured->tensor()); break;
+      case Result::Source::captured:
+        results.tensors.push_back(recording.inputs[result.index].captured->tensor());
+        break;
       case Result::Source::output: results.tensors.push_back(made[result.index]); break;
       case Result::Source::view_of_argument: {
         const at::Tensor& argument = *arguments.tensors[result.index];

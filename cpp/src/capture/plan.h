@@ -21,7 +21,7 @@ struct Frozen {
     bool has_version = false;
   };
   std::shared_ptr<const Library> library;
-  std::vector<size_t> inputs;    ///< the inputs that the code still takes
+  std::vector<size_t> inputs;  ///< the inputs that the code still takes
   std::vector<Weight> weights;
 
   /// Whether all weights are the tensors at the versions that the code was compiled with.

@@ -44,11 +44,10 @@ void fallback(const c10::OperatorHandle& op, c10::DispatchKeySet, torch::jit::St
 c10::DispatchKey require_mode() {
   static const bool registered = [] {
     if (c10::Dispatcher::singleton().hasBackendFallbackForDispatchKey(kMode)) {
-      throw CaptureError(
-          message("recording is not possible: something else in this process uses PyTorch's mode key",
-                  {{"expected", "no fallback for the dispatch key TESTING_ONLY_GenericMode"},
-                   {"got", "one that another library registered, or a second copy of torchcc::capture"},
-                   {"fix", "link torchcc::capture into one library of the program only"}}));
+      throw CaptureError(message("recording is not possible: something else in this process uses PyTorch's mode key",
+                                 {{"expected", "no fallback for the dispatch key TESTING_ONLY_GenericMode"},
+                                  {"got", "one that another library registered, or a second copy of torchcc::capture"},
+                                  {"fix", "link torchcc::capture into one library of the program only"}}));
     }
     static torch::Library library(torch::Library::IMPL, "_", kMode, __FILE__, __LINE__);
     library.fallback(torch::CppFunction::makeFromBoxedFunction<&fallback>());
@@ -196,9 +195,8 @@ ValueId Recorder::add_external(const at::Tensor& tensor) {
   c10::StorageImpl* storage = tensor.storage().unsafeGetStorageImpl();
   const auto [entry, is_new] = memory_of_.emplace(storage, memories_.size());
   if (is_new) {
-    Memory& memory = memories_.emplace_back(
-        Memory{.storage = tensor.storage().getWeakStorageImpl(),
-               .is_external = true});
+    Memory& memory =
+        memories_.emplace_back(Memory{.storage = tensor.storage().getWeakStorageImpl(), .is_external = true});
     if (checks_content_) {
       const auto watched = watched_.find(storage);
       memory.hash = watched != watched_.end() ? watched->second : hash_of(*storage);
@@ -372,8 +370,7 @@ ValueId Recorder::give_tensor(const at::Tensor& tensor, const Operator& op) {
     const ValueId known = find(tensor, memories_[entry->second]);
     if (known >= 0) return known;
   } else {
-    Memory& memory = memories_.emplace_back(
-        Memory{.storage = tensor.storage().getWeakStorageImpl()});
+    Memory& memory = memories_.emplace_back(Memory{.storage = tensor.storage().getWeakStorageImpl()});
     memory.is_unwritten = op.is_uninitialized;
     if (checks_content_) {
       memory.hash = hash_of(*storage);

@@ -100,10 +100,10 @@ class Recorder {
   ska::flat_hash_map<const c10::StorageImpl*, size_t> watched_;  ///< hashes of what the earlier recording captured
   std::vector<External> externals_;
   std::vector<at::Tensor> arguments_;
-  std::vector<ValueId> argument_values_;   ///< -1 for an undefined tensor
-  std::vector<int32_t> uses_;              ///< per value: by operators
-  c10::SmallVector<ValueId, 8> used_;      ///< tensors of the current operator's arguments, in order; -1: a number
-  c10::SmallVector<size_t, 4> written_;    ///< memories that the current operator writes to
+  std::vector<ValueId> argument_values_;  ///< -1 for an undefined tensor
+  std::vector<int32_t> uses_;             ///< per value: by operators
+  c10::SmallVector<ValueId, 8> used_;     ///< tensors of the current operator's arguments, in order; -1: a number
+  c10::SmallVector<size_t, 4> written_;   ///< memories that the current operator writes to
   at::Tensor random_state_;
   size_t argument_hash_ = 0;  ///< made with the first copy
   bool has_copies_ = false;

@@ -6,8 +6,8 @@
 
 #include <ATen/ops/equal.h>
 #include <c10/util/flat_hash_map.h>
-#include <nlohmann/json.hpp>
 #include <torchcc/signature.h>
+#include <nlohmann/json.hpp>
 
 #include "recorder.h"
 
@@ -91,9 +91,7 @@ Json output(const int64_t*& word) {
 
 Json value(const Trace& trace, size_t id) {
   const int64_t* words = trace.value(static_cast<ValueId>(id));
-  const auto list = [&](int64_t from) {
-    return std::vector<int64_t>(words + from, words + from + words[kRank]);
-  };
+  const auto list = [&](int64_t from) { return std::vector<int64_t>(words + from, words + from + words[kRank]); };
   return {{"dtype", dtype_name(static_cast<c10::ScalarType>(words[kDtype]))},
           {"sizes", list(kSizes)},
           {"strides", list(kSizes + words[kRank])},

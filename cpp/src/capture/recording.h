@@ -57,7 +57,7 @@ struct Result {
     view_of_output
   };
   Source source = Source::undefined;
-  size_t index = 0;       ///< of the argument, of the input (captured), or of the output
+  size_t index = 0;           ///< of the argument, of the input (captured), or of the output
   std::vector<int64_t> view;  ///< of a view: words as in Trace::values; of an argument: the offset from its own
 };
 
@@ -65,26 +65,26 @@ struct Result {
 struct Recording {
   Trace trace;
   std::vector<Input> inputs;
-  std::vector<ValueId> outputs;       ///< what the compiled code returns
-  std::vector<at::Tensor> expected;   ///< as recorded, per output
-  std::vector<at::Tensor> after;      ///< content after the call, per written input
+  std::vector<ValueId> outputs;      ///< what the compiled code returns
+  std::vector<at::Tensor> expected;  ///< as recorded, per output
+  std::vector<at::Tensor> after;     ///< content after the call, per written input
   std::vector<Result> results;
   std::vector<int64_t> result_constants;
   /// Values that have to share a storage, since the compiled code gets it as a whole: arguments and inputs.
   struct Shared {
     bool is_argument = false;
-    size_t index = 0;   ///< of the argument or input
+    size_t index = 0;  ///< of the argument or input
     int64_t offset = 0;
   };
   std::vector<std::vector<Shared>> shared;
   std::vector<size_t> same_as;  ///< per argument: the first argument that is the same value
-  at::Tensor random_state;            ///< of the CPU generator before the first random operator
-  bool has_copies = false;            ///< some constants are data that C++ code wrote
-  size_t argument_hash = 0;           ///< of the content of the arguments, where has_copies
+  at::Tensor random_state;      ///< of the CPU generator before the first random operator
+  bool has_copies = false;      ///< some constants are data that C++ code wrote
+  size_t argument_hash = 0;     ///< of the content of the arguments, where has_copies
   int64_t default_dtype = 0;
   bool deterministic = false;
   bool inference_mode = false;
-  std::string refusal;                ///< why the call cannot be replayed; empty when it can
+  std::string refusal;  ///< why the call cannot be replayed; empty when it can
 
   bool mutates() const {
     for (const Input& input : inputs) {

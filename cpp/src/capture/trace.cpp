@@ -20,22 +20,57 @@ bool is_in(std::string_view name, const Names& names) {
 bool is_one_of(std::string_view name, std::initializer_list<std::string_view> names) { return is_in(name, names); }
 
 // Numbers that follow from what guards check.
-constexpr std::string_view kMetadata[] = {
-    "size", "sym_size", "stride", "sym_stride", "numel", "sym_numel", "dim", "storage_offset", "sym_storage_offset",
-    "is_complex", "is_floating_point", "is_signed", "is_same_size", "is_pinned", "is_contiguous", "is_conj", "is_neg",
-    "is_inference", "is_leaf", "_is_zerotensor", "result_type", "can_cast", "promote_types", "get_device", "output_nr",
-    "is_non_overlapping_and_dense", "_has_compatible_shallow_copy_type", "requires_grad", "retains_grad", "qscheme",
-    "dense_dim", "sparse_dim", "_nnpack_available", "cudnn_is_acceptable", "_use_cudnn_ctc_loss", "is_coalesced",
-    "_use_cudnn_rnn_flatten_weight", "is_set_to", "_fused_sdp_choice", "_debug_has_internal_overlap"};
+constexpr std::string_view kMetadata[] = {"size",
+                                          "sym_size",
+                                          "stride",
+                                          "sym_stride",
+                                          "numel",
+                                          "sym_numel",
+                                          "dim",
+                                          "storage_offset",
+                                          "sym_storage_offset",
+                                          "is_complex",
+                                          "is_floating_point",
+                                          "is_signed",
+                                          "is_same_size",
+                                          "is_pinned",
+                                          "is_contiguous",
+                                          "is_conj",
+                                          "is_neg",
+                                          "is_inference",
+                                          "is_leaf",
+                                          "_is_zerotensor",
+                                          "result_type",
+                                          "can_cast",
+                                          "promote_types",
+                                          "get_device",
+                                          "output_nr",
+                                          "is_non_overlapping_and_dense",
+                                          "_has_compatible_shallow_copy_type",
+                                          "requires_grad",
+                                          "retains_grad",
+                                          "qscheme",
+                                          "dense_dim",
+                                          "sparse_dim",
+                                          "_nnpack_available",
+                                          "cudnn_is_acceptable",
+                                          "_use_cudnn_ctc_loss",
+                                          "is_coalesced",
+                                          "_use_cudnn_rnn_flatten_weight",
+                                          "is_set_to",
+                                          "_fused_sdp_choice",
+                                          "_debug_has_internal_overlap"};
 
 // Shapes that follow from data, where the schema has no tag for it.
-constexpr std::string_view kDynamic[] = {"nonzero_numpy", "argwhere", "bincount", "_pack_padded_sequence", "unique_consecutive"};
+constexpr std::string_view kDynamic[] = {"nonzero_numpy", "argwhere", "bincount", "_pack_padded_sequence",
+                                         "unique_consecutive"};
 
-constexpr std::string_view kUninitialized[] = {"empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided",
-                                  "empty_permuted"};
+constexpr std::string_view kUninitialized[] = {"empty",         "empty_like",        "new_empty",
+                                               "empty_strided", "new_empty_strided", "empty_permuted"};
 
-constexpr std::string_view kIgnoresData[] = {"empty_like", "new_empty", "new_empty_strided", "zeros_like", "ones_like", "full_like",
-                                "rand_like", "randn_like", "randint_like", "new_zeros", "new_ones", "new_full"};
+constexpr std::string_view kIgnoresData[] = {"empty_like",   "new_empty", "new_empty_strided", "zeros_like",
+                                             "ones_like",    "full_like", "rand_like",         "randn_like",
+                                             "randint_like", "new_zeros", "new_ones",          "new_full"};
 
 bool writes(const c10::Argument& argument) {
   const c10::AliasInfo* alias = argument.alias_info();
@@ -74,8 +109,8 @@ Operator read(const c10::OperatorHandle& handle) {
   base.remove_prefix(std::min(base.size(), base.find("::") + 2));
   for (const c10::Argument& argument : schema.arguments()) {
     const int position = static_cast<int>(op.arguments.size());
-    op.arguments.push_back({number_kind(argument), writes(argument),
-                            is_one_of(argument.name(), {"running_mean", "running_var"})});
+    op.arguments.push_back(
+        {number_kind(argument), writes(argument), is_one_of(argument.name(), {"running_mean", "running_var"})});
     if (is_one_of(argument.name(), {"train", "training", "use_input_stats"})) op.training = position;
     if (is_one_of(argument.name(), {"p", "dropout_p"})) op.probability = position;
   }
@@ -84,9 +119,8 @@ Operator read(const c10::OperatorHandle& handle) {
   op.is_equal = op.name == "aten::equal";
   op.reads_host = gives_numbers && !op.is_metadata && !op.is_equal;
   op.is_view = !schema.returns().empty() &&
-               std::all_of(schema.returns().begin(), schema.returns().end(), [](const c10::Argument& one) {
-                 return one.alias_info() != nullptr && !writes(one);
-               });
+               std::all_of(schema.returns().begin(), schema.returns().end(),
+                           [](const c10::Argument& one) { return one.alias_info() != nullptr && !writes(one); });
   op.is_index = op.name == "aten::index.Tensor" || op.name == "aten::_unsafe_index.Tensor";
   op.has_dynamic_shape = handle.hasTag(at::Tag::dynamic_output_shape) ||
                          handle.hasTag(at::Tag::data_dependent_output) || is_in(base, kDynamic);

@@ -31,26 +31,26 @@ enum class Tag : int64_t {
 /// What torchcc needs to know of an operator; read from its schema once.
 struct Operator {
   struct Argument {
-    Tag number = Tag::integer;    ///< what an integer of this argument means: integer, dtype, layout or memory_format
-    bool is_written = false;      ///< by the schema
-    bool is_hidden_state = false; ///< running statistics, which training writes although the schema does not say so
+    Tag number = Tag::integer;     ///< what an integer of this argument means: integer, dtype, layout or memory_format
+    bool is_written = false;       ///< by the schema
+    bool is_hidden_state = false;  ///< running statistics, which training writes although the schema does not say so
   };
   std::string name;  ///< "aten::add.Tensor"
   std::vector<Argument> arguments;
   size_t returns = 0;
-  bool is_view = false;          ///< gives other views of its inputs and reads no data
-  bool is_metadata = false;      ///< gives numbers that follow from dtypes and sizes
-  bool reads_host = false;       ///< gives numbers that follow from data
+  bool is_view = false;      ///< gives other views of its inputs and reads no data
+  bool is_metadata = false;  ///< gives numbers that follow from dtypes and sizes
+  bool reads_host = false;   ///< gives numbers that follow from data
   bool has_dynamic_shape = false;
-  bool is_index = false;         ///< aten::index: dynamic only with masks
-  bool is_equal = false;         ///< aten::equal: no host read for a tensor and itself
+  bool is_index = false;  ///< aten::index: dynamic only with masks
+  bool is_equal = false;  ///< aten::equal: no host read for a tensor and itself
   bool is_random = false;
-  bool is_uninitialized = false; ///< gives memory that nobody has written (empty)
-  bool ignores_data = false;     ///< needs only the metadata of its inputs (zeros_like)
-  bool changes_storage = false;  ///< resize_, set_
-  bool is_conversion = false;    ///< to(): what printing does first
-  int training = -1;             ///< position of the argument that switches to training; -1 without one
-  int probability = -1;          ///< position of the probability of dropout; -1 without one
+  bool is_uninitialized = false;  ///< gives memory that nobody has written (empty)
+  bool ignores_data = false;      ///< needs only the metadata of its inputs (zeros_like)
+  bool changes_storage = false;   ///< resize_, set_
+  bool is_conversion = false;     ///< to(): what printing does first
+  int training = -1;              ///< position of the argument that switches to training; -1 without one
+  int probability = -1;           ///< position of the probability of dropout; -1 without one
 };
 
 /// The operator behind a dispatcher handle; looked up in a table of this thread.
@@ -60,12 +60,12 @@ const Operator& operator_of(const c10::OperatorHandle& handle);
 struct Trace {
   struct Step {
     const Operator* op = nullptr;
-    uint32_t begin = 0;   ///< of its arguments, then its outputs, in `code`
+    uint32_t begin = 0;     ///< of its arguments, then its outputs, in `code`
     int16_t autocast = -1;  ///< the dtype of CPU autocast while it ran; -1 when that was off
   };
   std::vector<Step> steps;
   std::vector<int64_t> code;
-  std::vector<int64_t> values;         ///< per value: dtype, flags, offset, rank, sizes, strides
+  std::vector<int64_t> values;  ///< per value: dtype, flags, offset, rank, sizes, strides
   std::vector<uint32_t> value_begin;
 
   size_t end_of(size_t step) const { return step + 1 < steps.size() ? steps[step + 1].begin : code.size(); }

@@ -6,10 +6,10 @@
 
 #include <ATen/core/grad_mode.h>
 #include <ATen/core/ivalue.h>
-#include <nlohmann/json.hpp>
 #include <torch/csrc/jit/serialization/pickle.h>
 #include <torch/csrc/lazy/core/hash.h>
 #include <torchcc/error.h>
+#include <nlohmann/json.hpp>
 
 #include "background.h"
 #include "cache.h"
@@ -130,12 +130,11 @@ void CoreState::stay_eager(Variant& variant, std::string text) {
   log(Topic::capture, options.name, "(" + variant.guards.text() + ") stays eager: " + variant.reason);
 }
 
-std::shared_ptr<const Recording> CoreState::commit(Guards guards, std::unique_ptr<Recording> made,
-                                                   Variant*& variant) {
+std::shared_ptr<const Recording> CoreState::commit(Guards guards, std::unique_ptr<Recording> made, Variant*& variant) {
   name_captured(*made, module.get());
   const std::lock_guard lock(mutex);
-  const auto known = std::find_if(variants.begin(), variants.end(),
-                                  [&](const auto& one) { return one->guards == guards; });
+  const auto known =
+      std::find_if(variants.begin(), variants.end(), [&](const auto& one) { return one->guards == guards; });
   variant = known != variants.end() ? known->get() : &add_variant(std::move(guards));
   ++variant->recorded;
   if (variant->state == Variant::State::compiling || variant->state == Variant::State::eager) return nullptr;

@@ -16,8 +16,8 @@
 
 namespace torchcc::detail {
 
-/// One set of guards of a function, with its recordings and compiled code. The atomics are free for all; everything else
-/// belongs to CoreState::mutex.
+/// One set of guards of a function, with its recordings and compiled code. The atomics are free for all; everything
+/// else belongs to CoreState::mutex.
 struct Variant {
   enum class State : uint8_t { recorded, compiling, compiled, eager };
 
