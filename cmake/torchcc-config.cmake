@@ -2,6 +2,7 @@
 #
 # Targets
 #   torchcc::runtime    load packages and call their functions
+#   torchcc::capture    torchcc::compile: record C++ code as it runs, compile it, replay it; includes torchcc::runtime
 # Functions
 #   torchcc_add_region(<target> SOURCES <file.py>... NAMESPACE <namespace> [PARAMS <key=value>...] [NO_OUT])
 #

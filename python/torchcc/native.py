@@ -1,4 +1,4 @@
-"""Builds C++ with the CMake and Ninja that pip installed: the runtime library for projects without CMake, the demo."""
+"""Builds C++ with the CMake and Ninja that pip installed: torchcc's libraries for projects without CMake, the demo."""
 
 from __future__ import annotations
 
@@ -102,32 +102,36 @@ def _run(command: list[str], descriptor: int, log: Path, progress: Callable[[str
         )
 
 
-_RUNTIME_PROJECT = """cmake_minimum_required(VERSION 3.18)
-project(torchcc_runtime_only CXX)
+_LIBRARIES_PROJECT = """cmake_minimum_required(VERSION 3.18)
+project(torchcc_libraries CXX)
 find_package(torchcc REQUIRED)
-add_custom_target(runtime ALL DEPENDS torchcc_runtime)
+add_custom_target(libraries ALL DEPENDS torchcc_capture torchcc_runtime)
 """
 
+# In the order in which a linker wants them.
+_LIBRARIES = ("libtorchcc_capture.a", "libtorchcc_runtime.a")
 
-def runtime_library(progress: Callable[[str], None] | None = None) -> Path:
-    """The static runtime library, built on first use into the cache for this compiler, torch and torchcc."""
+
+def libraries(progress: Callable[[str], None] | None = None) -> list[Path]:
+    """torchcc's static libraries, built on first use into the cache for this compiler, interpreter, torch and torchcc."""
     compiler = toolchain.check_compiler(toolchain.cxx()).detail
     sources = "".join(
         file.read_text() for file in sorted(paths.cpp_dir().rglob("*")) if file.suffix in (".h", ".cpp", ".txt")
     )
-    key = "\n".join([__version__, torch.__version__, torch.__file__, compiler, sources])
+    key = "\n".join([__version__, torch.__version__, torch.__file__, sys.executable, compiler, sources])
     folder = paths.cache_dir() / "runtime" / hashlib.sha256(key.encode()).hexdigest()[:16]
-    library = folder / "libtorchcc_runtime.a"
-    if not library.is_file():
+    made = [folder / name for name in _LIBRARIES]
+    if not all(library.is_file() for library in made):
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="torchcc-runtime-") as work:
+        with tempfile.TemporaryDirectory(prefix="torchcc-libraries-") as work:
             source = Path(work)
-            (source / "CMakeLists.txt").write_text(_RUNTIME_PROJECT)
+            (source / "CMakeLists.txt").write_text(_LIBRARIES_PROJECT)
             build_project(source, source / "build", ["CMAKE_BUILD_TYPE=Release"], progress=progress)
-            temporary = folder / f".{library.name}.{os.getpid()}"
-            shutil.copyfile(source / "build" / "torchcc" / library.name, temporary)
-            temporary.replace(library)
-    return library
+            for library in made:
+                temporary = folder / f".{library.name}.{os.getpid()}"
+                shutil.copyfile(source / "build" / "torchcc" / library.name, temporary)
+                temporary.replace(library)
+    return made
 
 
 def cxx_flags() -> list[str]:
@@ -144,9 +148,10 @@ def cxx_flags() -> list[str]:
 
 
 def ld_flags(progress: Callable[[str], None] | None = None) -> list[str]:
-    """Linker flags for a program that uses torchcc and LibTorch; builds the runtime library on first use."""
+    """Linker flags for a program that uses torchcc and LibTorch; builds torchcc's libraries on first use."""
     torch_lib = Path(torch.__file__).parent / "lib"
-    libraries = ["-ltorch", "-ltorch_cpu", "-lc10"]
+    torch_libraries = ["-ltorch", "-ltorch_cpu", "-lc10"]
     if torch.version.cuda:
-        libraries += ["-Wl,--push-state,--no-as-needed", "-ltorch_cuda", "-Wl,--pop-state", "-lc10_cuda"]
-    return [str(runtime_library(progress)), f"-L{torch_lib}", f"-Wl,-rpath,{torch_lib}", *libraries, "-ldl"]
+        torch_libraries += ["-Wl,--push-state,--no-as-needed", "-ltorch_cuda", "-Wl,--pop-state", "-lc10_cuda"]
+    own = [str(library) for library in libraries(progress)]
+    return [*own, f"-L{torch_lib}", f"-Wl,-rpath,{torch_lib}", *torch_libraries, "-ldl", "-pthread"]

@@ -64,6 +64,9 @@ def test_first_run_builds_and_is_right(first: Ran) -> None:
     assert first.errors == ""
     for case in ("accuracy on held-out images", "largest difference of a logit from eager"):
         assert first.cases[case]["holds"], first.output
+        assert first.cases["C++ network: " + case]["holds"], first.output
+    for case in ("calls that ran compiled code", "compiled calls at a second start, no compiler"):
+        assert first.cases["C++ network: " + case]["value"] > 2000, first.output
     assert first.cases["Python libraries in the process"] == {
         "case": "Python libraries in the process",
         "value": 0,
@@ -106,10 +109,10 @@ def test_a_failing_program_is_an_error_with_its_log(tmp_path: Path) -> None:
     broken = tmp_path / "digits"
     broken.write_text("#!/bin/sh\necho it broke >&2\nexit 3\n")
     broken.chmod(0o755)
-    with pytest.raises(errors.Error, match=r"(?s)failed.*3\n.*it broke.*run\.log") as raised:
-        demo._run(broken, tmp_path)
+    with pytest.raises(errors.Error, match=r"(?s)failed.*3\n.*it broke.*digits\.log") as raised:
+        demo._run(broken, [], frozenset(), {})
     assert "torchcc doctor" in str(raised.value)
-    assert "it broke" in (tmp_path / "run.log").read_text()
+    assert "it broke" in (tmp_path / "digits.log").read_text()
 
 
 def test_a_broken_build_is_an_error_with_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,6 +125,28 @@ def test_a_broken_build_is_an_error_with_its_log(tmp_path: Path, monkeypatch: py
         demo.run()
 
 
+FACTS = {
+    "target": "cpu-x86_64-avx2",
+    **{"threads": "1", "held_out": "450", "accuracy": "0.99", "logit_difference": "1e-6", "python_files": "0"},
+    **{"compiled_1_us": "10", "eager_1_us": "20", "compiled_all_us": "200", "eager_all_us": "400", "load_us": "2000"},
+    **{"training_us": "2e6", "variants": "2", "replayed": "2000", "compile_seconds": "40", "reason": "none"},
+}
+
+
+def report_of(region: dict[str, str], network: dict[str, str], again: dict[str, str]) -> demo.Report:
+    return demo.Report(
+        (
+            demo.Part("region", demo._region_cases(region), region, Path("digits")),
+            demo.Part("network", demo._network_cases(network, again), network, Path("convolutional")),
+        ),
+        None,
+    )
+
+
+def test_the_cases_of_a_good_run_hold() -> None:
+    assert report_of(FACTS, FACTS, FACTS).holds
+
+
 @pytest.mark.parametrize(
     ("fact", "value", "case"),
     [
@@ -130,19 +155,22 @@ def test_a_broken_build_is_an_error_with_its_log(tmp_path: Path, monkeypatch: py
         ("python_files", "1", "Python libraries in the process"),
     ],
 )
+@pytest.mark.parametrize("part", [0, 1])
 def test_a_case_beyond_its_limit_does_not_hold(
-    fact: str, value: str, case: str, capsys: pytest.CaptureFixture[str]
+    part: int, fact: str, value: str, case: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    facts = {"target": "cpu-x86_64-avx2", "threads": "1", "held_out": "450", "accuracy": "0.99", "load_us": "2000"}
-    facts |= {"logit_difference": "1e-6", "python_files": "0", "compiled_1_us": "10", "eager_1_us": "20"}
-    facts |= {"compiled_all_us": "200", "eager_all_us": "400"}
-    good = demo.Report(demo._cases(facts), facts, Path("digits"), None)
-    assert good.holds
-    report = demo.Report(demo._cases({**facts, fact: value}), facts, Path("digits"), None)
-    assert [one.case for one in report.cases if not one.holds] == [case]
+    bad = {**FACTS, fact: value}
+    report = report_of(bad, FACTS, FACTS) if part == 0 else report_of(FACTS, bad, FACTS)
+    assert [one.case for one in report.cases if not one.holds] == [("C++ network: " if part else "") + case]
     assert not report.holds
     demo.show(report)
     assert "DOES NOT HOLD" in capsys.readouterr().out
+
+
+def test_a_program_that_never_ran_compiled_code_does_not_hold() -> None:
+    eager = {**FACTS, "replayed": "0"}
+    assert not report_of(FACTS, eager, FACTS).holds
+    assert not report_of(FACTS, FACTS, eager).holds
 
 
 def test_without_a_compiler_it_says_how_to_get_one(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <torchcc/compile.h>
+#include <torchcc/compile_options.h>
 #include <torchcc/error.h>
 #include <torchcc/function.h>
 #include <torchcc/package.h>

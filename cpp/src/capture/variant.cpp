@@ -262,6 +262,7 @@ void CoreState::compile(Variant& variant, const std::shared_ptr<const Recording>
     } else {
       variant.state = Variant::State::compiled;
       variant.reason.clear();
+      reason.clear();
       variant.plan.store(plan, std::memory_order_release);
       log(Topic::compile, options.name, "(" + variant.guards.text() + ") is compiled");
     }

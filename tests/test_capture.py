@@ -1,0 +1,328 @@
+"""What can go wrong around a compiled C++ function: results stay right, and the reason is said.
+
+All tests run the program cpp/capture/app.cpp in processes of its own. The cache of the first is shared, so that there
+are few compilations.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from torchcc import cache
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a run of the program printed, by name; `text` is all of it."""
+
+    facts: dict[str, str]
+    text: str
+
+    def number(self, name: str) -> int:
+        return int(self.facts[name])
+
+
+@dataclass(frozen=True)
+class App:
+    """The program, with a cache folder of its own."""
+
+    program: Path
+    folder: Path
+
+    def environment(self, **variables: str) -> dict[str, str]:
+        keep = {
+            name: os.environ[name] for name in ("PATH", "HOME", "CXX", "TORCHINDUCTOR_CACHE_DIR") if name in os.environ
+        }
+        return {**keep, "TORCHCC_CACHE": str(self.folder), "TORCHCC_PYTHON": sys.executable, **variables}
+
+    def start(
+        self, *options: str, preexec: Callable[[], None] | None = None, **variables: str
+    ) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [str(self.program), *options],
+            env=self.environment(**variables),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            preexec_fn=preexec,
+        )
+
+    def finish(self, process: subprocess.Popen[str], before: str = "") -> Ran:
+        text = before + process.communicate(timeout=300)[0]
+        assert process.returncode == 0, text
+        facts = dict(line.split(" ", 1) for line in text.splitlines() if " " in line and not line.startswith(" "))
+        assert facts["wrong"] == "0", text
+        assert facts["python_files"] == "0", text
+        return Ran(facts, text)
+
+    def run(self, *options: str, preexec: Callable[[], None] | None = None, **variables: str) -> Ran:
+        return self.finish(self.start(*options, preexec=preexec, **variables))
+
+    def entries(self) -> list[Path]:
+        return sorted((self.folder / "compiled").glob("*.pt2"))
+
+    def wait_for(self, process: subprocess.Popen[str], line: str) -> str:
+        """Reads until a line comes; gives all that was read."""
+        assert process.stdout is not None
+        text = ""
+        for got in process.stdout:
+            text += got
+            if got.strip() == line:
+                return text
+        raise AssertionError(f"'{line}' did not come:\n{text}")
+
+
+@pytest.fixture(scope="module")
+def program(cpp_build: Callable[[str], Path]) -> Path:
+    return cpp_build("release") / "capture_app"
+
+
+@pytest.fixture
+def app(program: Path, tmp_path: Path) -> App:
+    """The program with an empty cache."""
+    return App(program, tmp_path / "cache")
+
+
+@pytest.fixture(scope="module")
+def first(program: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[App, Ran]:
+    """A run that compiled."""
+    app = App(program, tmp_path_factory.mktemp("first"))
+    return app, app.run()
+
+
+@pytest.fixture
+def warm(first: tuple[App, Ran], tmp_path: Path) -> App:
+    """The program with a copy of the cache of a run that compiled."""
+    app = App(first[0].program, tmp_path / "cache")
+    shutil.copytree(first[0].folder, app.folder)
+    return app
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def group_of(leader: int) -> list[int]:
+    """All processes that live in the group of a process."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                fields = (folder / "stat").read_text().rsplit(")", 1)[1].split()
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if int(fields[2]) == leader and fields[0] != "Z":
+                found.append(int(folder.name))
+    return found
+
+
+def test_compiles_and_replays(first: tuple[App, Ran]) -> None:
+    app, ran = first
+    assert ran.number("replayed") == 4
+    assert ran.facts["from_cache"] == "0"
+    assert "progress compiling" in ran.text
+    assert app.entries()
+    assert (app.folder / "compiled").stat().st_mode & 0o777 == 0o700
+    assert all(entry.stat().st_mode & 0o777 == 0o600 for entry in app.entries())
+    left = [file for file in (app.folder / "compiled").rglob("*") if file.suffix not in (".pt2", ".slower")]
+    assert left == [app.folder / "compiled" / "logs"], "something was left behind"
+
+
+def test_warm_start_needs_no_python(warm: App) -> None:
+    ran = warm.run(TORCHCC_PYTHON="/nonexistent/python")
+    assert ran.number("replayed") == 4
+    assert ran.facts["from_cache"] == "1"
+    assert "progress" not in ran.text
+
+
+def test_compiler_off(app: App) -> None:
+    ran = app.run(TORCHCC_COMPILER="off")
+    assert ran.number("replayed") == 0
+    assert "TORCHCC_COMPILER is off" in ran.facts["reason"]
+
+
+def test_no_python(app: App) -> None:
+    ran = app.run(TORCHCC_PYTHON="/nonexistent/python")
+    assert ran.number("replayed") == 0
+    assert "no Python with torchcc was found" in ran.facts["reason"]
+    assert "TORCHCC_PYTHON" in ran.facts["reason"]
+
+
+def test_python_without_torchcc(app: App, tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" -I -S "$@"\n')  # without site-packages
+    python.chmod(0o755)
+    ran = app.run(TORCHCC_PYTHON=str(python))
+    assert ran.number("replayed") == 0
+    assert "No module named" in ran.facts["reason"]
+
+
+def test_killed_compiler(app: App) -> None:
+    process = app.start()
+    text = app.wait_for(process, "progress compiling")
+    (compiler,) = children_of(process.pid)
+    os.kill(compiler, signal.SIGKILL)
+    ran = app.finish(process, text)
+    assert ran.number("replayed") == 0
+    assert "killed by signal 9" in ran.facts["reason"]
+    assert not app.entries()
+
+
+def test_compiler_killed_while_it_waits_is_started_again(first: tuple[App, Ran], app: App) -> None:
+    # In the background, and killed at the end of the ordinary form's compilation: the packed form's gets another one.
+    process = app.start()
+    text = app.wait_for(process, "progress writing")
+    time.sleep(0.5)
+    for child in children_of(process.pid):
+        os.kill(child, signal.SIGKILL)
+    ran = app.finish(process, text)
+    assert ran.number("replayed") == 4
+
+
+def test_compiler_ends_with_its_parent(app: App) -> None:
+    process = app.start()
+    app.wait_for(process, "progress compiling")
+    time.sleep(2)  # so that it has started a C++ compiler
+    (compiler,) = children_of(process.pid)
+    assert group_of(compiler)
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 10
+    while group_of(compiler) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not group_of(compiler)
+
+
+def test_timeout(app: App) -> None:
+    ran = app.run("--timeout", "0.5")
+    assert ran.number("replayed") == 0
+    assert "took longer than 0.5 s" in ran.facts["reason"]
+
+
+def test_unknown_option_of_inductor(app: App) -> None:
+    ran = app.run("--inductor", "no_such_option")
+    assert ran.number("replayed") == 0
+    assert "no_such_option" in ran.facts["reason"]
+
+
+def test_full_disk(app: App) -> None:
+    """Every file may have 20 kB: too few for what is recorded, and for what is compiled."""
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+    ran = app.run(preexec=limit)
+    assert ran.number("replayed") == 0
+    assert "cannot be written" in ran.facts["reason"]
+    assert not list((app.folder / "compiled").rglob("*.p*t*"))
+
+
+def test_disk_that_is_full_for_the_compiler(app: App) -> None:
+    """Enough for the recording, not for the package."""
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (90_000, 90_000))
+
+    ran = app.run(preexec=limit)
+    assert ran.number("replayed") == 0
+    assert ran.facts["reason"]
+    assert not app.entries()
+
+
+def test_cache_that_others_can_write_to(app: App) -> None:
+    (app.folder / "compiled").mkdir(parents=True)
+    (app.folder / "compiled").chmod(0o777)
+    ran = app.run()
+    assert ran.number("replayed") == 0
+    assert "cache folder" in ran.facts["reason"]
+
+
+def test_file_cut_short(warm: App) -> None:
+    for entry in warm.entries():
+        entry.write_bytes(entry.read_bytes()[:-1000])
+    ran = warm.run(TORCHCC_COMPILER="off")
+    assert ran.number("replayed") == 0
+    assert "the cache has no code" in ran.facts["reason"]
+    assert not warm.entries(), "a damaged file is removed"
+
+
+def test_file_of_another_trace(warm: App) -> None:
+    """A file with the right name, and code for something else (a collision of hashes, or a renamed file)."""
+    entries = warm.entries()
+    ran = warm.run("--seed", "7", "--inductor", "epilogue_fusion")
+    assert ran.number("replayed") == 4
+    (new,) = [entry for entry in warm.entries() if entry not in entries][:1]
+    shutil.copyfile(entries[0], new)
+    ran = warm.run("--seed", "7", "--inductor", "epilogue_fusion", TORCHCC_COMPILER="off")
+    assert ran.number("replayed") == 0
+    assert "another one with the same hash" in ran.facts["reason"]
+
+
+def test_two_processes_at_once(app: App) -> None:
+    processes = [app.start() for _ in range(2)]
+    results: list[Ran] = []
+    threads = [
+        threading.Thread(target=lambda process=process: results.append(app.finish(process))) for process in processes
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [ran.number("replayed") for ran in results] == [4, 4]
+    assert app.run(TORCHCC_COMPILER="off").number("replayed") == 4
+
+
+def test_background_never_blocks(app: App) -> None:
+    process = app.start("--background", "--calls", "50")
+    text = app.wait_for(process, "waiting")
+    assert "progress writing" not in text, "the calls waited for the compiler"
+    ran = app.finish(process, text)
+    assert ran.number("replayed") == 50
+
+
+def test_threads(warm: App) -> None:
+    ran = warm.run("--threads", "8", "--calls", "200")
+    assert ran.number("calls") == 1600
+    assert ran.number("replayed") >= 1000
+
+
+def test_exported_cache_works_elsewhere(
+    first: tuple[App, Ran], app: App, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = tmp_path / "cache.tar"
+    monkeypatch.setenv("TORCHCC_CACHE", str(first[0].folder))
+    cache.export_to(archive)
+    monkeypatch.setenv("TORCHCC_CACHE", str(app.folder))
+    cache.import_from(archive)
+    ran = app.run(TORCHCC_PYTHON="/nonexistent/python")
+    assert ran.number("replayed") == 4
+
+
+@pytest.fixture(autouse=True)
+def _no_compiler_is_left() -> Iterator[None]:
+    yield
+    deadline = time.monotonic() + 5
+    while (left := children_of(os.getpid())) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not [pid for pid in left if "torchcc.compiler" in Path(f"/proc/{pid}/cmdline").read_text()]
