@@ -113,7 +113,7 @@ _LIBRARIES = ("libtorchcc_capture.a", "libtorchcc_runtime.a")
 
 
 def libraries(progress: Callable[[str], None] | None = None) -> list[Path]:
-    """torchcc's static libraries, built on first use into the cache for this compiler, interpreter, torch and torchcc."""
+    """The static libraries, built on first use into the cache for this compiler, interpreter, torch and torchcc."""
     compiler = toolchain.check_compiler(toolchain.cxx()).detail
     sources = "".join(
         file.read_text() for file in sorted(paths.cpp_dir().rglob("*")) if file.suffix in (".h", ".cpp", ".txt")
