@@ -307,6 +307,18 @@ def test_threads(warm: App) -> None:
     assert ran.number("replayed") >= 1000
 
 
+def test_changed_weights_are_packed_again(warm: App) -> None:
+    """Some calls after the change run the ordinary form; a few more, and the new weights are packed."""
+    ran = warm.run("--weights-change", "4", "--calls", "10")
+    assert ran.number("replayed") == 8
+    assert ran.facts["frozen"] == "0"
+    assert len(warm.entries()) == 2
+    ran = warm.run("--weights-change", "4", "--calls", "200")
+    assert ran.number("replayed") == 198
+    assert ran.facts["frozen"] == "1"
+    assert len(warm.entries()) == 3
+
+
 def test_exported_cache_works_elsewhere(
     first: tuple[App, Ran], app: App, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -39,7 +39,8 @@ struct CompileOptions {
   /// them, when there are this many, run eagerly.
   int64_t max_variants = 8;
 
-  /// Called with one line of text when the compiler makes progress, from a thread of torchcc's; must not throw.
+  /// Called with one line of text when the compiler makes progress, from a thread of torchcc's or the calling one. It
+  /// must not throw, nor call compiled functions; wait() before what it refers to goes away.
   std::function<void(const std::string&)> progress;
 };
 
@@ -54,7 +55,7 @@ struct VariantStats {
   int64_t eager = 0;           ///< calls that ran the C++ code unrecorded
   double compile_seconds = 0;  ///< spent in the compiler, packed form included
   bool from_cache = false;     ///< the compiled code came from the cache
-  bool frozen = false;         ///< there is a form with packed weights, used as long as they do not change
+  bool frozen = false;         ///< the next call uses packed weights
 };
 
 /// What a compiled function has done so far.

@@ -93,6 +93,7 @@ void Recorder::add_input(Recording& recording, const External& external) {
     input.captured = Captured::of(external.tensor);
   }
   const int64_t* words = trace_.value(external.value);
+  if (input.written && words[kFlags] != 0) refuse("the function writes to a tensor with a pending conjugate or sign");
   input.before = memory.original.defined() ? make_view(memory.original.storage(), words) : external.tensor;
   if (input.written) recording.after.push_back(make_view(external.tensor.storage(), words));
   recording.inputs.push_back(std::move(input));

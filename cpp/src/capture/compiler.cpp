@@ -173,10 +173,10 @@ class Compiler {
 
   CompileAnswer compile(const CompileRequest& request) {
     const std::lock_guard lock(mutex_);
-    if (stopped_) return {"the program is ending", "", 0};
-    if (process_.runs()) return ask(request, false);
+    if (process_.runs() && !stopped_) return ask(request, false);
     std::string reasons;
     for (const std::string& python : interpreters()) {
+      if (stopped_) return {"the program is ending", "", 0};
       const fs::path errors = fs::path(request.log).parent_path() / ("compiler-" + std::to_string(::getpid()) + ".log");
       if (const std::string error = process_.start(python, errors); !error.empty()) {
         reasons += (reasons.empty() ? "" : "; ") + python + ": " + error;
@@ -194,10 +194,10 @@ class Compiler {
   }
 
   void stop() {
+    stopped_ = true;
     const pid_t child = child_.exchange(-1);
     if (child > 0) ::kill(-child, SIGKILL);  // a request that waits for it then lets go of the lock
     const std::lock_guard lock(mutex_);
-    stopped_ = true;
     process_.stop();
   }
 
@@ -259,7 +259,7 @@ class Compiler {
   std::mutex mutex_;
   Process process_;
   std::atomic<pid_t> child_{-1};
-  bool stopped_ = false;
+  std::atomic<bool> stopped_{false};
   int id_ = 0;
 };
 

@@ -41,7 +41,7 @@ bool Core::replay(const Leaves& arguments, Replayed& results) {
       return false;
     }
     variant->replayed.fetch_add(1, std::memory_order_relaxed);
-    if (!packed && plan->frozen.load(std::memory_order_relaxed) != nullptr) state.note_stale(*variant);
+    if (!packed && plan->frozen.load(std::memory_order_relaxed) != nullptr) state.note_stale(*variant, arguments);
     return true;
   }
   return false;
@@ -112,7 +112,7 @@ void Run::finish(const Leaves& results, bool unchanged) {
   state_->recorder.reset();
   recording->result_constants.assign(results.constants.begin(), results.constants.end());
   Variant* variant = nullptr;
-  const std::shared_ptr<const Recording> ready = core.commit(std::move(state_->guards), std::move(recording), variant);
+  const std::shared_ptr<Recording> ready = core.commit(std::move(state_->guards), std::move(recording), variant);
   if (ready == nullptr) return;
   if (!core.options.background) {
     core.compile(*variant, ready);

@@ -91,7 +91,10 @@ std::vector<Frozen::Weight> freezable(const Recording& recording, bool inference
 }
 
 Plan::Plan(std::shared_ptr<const Recording> recording, std::shared_ptr<const Library> library)
-    : recording_(std::move(recording)), library_(std::move(library)), mutates_(recording_->mutates()) {
+    : recording_(std::move(recording)),
+      library_(std::move(library)),
+      lowest_(std::make_unique<Lowest[]>(recording_->inputs.size())),
+      mutates_(recording_->mutates()) {
   for (size_t i = 0; i < recording_->same_as.size(); ++i) {
     has_same_arguments_ = has_same_arguments_ || recording_->same_as[i] != i;
   }
@@ -142,11 +145,26 @@ bool Plan::overlaps(const Leaves& arguments) const {
   return false;
 }
 
+void Plan::lower_owners(Recording& later) const {
+  for (size_t i = 0; i < later.inputs.size(); ++i) {
+    Input& input = later.inputs[i];
+    input.owners = std::min(input.owners, lowest_[i].owners.load());
+    input.storage_owners = std::min(input.storage_owners, lowest_[i].storage_owners.load());
+  }
+}
+
 bool Plan::holds(const Leaves& arguments) const {
-  for (const Input& input : recording_->inputs) {
+  for (size_t i = 0; i < recording_->inputs.size(); ++i) {
+    const Input& input = recording_->inputs[i];
     if (input.kind != Input::Kind::captured) continue;
     const Captured& captured = *input.captured;
-    if (captured.owners() < input.owners || captured.storage_owners() < input.storage_owners) return false;
+    const int64_t owners = captured.owners();
+    const int64_t storage_owners = captured.storage_owners();
+    if (owners < input.owners || storage_owners < input.storage_owners) {
+      lowest_[i].owners = owners;
+      lowest_[i].storage_owners = storage_owners;
+      return false;
+    }
     const int64_t* words = recording_->trace.value(input.value);
     if (!input.is_base && !has_layout(captured.tensor(), words)) return false;
     if (input.is_base && static_cast<int64_t>(captured.tensor().storage().nbytes() /
@@ -156,6 +174,24 @@ bool Plan::holds(const Leaves& arguments) const {
   }
   if ((has_same_arguments_ || !recording_->shared.empty()) && !shares_as_recorded(arguments)) return false;
   return !mutates_ || !overlaps(arguments);
+}
+
+std::shared_ptr<Recording> Plan::sample(const Leaves& arguments) const {
+  const c10::AutoGradMode no_grad(false);
+  auto made = std::make_shared<Recording>(*recording_);
+  made->drop_samples();
+  Handles handles;
+  for (Input& input : made->inputs) {
+    at::Tensor tensor = tensor_of(input, arguments).detach();
+    if (input.is_base) tensor = make_view(tensor.storage(), made->trace.value(input.value));
+    if (input.written || input.kind == Input::Kind::argument) input.before = tensor.clone();
+    if (input.written) tensor = made->after.emplace_back(tensor.clone());
+    handles.push_back(tensor.resolve_conj().resolve_neg());
+  }
+  c10::SmallVector<AtenTensorHandle, 4> outputs(made->outputs.size());
+  handles.run(*library_, outputs.data());
+  for (AtenTensorHandle handle : outputs) made->expected.push_back(take(handle));
+  return made;
 }
 
 bool Plan::run(const Leaves& arguments, Replayed& results) const {
@@ -168,7 +204,13 @@ bool Plan::run(const Leaves& arguments, Replayed& results) const {
     Handles handles;
     const auto give = [&](const Input& input) {
       const at::Tensor& tensor = tensor_of(input, arguments);
-      handles.push_back(input.is_base ? make_view(tensor.storage(), recording.trace.value(input.value)) : tensor);
+      if (input.is_base) {
+        handles.push_back(make_view(tensor.storage(), recording.trace.value(input.value)));
+      } else if (tensor.is_conj() || tensor.is_neg()) {
+        handles.push_back(tensor.resolve_conj().resolve_neg());
+      } else {
+        handles.push_back(tensor);
+      }
     };
     if (packed != nullptr) {
       for (const size_t i : packed->inputs) give(recording.inputs[i]);

@@ -44,8 +44,15 @@ class Plan {
   /// recorded again before compiled code may run.
   bool holds(const Leaves& arguments) const;
 
+  /// Takes over the lowest counts of owners at which holds() said no, into a later recording that used the same
+  /// tensors. What that recording counted may be too many: calls in other threads own the tensors for a moment.
+  void lower_owners(Recording& later) const;
+
   /// Runs the code. Returns whether the frozen form ran.
   bool run(const Leaves& arguments, Replayed& results) const;
+
+  /// The recording with this call's arguments, and the results that the code computes from them; changes nothing.
+  std::shared_ptr<Recording> sample(const Leaves& arguments) const;
 
   /// The form with packed weights; null while there is none.
   std::atomic<const Frozen*> frozen{nullptr};
@@ -57,6 +64,11 @@ class Plan {
 
   std::shared_ptr<const Recording> recording_;
   std::shared_ptr<const Library> library_;  // null when there is nothing to compute
+  struct Lowest {
+    std::atomic<int64_t> owners{INT64_MAX};
+    std::atomic<int64_t> storage_owners{INT64_MAX};
+  };
+  std::unique_ptr<Lowest[]> lowest_;  // per input
   bool has_same_arguments_ = false;
   bool mutates_ = false;
 };

@@ -92,6 +92,14 @@ struct Recording {
     }
     return false;
   }
+  /// Lets go of the tensors that only the compiler needs.
+  void drop_samples() {
+    for (Input& input : inputs) {
+      if (input.kind != Input::Kind::constant) input.before.reset();
+    }
+    expected.clear();
+    after.clear();
+  }
   /// Whether there is something to compile.
   bool has_work() const { return !outputs.empty() || mutates(); }
 };

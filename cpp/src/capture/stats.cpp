@@ -39,7 +39,8 @@ CompileStats Core::stats() const {
     one.compile_seconds = variant->compile_seconds;
     one.from_cache = variant->from_cache;
     const Plan* plan = variant->plan.load(std::memory_order_acquire);
-    one.frozen = plan != nullptr && plan->frozen.load(std::memory_order_acquire) != nullptr;
+    const Frozen* packed = plan != nullptr ? plan->frozen.load(std::memory_order_acquire) : nullptr;
+    one.frozen = packed != nullptr && packed->is_current();
     const Recording* recording = plan != nullptr ? &plan->recording() : variant->last.get();
     if (recording != nullptr) one.ops = static_cast<int64_t>(recording->trace.steps.size());
     stats.recorded += one.recorded;

@@ -135,8 +135,8 @@ Operator read(const c10::OperatorHandle& handle) {
 std::string constant_text(const int64_t* word) {
   switch (static_cast<Tag>(word[0])) {
     case Tag::none: return "none";
-    case Tag::tensor: return "%" + std::to_string(word[1]);
-    case Tag::list: return "a list of " + std::to_string(word[1]);
+    case Tag::tensor: return std::string("%").append(std::to_string(word[1]));
+    case Tag::list: return std::string("a list of ").append(std::to_string(word[1]));
     case Tag::floating: return std::to_string(std::bit_cast<double>(word[1]));
     case Tag::boolean: return word[1] != 0 ? "true" : "false";
     case Tag::dtype: return dtype_name(static_cast<c10::ScalarType>(word[1]));

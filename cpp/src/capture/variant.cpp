@@ -130,7 +130,7 @@ void CoreState::stay_eager(Variant& variant, std::string text) {
   log(Topic::capture, options.name, "(" + variant.guards.text() + ") stays eager: " + variant.reason);
 }
 
-std::shared_ptr<const Recording> CoreState::commit(Guards guards, std::unique_ptr<Recording> made, Variant*& variant) {
+std::shared_ptr<Recording> CoreState::commit(Guards guards, std::unique_ptr<Recording> made, Variant*& variant) {
   name_captured(*made, module.get());
   const std::lock_guard lock(mutex);
   const auto known =
@@ -154,9 +154,11 @@ std::shared_ptr<const Recording> CoreState::commit(Guards guards, std::unique_pt
   std::string differs = disagreement(*before, *now);
   if (differs.empty() && variant->state == Variant::State::compiled) {
     // Only the number of owners of some captured tensor had changed.
+    variant->plans.back()->lower_owners(*now);
     variant->plans.push_back(std::make_unique<Plan>(now, variant->plans.back()->library()));
     variant->plans.back()->frozen = variant->plans[variant->plans.size() - 2]->frozen.load();
     variant->plan.store(variant->plans.back().get(), std::memory_order_release);
+    now->drop_samples();
     return nullptr;
   }
   if (differs.empty() && now->has_copies && before->argument_hash == now->argument_hash && !now->same_as.empty()) {
@@ -240,7 +242,7 @@ std::shared_ptr<const Library> CoreState::get_library(const Recording& recording
   return library;
 }
 
-void CoreState::compile(Variant& variant, const std::shared_ptr<const Recording>& recording) {
+void CoreState::compile(Variant& variant, const std::shared_ptr<Recording>& recording) {
   std::shared_ptr<const Library> library;
   std::string why;
   Plan* plan = nullptr;
@@ -267,29 +269,25 @@ void CoreState::compile(Variant& variant, const std::shared_ptr<const Recording>
       log(Topic::compile, options.name, "(" + variant.guards.text() + ") is compiled");
     }
   }
-  if (plan != nullptr && plan->library() != nullptr) freeze(variant, *plan);
+  if (plan != nullptr && plan->library() != nullptr) freeze(variant, *plan, *recording);
   const std::lock_guard lock(mutex);
+  recording->drop_samples();
   --pending;
   idle.notify_all();
 }
 
-void CoreState::freeze(Variant& variant, Plan& plan) {
+void CoreState::freeze(Variant& variant, Plan& plan, const Recording& recording) {
   if (!options.freeze) return;
   try {
-    const std::shared_ptr<Recording> recording = std::make_shared<Recording>(plan.recording());
     auto made = std::make_unique<Frozen>();
-    made->weights = freezable(*recording, options.freeze_inference_tensors);
+    made->weights = freezable(recording, options.freeze_inference_tensors);
     if (made->weights.empty()) return;
-    for (size_t i = 0; i < recording->inputs.size(); ++i) {
-      Input& input = recording->inputs[i];
-      if (input.kind == Input::Kind::captured && !input.written) {
-        input.before = at::Tensor();  // as they are now, not as they were recorded
-      } else {
-        made->inputs.push_back(i);
-      }
+    for (size_t i = 0; i < recording.inputs.size(); ++i) {
+      const Input& input = recording.inputs[i];
+      if (input.kind != Input::Kind::captured || input.written) made->inputs.push_back(i);
     }
     std::string why;
-    made->library = get_library(*recording, true, variant, why);
+    made->library = get_library(recording, true, variant, why);
     if (made->library == nullptr) {
       if (!why.empty()) log(Topic::compile, options.name, "weights are not packed: " + why);
       return;
@@ -305,11 +303,11 @@ void CoreState::freeze(Variant& variant, Plan& plan) {
   }
 }
 
-void CoreState::note_stale(Variant& variant) {
+void CoreState::note_stale(Variant& variant, const Leaves& arguments) {
   if (variant.stale.fetch_add(1, std::memory_order_relaxed) % kStaleCalls != 0) return;
   const std::unique_lock lock(mutex, std::try_to_lock);
   Plan* plan = variant.plan.load(std::memory_order_acquire);
-  if (!lock.owns_lock() || variant.is_packing || plan == nullptr) return;
+  if (!lock.owns_lock() || variant.is_packing || plan == nullptr || plan->recording().random_state.defined()) return;
   std::vector<Frozen::Weight> now = freezable(plan->recording(), options.freeze_inference_tensors);
   if (!same_weights(now, variant.seen)) {
     variant.seen = std::move(now);
@@ -321,10 +319,10 @@ void CoreState::note_stale(Variant& variant) {
   variant.quiet_needed *= 2;
   variant.is_packing = true;
   ++pending;
-  run_in_background([weak = weak_from_this(), target = &variant, plan] {
+  run_in_background([weak = weak_from_this(), target = &variant, plan, sample = plan->sample(arguments)] {
     const auto state = weak.lock();
     if (state == nullptr) return;
-    state->freeze(*target, *plan);
+    state->freeze(*target, *plan, *sample);
     const std::lock_guard inner(state->mutex);
     target->is_packing = false;
     --state->pending;

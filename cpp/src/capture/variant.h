@@ -69,18 +69,18 @@ struct CoreState : std::enable_shared_from_this<CoreState> {
   Variant* find(const Leaves& arguments) const;
 
   /// Takes in a recorded call. Returns the recording if it is to be compiled now.
-  std::shared_ptr<const Recording> commit(Guards guards, std::unique_ptr<Recording> recording, Variant*& variant);
+  std::shared_ptr<Recording> commit(Guards guards, std::unique_ptr<Recording> recording, Variant*& variant);
   /// Gets code for a recording that commit() returned, from the cache or the compiler. Does not throw.
-  void compile(Variant& variant, const std::shared_ptr<const Recording>& recording);
+  void compile(Variant& variant, const std::shared_ptr<Recording>& recording);
   /// Looks whether changed weights hold still, and if so has them packed again. Now and then.
-  void note_stale(Variant& variant);
+  void note_stale(Variant& variant, const Leaves& arguments);
 
  private:
   Variant& add_variant(Guards guards);
   void stay_eager(Variant& variant, std::string reason);
   std::shared_ptr<const Library> get_library(const Recording& recording, bool freeze, Variant& variant,
                                              std::string& reason);
-  void freeze(Variant& variant, Plan& plan);
+  void freeze(Variant& variant, Plan& plan, const Recording& recording);
   std::string key_text(const Recording& recording, bool freeze) const;
 };
 

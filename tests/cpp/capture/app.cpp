@@ -82,11 +82,9 @@ int run(Settings settings) {
   for (int i = 1; i < settings.threads; ++i) threads.emplace_back(calls);
   calls();
   for (std::thread& thread : threads) thread.join();
-  if (settings.options.background) {
-    std::cout << "waiting" << std::endl;
-    compiled.wait();
-    calls();
-  }
+  std::cout << "waiting" << std::endl;
+  compiled.wait();
+  if (settings.options.background) calls();
   const torchcc::CompileStats stats = compiled.stats();
   std::cout << "wrong " << wrong << "\ncalls " << stats.calls << "\nreplayed " << stats.replayed << "\neager "
             << stats.eager << "\nreason " << stats.reason << "\npython_files " << python_files() << "\nfrom_cache "
