@@ -266,7 +266,7 @@ void Recorder::make_results(Recording& recording, c10::ArrayRef<const at::Tensor
 
 std::unique_ptr<Recording> Recorder::finish(c10::ArrayRef<const at::Tensor*> results) {
   const Unrecorded unrecorded;
-  static const Operator kResult{.name = "the result", .ignores_data = false};
+  static const Operator kResult{.name = "the result"};
   auto recording = std::make_unique<Recording>();
   for (const at::Tensor* tensor : results) {
     if (refusal_.empty()) use(*tensor, kResult, false);

@@ -211,6 +211,7 @@ class Compiler {
                  {"freeze", request.freeze},
                  {"against", request.against},
                  {"log", request.log}};
+    message["threads"] = request.threads;
     message["options"] = Json::parse(request.options);
     const auto deadline = Clock::now() + std::chrono::duration_cast<Clock::duration>(
                                              std::chrono::duration<double>(std::min(request.timeout, 1e8)));

@@ -18,6 +18,7 @@ struct CompileRequest {
   bool freeze = false;
   std::string against;  ///< package that a frozen one has to beat; may be empty
   std::string options;  ///< JSON object
+  int threads = 1;      ///< of the program, for measuring
   std::string log;      ///< file for what the compiler prints
   double timeout = 0;   ///< seconds
   std::function<void(const std::string&)> progress;

@@ -18,12 +18,12 @@ namespace torchcc::detail {
 /// One storage, for as long as a recording lasts. Weakly held: its memory may go, but its address does not come again.
 struct Memory {
   c10::weak_intrusive_ptr<c10::StorageImpl> storage;
-  c10::SmallVector<ValueId, 2> values;  ///< in the order of their appearance
+  c10::SmallVector<ValueId, 2> values{};  ///< in the order of their appearance
   bool is_external = false;
   bool is_unwritten = false;  ///< memory of empty(), and no operator has written to it
   bool is_written = false;    ///< an operator wrote to it
   bool is_copied = false;     ///< its content came from outside the operators; the values are copies of a constant
-  at::Tensor original;        ///< of external memory that is written to: a storage of the same bytes as before
+  at::Tensor original{};      ///< of external memory that is written to: a storage of the same bytes as before
   size_t hash = 0;
   int checks = 0;  ///< how many more reads compare the content with the hash
 };

@@ -35,8 +35,8 @@ struct Operator {
     bool is_written = false;       ///< by the schema
     bool is_hidden_state = false;  ///< running statistics, which training writes although the schema does not say so
   };
-  std::string name;  ///< "aten::add.Tensor"
-  std::vector<Argument> arguments;
+  std::string name{};  ///< "aten::add.Tensor"
+  std::vector<Argument> arguments{};
   size_t returns = 0;
   bool is_view = false;      ///< gives other views of its inputs and reads no data
   bool is_metadata = false;  ///< gives numbers that follow from dtypes and sizes

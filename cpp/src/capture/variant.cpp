@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include <ATen/Parallel.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/core/ivalue.h>
 #include <torch/csrc/jit/serialization/pickle.h>
@@ -186,7 +187,7 @@ std::string CoreState::key_text(const Recording& recording, bool freeze) const {
   if (freeze) {
     torch::lazy::hash_t hash(uint64_t{0});
     for (const Input& input : recording.inputs) {
-      if (input.kind != Input::Kind::captured || input.written) continue;
+      if (input.kind == Input::Kind::argument || input.written) continue;
       const c10::StorageImpl& storage = *content(input).storage().unsafeGetStorageImpl();
       hash = torch::lazy::HashCombine(hash, torch::lazy::DataHash(storage.data(), storage.nbytes()));
     }
@@ -224,6 +225,7 @@ std::shared_ptr<const Library> CoreState::get_library(const Recording& recording
   if (freeze) request.against = CacheKey(key_text(recording, false)).file(folder);
   request.options = options_json(options);
   request.log = logs / (key.name + "-" + std::to_string(::getpid()) + ".log");
+  request.threads = at::get_num_threads();
   request.timeout = options.timeout;
   request.progress = options.progress;
   const CompileAnswer answer = compile_trace(request);
@@ -248,6 +250,11 @@ void CoreState::compile(Variant& variant, const std::shared_ptr<Recording>& reco
   Plan* plan = nullptr;
   try {
     if (recording->has_work()) library = get_library(*recording, false, variant, why);
+    if (library != nullptr &&
+        (library->inputs() != recording->inputs.size() || library->outputs() != recording->outputs.size())) {
+      why = "the compiled code takes or gives another number of tensors than recorded";
+      library.reset();
+    }
     if (library != nullptr || !recording->has_work()) {
       auto made = std::make_unique<Plan>(recording, library);
       plan = made.get();
@@ -284,10 +291,15 @@ void CoreState::freeze(Variant& variant, Plan& plan, const Recording& recording)
     if (made->weights.empty()) return;
     for (size_t i = 0; i < recording.inputs.size(); ++i) {
       const Input& input = recording.inputs[i];
-      if (input.kind != Input::Kind::captured || input.written) made->inputs.push_back(i);
+      if (input.kind == Input::Kind::argument || input.written) made->inputs.push_back(i);
     }
     std::string why;
     made->library = get_library(recording, true, variant, why);
+    if (made->library != nullptr && made->library->inputs() != made->inputs.size()) {
+      why = "the compiled code takes " + std::to_string(made->library->inputs()) + " inputs in place of " +
+            std::to_string(made->inputs.size());
+      made->library.reset();
+    }
     if (made->library == nullptr) {
       if (!why.empty()) log(Topic::compile, options.name, "weights are not packed: " + why);
       return;

@@ -26,6 +26,9 @@ class Library {
   Library(const Library&) = delete;
   Library& operator=(const Library&) = delete;
 
+  size_t inputs() const { return inputs_; }
+  size_t outputs() const { return outputs_; }
+
   /// Runs the code. Takes over the input handles; the caller takes over the output handles. Throws Error with the
   /// compiled code's own message when it fails.
   void run(AtenTensorHandle* inputs, AtenTensorHandle* outputs) const;
