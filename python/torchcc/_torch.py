@@ -6,11 +6,12 @@ Each function says which module it leans on, so that a new PyTorch release can b
 from __future__ import annotations
 
 import contextlib
+import difflib
 import functools
 import platform
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import torch
 from torch.export import ExportedProgram
 
 from torchcc import sizes, toolchain
+from torchcc.errors import ArgumentError, message
 
 #: Archive folders, as in ``torch.export.pt2_archive.constants``.
 EXTRA_FOLDER = "extra/"
@@ -77,6 +79,41 @@ def load(file: str) -> ExportedProgram:
     """``torch.export.load``."""
     with _quiet():
         return torch.export.load(file)
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Raises ArgumentError for options that Inductor does not have. Leans on ``torch._inductor.config``."""
+    from torch._inductor import config
+
+    known = config.get_config_copy()
+    for name in options:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=3)
+            raise ArgumentError(
+                message(
+                    f"Inductor has no option '{name}'",
+                    expected=f"for instance {', '.join(close)}" if close else "an option of torch._inductor.config",
+                    got=name,
+                    fix="correct the name",
+                )
+            )
+
+
+def storable(program: ExportedProgram) -> ExportedProgram:
+    """A program that ``torch.export.save`` takes: it fails without outputs.
+
+    In the form without mutation, what is written into the inputs is an output.
+    """
+    if program.graph_signature.output_specs:
+        return program
+    with _quiet():
+        functional: ExportedProgram = program.run_decompositions({})
+    return functional
+
+
+def schema(operator: Any) -> Any:
+    """An operator's schema: ``arguments`` and ``returns``. Leans on ``OpOverload._schema``."""
+    return operator._schema
 
 
 def check(condition: Any) -> None:
@@ -208,7 +245,13 @@ def cpu_target() -> tuple[str, str | None, tuple[str, ...]]:
     return "cpu-x86_64", "x86-64", ()
 
 
-def compile(program: ExportedProgram, options: Mapping[str, Any], into_outputs: bool) -> Compiled:
+def compile(
+    program: ExportedProgram,
+    options: Mapping[str, Any],
+    into_outputs: bool,
+    folder: Path | None = None,
+    copied: Set[int] = frozenset(),
+) -> Compiled:
     """Compiles with AOTInductor for this machine.
 
     Leans on ``torch._inductor.compile_fx.compile_fx_aot``, on the options named below, and on what
@@ -218,6 +261,8 @@ def compile(program: ExportedProgram, options: Mapping[str, Any], into_outputs: 
         program: What to compile.
         options: Options of Inductor that win over torchcc's own.
         into_outputs: Compile the form that takes the outputs as further inputs, writes into them, and returns nothing.
+        folder: Where to leave the files; by default in Inductor's cache.
+        copied: Positions of outputs that get memory of their own, whatever Inductor would do.
     """
     from torch._export.utils import _compiling_state_context
     from torch._inductor import config
@@ -236,21 +281,40 @@ def compile(program: ExportedProgram, options: Mapping[str, Any], into_outputs: 
     _, march, _ = cpu_target()
     settings: dict[str, Any] = {
         "aot_inductor.package": True,
+        **({"aot_inductor.output_path": str(folder)} if folder else {}),
         "aot_inductor.serialized_in_spec": in_spec,
         "aot_inductor.serialized_out_spec": out_spec,
         # With a fixed count, code that runs with more threads than it was compiled for writes past its buffers.
         **({"cpp.threads": 1} if _is_small(module) else {"cpp.dynamic_threads": True}),
         **({"aot_inductor.enable_line_tables": False} if hasattr(config.aot_inductor, "enable_line_tables") else {}),
         **({"cpp.march": march} if march else {}),
+        **({"post_grad_custom_post_pass": _copying(len(outputs(program)), copied)} if copied else {}),
         **options,
     }
-    with _compiling_state_context(), _numbers_as_doubles():
+    with _compiling_state_context(), _numbers_as_doubles(), _alpha_as_product():
         made: Any = compile_fx_aot(module, fakes, config_patches=settings)
     files = [str(file) for file in made if file]
     kernels = "".join(Path(file).read_text() for file in files if file.endswith(".cpp"))
     # The sources name folders of this machine, and no loader reads them.
     shipped = tuple(file for file in files if not file.endswith(".cpp"))
     return Compiled(shipped, bool(_INTEGER_DIVISION.search(kernels)))
+
+
+def _copying(count: int, copied: Set[int]) -> Callable[[torch.fx.Graph], None]:
+    """A pass over Inductor's graph that copies some of its ``count`` outputs; earlier, it would drop the copies."""
+
+    def copy(graph: torch.fx.Graph) -> None:
+        output = graph.output_node()
+        results: list[Any] = [*flatten(output.args)]
+        first = len(results) - count  # before them are contents of changed inputs
+        for position in (first + one for one in copied):
+            source = results[position]
+            with graph.inserting_before(output):
+                results[position] = graph.call_function(torch.ops.aten.clone.default, (source,))
+            results[position].meta.update(source.meta)
+        output.args = (tuple(results),)
+
+    return copy
 
 
 @contextlib.contextmanager
@@ -277,6 +341,37 @@ def _numbers_as_doubles() -> Iterator[None]:
         yield
     finally:
         KernelArgs.cpp_argdefs = original  # type: ignore[method-assign]
+
+
+@contextlib.contextmanager
+def _alpha_as_product() -> Iterator[None]:
+    """Lets Inductor see ``add(x, y, alpha=a)`` as ``x + a * y``. Leans on ``torch._inductor.decomposition``.
+
+    It forgets ``alpha`` when it fuses an addition with a matmul, and cannot write it for complex numbers.
+    """
+    from torch._inductor import decomposition
+
+    aten = torch.ops.aten
+    originals = {operator: decomposition.decompositions[operator] for operator in (aten.add.Tensor, aten.add.Scalar)}
+
+    def add(x: Any, y: Any, *, alpha: Any = 1) -> Any:
+        if alpha in (None, 1):
+            return originals[aten.add.Tensor](x, y)
+        dtype = torch.result_type(x, y)
+        return aten.add.Tensor(x, aten.mul.Scalar(y.to(dtype), float(alpha) if dtype.is_complex else alpha))
+
+    def add_number(x: Any, y: Any, alpha: Any = 1) -> Any:
+        return originals[aten.add.Scalar](x, y) if alpha == 1 else aten.add.Scalar(x, y * alpha)
+
+    tables = (decomposition.decompositions, decomposition.fast_random_decomps())
+    replaced: dict[Any, Callable[..., Any]] = {aten.add.Tensor: add, aten.add.Scalar: add_number}
+    for table in tables:
+        table.update(replaced)
+    try:
+        yield
+    finally:
+        for table in tables:
+            table.update(originals)
 
 
 def _take_outputs_as_inputs(module: Any) -> None:
@@ -333,11 +428,20 @@ def write_archive(
         )
 
 
-def run_library(library: str, tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
-    """Runs a compiled shared library on this machine's CPU. Leans on ``torch._C._aoti``."""
+def load_library(library: str) -> Callable[[Iterable[torch.Tensor]], list[torch.Tensor]]:
+    """A compiled shared library as a function, on this machine's CPU. Leans on ``torch._C._aoti``."""
     runner = torch._C._aoti.AOTIModelContainerRunnerCpu(library, 1)
-    with torch.no_grad():
-        return list(runner.run(list(tensors)))
+
+    def run(tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+        with torch.no_grad():
+            return list(runner.run(list(tensors)))
+
+    return run
+
+
+def run_library(library: str, tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    """Runs a compiled shared library once."""
+    return load_library(library)(tensors)
 
 
 def tree_version() -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torchcc import _torch, compiler, header, package, toolchain, verify
+from torchcc import _torch, header, package, toolchain, verify, workers
 from torchcc.capture import Captured, capture
 from torchcc.errors import ArgumentError, CaptureError, message
 from torchcc.region import Region
@@ -105,7 +105,7 @@ def _collect(files: Sequence[Path]) -> dict[str, Region]:
     regions: dict[str, Region] = {}
     for file in files:
         try:
-            module = compiler.import_file(file)
+            module = workers.import_file(file)
         except Exception as error:
             raise CaptureError(
                 message(
@@ -164,7 +164,7 @@ def _compile(
     tell: Callable[[str, int, int], None],
     verbose: bool,
 ) -> tuple[list[package.Function], dict[str, str]]:
-    jobs: list[compiler.Job] = []
+    jobs: list[workers.Job] = []
     owners: list[tuple[int, bool]] = []
     for position, one in enumerate(captured):
         program = work / f"{one.signature.name}.pt2"
@@ -174,7 +174,7 @@ def _compile(
             owners.append((position, into_outputs))
             suffix = "_out" if into_outputs else ""
             jobs.append(
-                compiler.Job(
+                workers.Job(
                     title=f"region {one.signature.name}{suffix}",
                     program=str(program),
                     into_outputs=into_outputs,
@@ -185,12 +185,12 @@ def _compile(
             )
     done = [0]
 
-    def finished(job: compiler.Job, result: compiler.Result) -> None:
+    def finished(job: workers.Job, result: workers.Result) -> None:
         done[0] += 1
         tell(f"compiled {job.title} in {result.seconds:.0f} s", len(jobs) + done[0], 3 * len(jobs))
 
     tell("compiling", len(jobs), 3 * len(jobs))
-    results = dict(zip(owners, compiler.compile_all(jobs, finished, verbose), strict=True))
+    results = dict(zip(owners, workers.compile_all(jobs, finished, verbose), strict=True))
     functions = []
     checks = {}
     for position, one in enumerate(captured):
@@ -211,7 +211,7 @@ def _compile(
     return functions, checks
 
 
-def _library(result: compiler.Result) -> str:
+def _library(result: workers.Result) -> str:
     (library,) = [file for file in result.files if file.endswith(".so")]
     return library
 

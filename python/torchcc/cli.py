@@ -130,6 +130,56 @@ def _write_json(file: Path, content: object) -> None:
         ) from error
 
 
+_cache_app = typer.Typer(help="The cache of functions that C++ programs compiled.", no_args_is_help=True)
+app.add_typer(_cache_app, name="cache")
+
+
+@_cache_app.command("list")
+def cache_list(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Lists the entries, the latest used first."""
+    from torchcc import cache, inspection
+
+    print(inspection.cache_text(cache.entries(), as_json))
+
+
+@_cache_app.command("clear")
+def cache_clear() -> None:
+    """Removes all entries."""
+    from torchcc import cache
+
+    print(f"{cache.clear()} bytes removed from {cache.folder()}")
+
+
+@_cache_app.command("export")
+def cache_export(file: Annotated[Path, typer.Argument(help="The .tar file to write.")]) -> None:
+    """Writes all entries into an archive, to be shipped with an application."""
+    from torchcc import cache
+
+    print(f"{cache.export_to(file)} entries written to {file}")
+
+
+@_cache_app.command("import")
+def cache_import(file: Annotated[Path, typer.Argument(help="A .tar file written by `torchcc cache export`.")]) -> None:
+    """Adds the entries of an archive. They are programs: import only what you would run."""
+    from torchcc import cache
+
+    print(f"{cache.import_from(file)} entries added to {cache.folder()}")
+
+
+@app.command()
+def inspect(
+    file: Annotated[Path, typer.Argument(help="A trace (.json), or a package (.pt2).")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Prints what C++ code captured, or what a package holds."""
+    from torchcc import inspection
+
+    described = inspection.describe(file)
+    print(json.dumps(described, indent=1) if as_json else inspection.text(described))
+
+
 @app.command()
 def demo(
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the measurements to this file.")] = None,

@@ -1,142 +1,46 @@
-"""The compiler process: ``python -m torchcc.compiler`` turns exported programs into shared libraries.
+"""The compiler process: ``python -m torchcc.compiler`` turns exported programs and traces into compiled code.
 
-It reads one JSON object per line from standard input and answers each with one on standard output::
+It reads one JSON object per line from standard input and answers each on standard output, with one line or more::
 
     {"id": 1, "program": "x.pt2", "into_outputs": false, "options": {}, "imports": [], "log": "x.log"}
     {"id": 1, "files": ["...so"], "exclusive": false, "seconds": 8.5}
-    {"id": 1, "error": "last lines of the compiler"}
+    {"id": 1, "error": "first line of the exception"}
 
-It ends with its standard input. Everything that Inductor and the C++ compiler print goes to the log file.
+    {"id": 2, "trace": "trace.json", "tensors": "tensors.pt", "package": "ab12.pt2", "key": "", "freeze": false,
+     "against": "", "options": {}, "log": "x.log"}
+    {"id": 2, "progress": "exporting"}
+    {"id": 2, "package": "ab12.pt2", "seconds": 8.5}
+    {"id": 2, "error": "one line", "kind": "mismatch", "details": "last lines of the log"}
+
+``kind`` is ``mismatch`` (the trace or the compiled code gives other results than recorded), ``export``, ``compile``,
+``slower`` (than the package ``against``; else the answer has ``speedup``) or ``write``.
+
+It ends with its standard input or its parent, at once, with all processes that it started. Everything that Inductor and
+the C++ compiler print goes to the log file.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import io
 import json
 import os
+import queue
+import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from torchcc.errors import CompileError, message
-
-
-@dataclass(frozen=True)
-class Job:
-    """One program to compile.
-
-    Attributes:
-        title: For people.
-        program: File of the exported program.
-        into_outputs: Compile the form that writes into given outputs.
-        options: Inductor's options.
-        imports: Python files to import first, for the custom operators that they define.
-        log: File that receives what the compiler prints.
-    """
-
-    title: str
-    program: str
-    into_outputs: bool
-    options: Mapping[str, Any]
-    imports: tuple[str, ...]
-    log: str
-
-
-@dataclass(frozen=True)
-class Result:
-    """What came of a job: files, whether the code must run alone, and how long it took."""
-
-    files: tuple[str, ...]
-    exclusive: bool
-    seconds: float
-
-
-def compile_all(jobs: Sequence[Job], finished: Callable[[Job, Result], None], verbose: bool = False) -> list[Result]:
-    """Compiles jobs in child processes, as many at once as there are cores.
-
-    Args:
-        jobs: What to compile.
-        finished: Called from worker threads after each job.
-        verbose: Let Inductor write the code that it makes into the jobs' logs.
-
-    Raises:
-        CompileError: A job failed; the message ends with the compiler's last lines and the log's place.
-    """
-    if not jobs:
-        return []
-    workers = threading.local()
-    started: list[_Worker] = []
-
-    def run(job: Job) -> Result:
-        if not hasattr(workers, "own"):
-            workers.own = _Worker(verbose)
-            started.append(workers.own)
-        result: Result = workers.own.run(job)
-        finished(job, result)
-        return result
-
-    pool = ThreadPoolExecutor(max_workers=min(len(jobs), os.cpu_count() or 1))
-    try:
-        return list(pool.map(run, jobs))
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for worker in started:
-            worker.stop()
-
-
-class _Worker:
-    """One compiler process."""
-
-    def __init__(self, verbose: bool) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "torchcc.compiler"],
-            env={**os.environ, "TORCH_LOGS": "output_code"} if verbose else None,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-
-    def run(self, job: Job) -> Result:
-        assert self._process.stdin is not None and self._process.stdout is not None
-        try:
-            self._process.stdin.write(json.dumps({"id": 1, **asdict(job)}) + "\n")
-            self._process.stdin.flush()
-            line = self._process.stdout.readline()
-        except BrokenPipeError:
-            line = ""
-        if not line:
-            raise _failure(job, f"the compiler process ended with status {self._process.wait()}")
-        answer = json.loads(line)
-        if "error" in answer:
-            raise _failure(job, answer["error"])
-        return Result(tuple(answer["files"]), answer["exclusive"], answer["seconds"])
-
-    def stop(self) -> None:
-        self._process.kill()
-        self._process.communicate()
-
-
-def _failure(job: Job, reason: str) -> CompileError:
-    log = Path(job.log)
-    tail = "\n".join(log.read_text(errors="replace").splitlines()[-20:]) if log.is_file() else ""
-    return CompileError(
-        message(
-            f"{job.title}: the compiler failed",
-            got=reason,
-            log=f"{log}\n{tail}".rstrip(),
-            fix="run `torchcc doctor`; if the code is at fault, change it, else report the log",
-        )
-    )
+from torchcc import _torch, cache, trace_compiler, workers
+from torchcc.errors import ArgumentError, Error
+from torchcc.package import TEMPORARY
+from torchcc.recording import RefusedError
 
 
 @contextlib.contextmanager
@@ -156,30 +60,14 @@ def _output_to(log: Path) -> Iterator[None]:
             os.close(saved)
 
 
-def import_file(path: Path) -> Any:
-    """Imports a Python file as a module of its own, with its folder on ``sys.path``."""
-    folder = str(path.parent.resolve())
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{path} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 def _answer(request: Mapping[str, Any]) -> dict[str, Any]:
     start = time.monotonic()
     log = Path(request["log"])
     try:
         with _output_to(log):
-            from torchcc import _torch
-
             for file in request["imports"]:
                 if Path(file).stem not in sys.modules:
-                    import_file(Path(file))
+                    workers.import_file(Path(file))
             compiled = _torch.compile(_torch.load(request["program"]), request["options"], request["into_outputs"])
         return {
             "id": request["id"],
@@ -194,10 +82,145 @@ def _answer(request: Mapping[str, Any]) -> dict[str, Any]:
         return {"id": request["id"], "error": f"{type(error).__name__}: {first}"}
 
 
-def main(requests: IO[str], answers: IO[str]) -> None:
-    """Serves requests until the input ends."""
+def _answer_trace(request: Mapping[str, Any], send: Callable[[Mapping[str, Any]], None]) -> dict[str, Any]:
+    start = time.monotonic()
+
+    def tell(title: str) -> None:
+        send({"id": request["id"], "progress": title})
+
+    package, log = Path(request["package"]), Path(request["log"])
+    tell("starting")
+    try:
+        with _output_to(log):
+            try:
+                speedup = _compile_trace(request, package, tell)
+            except RefusedError as error:
+                print(error)
+                if error.__cause__:
+                    traceback.print_exception(error.__cause__)
+                raise
+            except Exception:
+                traceback.print_exc()
+                raise
+    except Exception as error:
+        kind, reason = _classify(error)
+        return {"id": request["id"], "error": reason, "kind": kind, "details": _tail(log)}
+    answer = {"id": request["id"], "package": str(package), "seconds": time.monotonic() - start}
+    return answer if speedup is None else {**answer, "speedup": speedup}
+
+
+def _compile_trace(request: Mapping[str, Any], package: Path, tell: Callable[[str], None]) -> float | None:
+    cache.limit()  # refused now rather than after the work
+    cache.make_folder(package.parent)
+    job = trace_compiler.Request(
+        trace=Path(request["trace"]),
+        tensors=Path(request["tensors"]),
+        package=package,
+        key=request["key"],
+        freeze=request["freeze"],
+        against=request.get("against", ""),
+        options=request.get("options", {}),
+        threads=request.get("threads", 1),
+    )
+    with cache.temporary_folder(package.parent) as work, _temporary_files_in(work):
+        speedup = trace_compiler.compile_trace(job, work, tell)
+    cache.evict(keep=package)
+    return speedup
+
+
+@contextlib.contextmanager
+def _temporary_files_in(folder: Path) -> Iterator[None]:
+    """Lets the C++ compiler put its temporary files into a folder that goes away with this process."""
+    tempfile.gettempdir()  # which stays what it is: Inductor keeps precompiled headers there
+    before = os.environ.get("TMPDIR")
+    os.environ["TMPDIR"] = str(folder)
+    _folders.add(folder.parent)
+    try:
+        yield
+    finally:
+        _folders.discard(folder.parent)
+        if before is None:
+            del os.environ["TMPDIR"]
+        else:
+            os.environ["TMPDIR"] = before
+
+
+def _classify(error: BaseException) -> tuple[str, str]:
+    """The kind of an error and one line about it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    line = "; ".join(lines[:2])[:500]
+    causes = [error]
+    while (cause := causes[-1].__cause__) is not None:
+        causes.append(cause)
+    for cause in causes:
+        for phrase in ("No space left on device", "Disk quota exceeded", "PytorchStreamWriter failed"):
+            if phrase in str(cause):
+                return "write", phrase
+    if isinstance(error, OSError):
+        return "write", f"{type(error).__name__}: {line}"
+    if isinstance(error, Error):
+        return getattr(error, "kind", "write" if isinstance(error, ArgumentError) else "export"), line
+    return "compile", f"{type(error).__name__}: {line}"
+
+
+def _tail(log: Path) -> str:
+    try:
+        return "\n".join(log.read_text(errors="replace").splitlines()[-20:])
+    except OSError:
+        return ""
+
+
+# Folders that have temporary folders of this process in them, to be removed when it is ended.
+_folders: set[Path] = set()
+
+
+def _end() -> None:
+    """Ends this process and all that it started, in the middle of whatever they do, and removes what they leave."""
+    group = os.getpgid(0)
+    unfinished = [str(path) for folder in tuple(_folders) for path in folder.glob(f"{TEMPORARY}{os.getpid()}-*")]
+    with contextlib.suppress(OSError):
+        # By a process of its own, since this one could write again before it is gone.
+        subprocess.Popen(
+            ["/bin/sh", "-c", 'kill -9 "-$1"; shift; rm -rf -- "$@"', "sh", str(group), *unfinished],
+            start_new_session=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        time.sleep(2)
+    os.killpg(group, signal.SIGKILL)
+
+
+def _read(requests: IO[str], lines: queue.SimpleQueue[str]) -> None:
     for line in requests:
-        print(json.dumps(_answer(json.loads(line))), file=answers, flush=True)
+        lines.put(line)
+    _end()
+
+
+def _watch_parent(parent: int) -> None:
+    """The pipe alone does not show that the parent is gone: other children of it may hold it open."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    _end()
+
+
+def main(requests: IO[str], answers: IO[str]) -> None:
+    """Serves requests; does not return."""
+    if os.getpgrp() != os.getpid():
+        os.setpgid(0, 0)  # so that the processes to end are ours
+    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+    threading.Thread(target=_read, args=(requests, lines), daemon=True).start()
+    threading.Thread(target=_watch_parent, args=(os.getppid(),), daemon=True).start()
+
+    def send(answer: Mapping[str, Any]) -> None:
+        try:
+            print(json.dumps(answer), file=answers, flush=True)
+        except OSError:
+            _end()
+
+    while True:
+        request = json.loads(lines.get())
+        send(_answer_trace(request, send) if "trace" in request else _answer(request))
 
 
 if __name__ == "__main__":

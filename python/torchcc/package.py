@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torch.export import ExportedProgram
 
 from torchcc import _torch
 from torchcc._version import __version__
+from torchcc.errors import PackageError, message
 from torchcc.signature import Signature
 
 #: The manifest's format; the runtime reads exactly one (kFormatVersion in cpp/src/runtime/manifest.h).
@@ -22,54 +24,174 @@ FORMAT_VERSION = 1
 
 MANIFEST = "torchcc.json"
 
+#: Of packages made from traces: the trace, and the text by which the cache knows what it is for.
+TRACE = "torchcc_trace.json"
+KEY = "torchcc_key.txt"
+
+#: Prefix of temporary folders beside a package, before the number of the process that writes it.
+TEMPORARY = ".torchcc-"
+
 
 @dataclass(frozen=True)
 class Function:
     """One function of a package: its signature, graph, and the files that AOTInductor made for it.
 
-    ``files_out`` is empty when there is no form that writes into given outputs.
+    ``program`` is ``None`` when only compiled code is shipped. ``files_out`` is empty when there is no form that writes
+    into given outputs.
     """
 
     signature: Signature
-    program: ExportedProgram
+    program: ExportedProgram | None
     files: Sequence[str]
     files_out: Sequence[str]
     exclusive: bool
 
 
-def write(file: Path, functions: Sequence[Function]) -> None:
+def write(
+    file: Path, functions: Sequence[Function], extras: Mapping[str, str] | None = None, private: bool = False
+) -> None:
     """Writes a package. The file appears whole or not at all.
 
     The first function is stored under the name ``model``, so that ``torch.export.load`` and ``aoti_load_package`` find
     it without being told a name; the others under their own.
+
+    Args:
+        file: Where to; an older file is replaced.
+        functions: What it holds.
+        extras: Further texts to store, by name.
+        private: Nobody else may read the file.
+
+    Raises:
+        OSError: It cannot be written.
     """
     keys = ["model", *(function.signature.name for function in functions[1:])]
-    programs = {key: function.program for key, function in zip(keys, functions, strict=True)}
+    programs = {key: one.program for key, one in zip(keys, functions, strict=True) if one.program is not None}
     libraries: dict[str, Sequence[str]] = {}
     for key, function in zip(keys, functions, strict=True):
         libraries[key] = function.files
         if function.files_out:
             libraries[f"{key}__out"] = function.files_out
     file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=file.parent, prefix=".torchcc-") as folder:
+    with tempfile.TemporaryDirectory(dir=file.parent, prefix=f"{TEMPORARY}{os.getpid()}-") as folder:
         # Twice: the manifest states checksums of what is beside it, and the archive's root folder is the file's name.
         first = Path(folder) / "first" / file.name
         first.parent.mkdir()
         _torch.write_archive(first, programs, libraries, {})
         manifest = _manifest(first, keys, functions)
+        first.unlink()
         second = Path(folder) / file.name
-        extras = {MANIFEST: manifest, f"{MANIFEST}.crc32": str(zlib.crc32(manifest.encode()))}
-        _torch.write_archive(second, programs, libraries, extras)
-        second.replace(file)
+        checksum = {MANIFEST: manifest, f"{MANIFEST}.crc32": str(zlib.crc32(manifest.encode()))}
+        _torch.write_archive(second, programs, libraries, {**(extras or {}), **checksum})
+        publish(second, file, private)
+
+
+def publish(temporary: Path, file: Path, private: bool) -> None:
+    """Moves a finished file to its place, so that it survives a crash of the machine whole or not at all."""
+    if private:
+        temporary.chmod(0o600)
+    with temporary.open("rb") as opened:
+        os.fsync(opened.fileno())
+    temporary.replace(file)
+
+
+def read_manifest(file: Path) -> dict[str, Any]:
+    """The manifest of a package.
+
+    Raises:
+        PackageError: The file is missing or damaged, or no package of this version.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return _read_manifest(file, archive)
+    except (OSError, zipfile.BadZipFile, zlib.error) as error:
+        raise _damaged(file, f"{type(error).__name__}: {error}") from error
+
+
+def _read_manifest(file: Path, archive: zipfile.ZipFile) -> dict[str, Any]:
+    records = _records(archive)
+    name = _torch.EXTRA_FOLDER + MANIFEST
+    if not {name, f"{name}.crc32"} <= records.keys():
+        raise _damaged(file, "an archive without its manifest")
+    text = archive.read(records[name])
+    if archive.read(records[f"{name}.crc32"]) != str(zlib.crc32(text)).encode():
+        raise _damaged(file, "another checksum of the manifest than it states")
+    content: dict[str, Any] = json.loads(text)
+    if content.get("format_version") != FORMAT_VERSION:
+        raise _damaged(file, f"format version {content.get('format_version')}, by {content.get('producer')}")
+    return content
+
+
+def read_extra(file: Path, name: str) -> str | None:
+    """A text that :func:`write` was given; ``None`` if the package has none of this name.
+
+    Raises:
+        PackageError: The file is missing or damaged.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            record = _records(archive).get(_torch.EXTRA_FOLDER + name)
+            return None if record is None else archive.read(record).decode()
+    except (OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise _damaged(file, f"{type(error).__name__}: {error}") from error
+
+
+def check(file: Path) -> None:
+    """Reads a whole package and compares it with the sizes and checksums that its manifest states.
+
+    Raises:
+        PackageError: It is damaged.
+    """
+    stated = read_manifest(file)["records"]
+    try:
+        with zipfile.ZipFile(file) as archive:
+            records = _records(archive)
+            for name, record in stated.items():
+                info = records.get(name)
+                if info is None or (info.file_size, info.CRC) != (record["size"], record["crc32"]):
+                    raise _damaged(file, f"{name}: missing, or not as the manifest states")
+            if broken := archive.testzip():
+                raise _damaged(file, f"{broken}: another checksum than the archive states")
+    except (OSError, zipfile.BadZipFile, zlib.error) as error:
+        raise _damaged(file, f"{type(error).__name__}: {error}") from error
+
+
+def extract_library(file: Path, folder: Path) -> str:
+    """Unpacks the compiled code of a package's first function, and what it needs beside it.
+
+    Raises:
+        PackageError: There is none.
+    """
+    variant = read_manifest(file)["functions"][0]["variants"][0]
+    with zipfile.ZipFile(file) as archive:
+        records = _records(archive)
+        for record in filter(None, (variant["library"], variant["extern_ops"])):
+            (folder / Path(record).name).write_bytes(archive.read(records[record]))
+    return str(folder / Path(variant["library"]).name)
+
+
+def _records(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    """Records by name without the archive's root folder."""
+    return {info.filename.partition("/")[2]: info for info in archive.infolist()}
+
+
+def _damaged(file: Path, got: str) -> PackageError:
+    return PackageError(
+        message(
+            f"{file}: it cannot be read",
+            expected=f"a package made by torchcc, of format version {FORMAT_VERSION}",
+            got=got,
+            fix="make or copy it again, with this version of torchcc",
+        )
+    )
 
 
 def _manifest(archive: Path, keys: Sequence[str], functions: Sequence[Function]) -> str:
-    records = {}
     with zipfile.ZipFile(archive) as opened:
-        for info in opened.infolist():
-            name = info.filename.partition("/")[2]
-            if name.startswith(("data/", "models/")):
-                records[name] = {"size": info.file_size, "crc32": info.CRC}
+        records = {
+            name: {"size": info.file_size, "crc32": info.CRC}
+            for name, info in _records(opened).items()
+            if name.startswith(("data/", "models/"))
+        }
     content = {
         "format": "torchcc",
         "format_version": FORMAT_VERSION,
@@ -77,7 +199,7 @@ def _manifest(archive: Path, keys: Sequence[str], functions: Sequence[Function])
         "functions": [
             {
                 "signature": function.signature.to_json(),
-                "graph": f"models/{key}.json",
+                "graph": f"models/{key}.json" if function.program else "",
                 "variants": [_variant(key, function)],
             }
             for key, function in zip(keys, functions, strict=True)

@@ -7,7 +7,8 @@ from typing import Any
 
 from torchcc import sizes
 
-_NUMBER_TYPES = {"float64": "double", "int64": "int64_t", "bool": "bool"}
+#: C++ types of numbers, by dtype.
+NUMBER_TYPES = {"float64": "double", "int64": "int64_t", "bool": "bool"}
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Value:
     def type(self) -> str:
         """``"float32[n, 768]"``, or the C++ type of a number."""
         if self.number:
-            return _NUMBER_TYPES[self.dtype]
+            return NUMBER_TYPES[self.dtype]
         return f"{self.dtype}[{', '.join(map(sizes.text, self.sizes))}]"
 
     def to_json(self) -> dict[str, Any]:

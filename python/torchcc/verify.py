@@ -6,21 +6,10 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from torchcc import _torch
+from torchcc import _torch, compare
 from torchcc.capture import Captured, number_tensor
 from torchcc.errors import CompileError, message
 from torchcc.signature import Symbol
-
-# (relative, absolute) per dtype: those of torch.testing.assert_close, with room for another order of summation. Below
-# 6e-8 in float64, so that a value that went through float32 on its way is noticed.
-_TOLERANCES = {
-    torch.float16: (4e-3, 1e-3),
-    torch.bfloat16: (3.2e-2, 1e-2),
-    torch.float32: (1e-4, 1e-4),
-    torch.float64: (1e-9, 1e-9),
-    torch.complex64: (1e-4, 1e-4),
-    torch.complex128: (1e-9, 1e-9),
-}
 
 
 def verify(captured: Captured, library: str, library_out: str | None) -> str:
@@ -104,14 +93,13 @@ def _run(
 def _compare(
     captured: Captured, values: Mapping[str, int], what: str, got: torch.Tensor, expected: torch.Tensor
 ) -> None:
-    relative, absolute = _TOLERANCES.get(expected.dtype, (0.0, 0.0))
+    relative, absolute = compare.tolerances(expected.dtype)
     same_form = got.shape == expected.shape and got.dtype == expected.dtype
-    if same_form and torch.allclose(got, expected, rtol=relative, atol=absolute, equal_nan=True):
+    if same_form and compare.equal(got, expected):
         return
     at = ", ".join(f"{key} = {value}" for key, value in values.items())
     if same_form:
-        difference = (got.to(torch.complex128) - expected.to(torch.complex128)).abs().max().item()
-        detail = f"largest difference {difference:.3g}"
+        detail = f"largest difference {compare.largest_difference(got, expected):.3g}"
     else:
         detail = f"{got.dtype} {list(got.shape)} in place of {expected.dtype} {list(expected.shape)}"
     raise CompileError(

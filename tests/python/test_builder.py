@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import torchcc
-from torchcc import capture, compiler, verify
+from torchcc import capture, verify, workers
 from torchcc.builder import Built
 
 SOURCE = '''
@@ -136,7 +136,7 @@ def torchcc_float() -> object:
     return Float32[torch.Tensor, "n"]
 
 
-def job(folder: Path, **changes: object) -> compiler.Job:
+def job(folder: Path, **changes: object) -> workers.Job:
     given = {
         "title": "region x",
         "program": str(folder / "missing.pt2"),
@@ -145,12 +145,12 @@ def job(folder: Path, **changes: object) -> compiler.Job:
         "imports": (),
         "log": str(folder / "x.log"),
     }
-    return compiler.Job(**{**given, **changes})  # type: ignore[arg-type]
+    return workers.Job(**{**given, **changes})  # type: ignore[arg-type]
 
 
 def test_compiler_failure_names_the_log(tmp_path: Path) -> None:
     with pytest.raises(torchcc.CompileError) as error:
-        compiler.compile_all([job(tmp_path)], lambda job, result: None)
+        workers.compile_all([job(tmp_path)], lambda job, result: None)
     assert str(tmp_path / "x.log") in str(error.value)
     assert "missing.pt2" in str(error.value)
     assert "Traceback" in (tmp_path / "x.log").read_text()
@@ -160,4 +160,4 @@ def test_compiler_that_is_killed(tmp_path: Path) -> None:
     """A compiler process that dies (out of memory, say) is an error with its status, not a hang."""
     (tmp_path / "dies.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
     with pytest.raises(torchcc.CompileError, match="ended with status -9"):
-        compiler.compile_all([job(tmp_path, imports=(str(tmp_path / "dies.py"),))], lambda job, result: None)
+        workers.compile_all([job(tmp_path, imports=(str(tmp_path / "dies.py"),))], lambda job, result: None)

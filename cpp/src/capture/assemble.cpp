@@ -74,7 +74,9 @@ void Recorder::sort_captured() {
     if (external.tensor.dim() == 0 && is_allocated(external.tensor) && !memories_[external.memory].is_written) {
       external.is_constant = true;  // PyTorch makes such tensors of C++ numbers without an operator
     } else {
-      refuse("the function uses memory that it wraps or fills anew in each call (from_blob, data_ptr, another thread)");
+      refuse(
+          "the function uses a tensor that no operator made and that is gone after the call: memory that it wraps or "
+          "fills anew (from_blob, data_ptr, another thread), or a captured tensor that is assigned anew");
     }
   }
 }
@@ -264,6 +266,26 @@ void Recorder::make_results(Recording& recording, c10::ArrayRef<const at::Tensor
   }
 }
 
+// A tensor that an operator of this call made, and that outlives it without being in the result: a replay would not put
+// it where the function has put it.
+void Recorder::refuse_kept(c10::ArrayRef<const at::Tensor*> results) {
+  for (const at::Tensor* tensor : results) {
+    if (!tensor->defined()) continue;
+    const size_t index = memory_of_.find(tensor->storage().unsafeGetStorageImpl())->second;
+    memories_[index].is_result = true;
+    const auto times =
+        std::count_if(results.begin(), results.end(), [&](const at::Tensor* one) { return one->is_same(*tensor); });
+    if (!memories_[index].is_external && static_cast<int64_t>(tensor->use_count()) > times) {
+      refuse("the function keeps its result, in a variable that it does not get as an argument");
+    }
+  }
+  for (const Memory& memory : memories_) {
+    if (!memory.is_external && !memory.is_result && !memory.is_copied && !memory.storage.expired()) {
+      refuse("the function keeps a tensor that it has made, in a variable that it does not get as an argument");
+    }
+  }
+}
+
 std::unique_ptr<Recording> Recorder::finish(c10::ArrayRef<const at::Tensor*> results) {
   const Unrecorded unrecorded;
   static const Operator kResult{.name = "the result"};
@@ -278,6 +300,7 @@ std::unique_ptr<Recording> Recorder::finish(c10::ArrayRef<const at::Tensor*> res
   if (refusal_.empty()) check_arguments();
   if (refusal_.empty()) refuse_printing();
   if (refusal_.empty()) sort_captured();
+  if (refusal_.empty()) refuse_kept(results);
   if (refusal_.empty()) make_inputs(*recording);
   if (refusal_.empty()) make_results(*recording, results);
   for (const Input& input : recording->inputs) {

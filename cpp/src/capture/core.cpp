@@ -62,21 +62,8 @@ Run::Run(Core& core, const Leaves& arguments) {
   {
     const std::lock_guard lock(state.mutex);
     if (variant == nullptr) {
-      ++state.guard_misses;
-      if (!state.variants.empty() && is_logged(Topic::guards)) {
-        log(Topic::guards, state.options.name,
-            "no variant fits: " +
-                state.variants.back()->guards.misfit(arguments, state.modes(), environment(), state.watch) +
-                " changed");
-      }
-      if (static_cast<int64_t>(state.variants.size()) >= state.options.max_variants) {
-        ++state.surplus;
-        const std::string changed = state.variants.empty() ? ""
-                                                           : state.variants.back()->guards.misfit(
-                                                                 arguments, state.modes(), environment(), state.watch);
-        state.reason = "there are " + std::to_string(state.variants.size()) +
-                       " variants already (CompileOptions::max_variants); what keeps changing: " + changed;
-        if (state.surplus == 1) log(Topic::guards, state.options.name, state.reason);
+      if (state.is_full() && !state.may_be_dropped(arguments)) {
+        state.note_surplus(arguments);
         return;
       }
     } else if (variant->state == Variant::State::eager || variant->state == Variant::State::compiling) {
@@ -105,7 +92,7 @@ void Run::finish(const Leaves& results, bool unchanged) {
   if (state_ == nullptr) return;
   CoreState& core = *state_->core;
   if (!unchanged) state_->recorder->refuse("the function assigns to an argument that it got by reference");
-  if (!core.watch.is(state_->closure)) {
+  if (!core.watch.is_certain(state_->closure)) {
     state_->recorder->refuse("the function changes a C++ variable that it captures");
   }
   std::unique_ptr<Recording> recording = state_->recorder->finish(results.tensors);

@@ -2,12 +2,6 @@
 
 #include <algorithm>
 #include <bit>
-#include <cstring>
-
-#include <dlfcn.h>
-#include <pthread.h>
-#include <sys/uio.h>
-#include <unistd.h>
 
 #include <ATen/Context.h>
 #include <ATen/autocast_mode.h>
@@ -104,60 +98,6 @@ std::string text_of(const Leaves& arguments) {
   return text;
 }
 
-bool is_in_stack_of_this_thread(const void* address) {
-  thread_local const std::pair<const char*, const char*> stack = [] {
-    pthread_attr_t attributes;
-    void* begin = nullptr;
-    size_t size = 0;
-    if (pthread_getattr_np(pthread_self(), &attributes) == 0) {
-      pthread_attr_getstack(&attributes, &begin, &size);
-      pthread_attr_destroy(&attributes);
-    }
-    return std::pair(static_cast<const char*>(begin), static_cast<const char*>(begin) + size);
-  }();
-  return address >= stack.first && address < stack.second;
-}
-
-bool is_program_data(const void* address) {
-  Dl_info info;
-  return dladdr(address, &info) != 0;
-}
-
-bool is_in_heap(const void* address) {
-  // The part of the heap that grows at its end; a mapping of its own (a large array) may go at any time.
-  static const char* const begin = [] {
-    static const int in_data = 0;
-    return reinterpret_cast<const char*>(&in_data);
-  }();
-  return address > begin && address < sbrk(0);
-}
-
-bool can_read(const void* address, size_t size) {
-  uint64_t word = 0;
-  const iovec local{&word, size};
-  const iovec remote{const_cast<void*>(address), size};
-  return process_vm_readv(getpid(), &local, 1, &remote, 1, 0) == static_cast<ssize_t>(size);
-}
-
-// The variables belong to the program, which may have freed or poisoned what a stale pointer names.
-#if defined(__clang__) || defined(__GNUC__)
-__attribute__((no_sanitize("address", "thread")))
-#endif
-uint64_t read_word(const std::byte* address, uint32_t size) {
-  uint64_t word = 0;
-  if (size == 8) {
-    word = *reinterpret_cast<const volatile uint64_t*>(address);
-  } else if (size == 4) {
-    word = *reinterpret_cast<const volatile uint32_t*>(address);
-  } else {
-    word = *reinterpret_cast<const volatile uint8_t*>(address);
-  }
-  return word;
-}
-
-/// How many bytes a variable at an address may have, going by its alignment.
-uint32_t size_at(uintptr_t address) { return address % 8 == 0 ? 8 : address % 4 == 0 ? 4 : 1; }
-
 }  // namespace
 
 uint64_t environment() {
@@ -194,34 +134,6 @@ std::string environment_difference(uint64_t before, uint64_t after) {
   return "";
 }
 
-ClosureWatch::ClosureWatch(ClosureBytes closure) {
-  for (size_t i = 0; i + 8 <= closure.size; i += 8) {
-    const std::byte* word = closure.begin + i;
-    places_.push_back({word, 8});
-    uintptr_t value = 0;
-    std::memcpy(&value, word, sizeof value);
-    const auto* target = reinterpret_cast<const std::byte*>(value);
-    const uint32_t size = size_at(value);
-    const bool stays = is_in_stack_of_this_thread(target) || is_in_heap(target) || is_program_data(target);
-    if (value > 4096 && stays && can_read(target, size)) places_.push_back({target, size});
-  }
-  for (size_t i = closure.size / 8 * 8; i < closure.size; ++i) places_.push_back({closure.begin + i, 1});
-}
-
-std::vector<uint64_t> ClosureWatch::read() const {
-  std::vector<uint64_t> words;
-  words.reserve(places_.size());
-  for (const Place& place : places_) words.push_back(read_word(place.address, place.size));
-  return words;
-}
-
-bool ClosureWatch::is(const std::vector<uint64_t>& earlier) const {
-  for (size_t i = 0; i < places_.size(); ++i) {
-    if (read_word(places_[i].address, places_[i].size) != earlier[i]) return false;
-  }
-  return true;
-}
-
 Guards::Guards(const Leaves& arguments, std::vector<int64_t> modes, uint64_t environment, std::vector<uint64_t> closure)
     : tensors_(arguments.tensors.size()),
       constants_(arguments.constants.begin(), arguments.constants.end()),
@@ -232,13 +144,12 @@ Guards::Guards(const Leaves& arguments, std::vector<int64_t> modes, uint64_t env
   for (const at::Tensor* tensor : arguments.tensors) append(words_, *tensor);
 }
 
-bool Guards::operator==(const Guards& other) const {
+bool Guards::same_call(const Guards& other) const {
   return words_ == other.words_ && tensors_ == other.tensors_ && constants_ == other.constants_ &&
-         modes_ == other.modes_ && environment_ == other.environment_ && closure_ == other.closure_;
+         modes_ == other.modes_ && environment_ == other.environment_;
 }
 
-bool Guards::fit(const Leaves& arguments, c10::ArrayRef<int64_t> modes, uint64_t environment,
-                 const ClosureWatch& watch) const {
+bool Guards::fit_but_for_closure(const Leaves& arguments, c10::ArrayRef<int64_t> modes, uint64_t environment) const {
   if (arguments.tensors.size() != tensors_ || environment != environment_ ||
       !std::equal(constants_.begin(), constants_.end(), arguments.constants.begin(), arguments.constants.end())) {
     return false;
@@ -247,7 +158,7 @@ bool Guards::fit(const Leaves& arguments, c10::ArrayRef<int64_t> modes, uint64_t
   for (const at::Tensor* tensor : arguments.tensors) {
     if (!fits(*tensor, words)) return false;
   }
-  return modes.equals(modes_) && watch.is(closure_);
+  return modes.equals(modes_);
 }
 
 std::string Guards::misfit(const Leaves& arguments, c10::ArrayRef<int64_t> modes, uint64_t environment,

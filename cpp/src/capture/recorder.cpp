@@ -85,6 +85,14 @@ bool is_written(const Operator& op, size_t position, const c10::IValue* argument
          arguments[op.training].toBool();
 }
 
+// operator<< begins with tensor.to(kCPU, kDouble), and then reads memory, which no operator shows. For other dtypes the
+// copy that nobody uses gives it away; see Recorder::refuse_printing.
+bool prints(const Operator& op, const c10::IValue* arguments) {
+  return op.is_to_device && arguments[0].isTensor() && arguments[0].toTensor().scalar_type() == at::kDouble &&
+         arguments[1].isDevice() && arguments[1].toDevice().is_cpu() && arguments[2].isInt() &&
+         arguments[2].toInt() == static_cast<int64_t>(at::kDouble) && !arguments[4].toBool();
+}
+
 // A double that stands for a number of C++ code takes part in type promotion as one; PyTorch marks it.
 bool is_number(const at::Tensor& tensor) { return tensor.unsafeGetTensorImpl()->is_wrapped_number(); }
 
@@ -439,6 +447,11 @@ void Recorder::step(const c10::OperatorHandle& handle, torch::jit::Stack* stack)
   }
   if (op.is_equal) {
     handle.callBoxed(stack);  // a tensor and itself
+    return;
+  }
+  if (prints(op, stack->data() + first)) {
+    refuse("the function converts a tensor on the CPU to double although it is that already, as printing does");
+    handle.callBoxed(stack);
     return;
   }
   used_.clear();

@@ -22,6 +22,7 @@ struct Memory {
   bool is_external = false;
   bool is_unwritten = false;  ///< memory of empty(), and no operator has written to it
   bool is_written = false;    ///< an operator wrote to it
+  bool is_result = false;     ///< some of its values are in the result
   bool is_copied = false;     ///< its content came from outside the operators; the values are copies of a constant
   at::Tensor original{};      ///< of external memory that is written to: a storage of the same bytes as before
   size_t hash = 0;
@@ -86,6 +87,7 @@ class Recorder {
   void check_arguments();
   void refuse_printing();
   void sort_captured();
+  void refuse_kept(c10::ArrayRef<const at::Tensor*> results);
   void make_inputs(Recording& recording);
   bool make_base(Recording& recording, const std::vector<const External*>& views, size_t memory);
   void add_input(Recording& recording, const External& external);

@@ -116,6 +116,7 @@ Operator read(const c10::OperatorHandle& handle) {
   }
   const bool gives_numbers = !std::all_of(schema.returns().begin(), schema.returns().end(), is_tensor);
   op.is_metadata = gives_numbers && is_in(base, kMetadata);
+  op.is_to_device = op.name == "aten::to.device";
   op.is_equal = op.name == "aten::equal";
   op.reads_host = gives_numbers && !op.is_metadata && !op.is_equal;
   op.is_view = !schema.returns().empty() &&

@@ -42,8 +42,9 @@ struct Operator {
   bool is_metadata = false;  ///< gives numbers that follow from dtypes and sizes
   bool reads_host = false;   ///< gives numbers that follow from data
   bool has_dynamic_shape = false;
-  bool is_index = false;  ///< aten::index: dynamic only with masks
-  bool is_equal = false;  ///< aten::equal: no host read for a tensor and itself
+  bool is_index = false;      ///< aten::index: dynamic only with masks
+  bool is_equal = false;      ///< aten::equal: no host read for a tensor and itself
+  bool is_to_device = false;  ///< aten::to.device: what printing calls
   bool is_random = false;
   bool is_uninitialized = false;  ///< gives memory that nobody has written (empty)
   bool ignores_data = false;      ///< needs only the metadata of its inputs (zeros_like)

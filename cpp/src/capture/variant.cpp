@@ -102,6 +102,7 @@ const std::vector<int64_t>& CoreState::modes() const {
   thread_local std::vector<int64_t> words;
   words.clear();
   if (module != nullptr) module->append_modes(words);
+  watch.append_modes(words);
   return words;
 }
 
@@ -123,6 +124,28 @@ Variant& CoreState::add_variant(Guards guards) {
   return *variants.back();
 }
 
+std::string CoreState::surplus_reason(const std::string& changed) const {
+  return "there are " + std::to_string(variants.size()) +
+         " variants already (CompileOptions::max_variants); what keeps changing: " + changed;
+}
+
+bool CoreState::may_be_dropped(const Leaves& arguments) const {
+  constexpr int64_t kFutile = 16;
+  return futile < kFutile && std::any_of(
+                                 variants.begin(), variants.end(),
+                                 [&](const auto& variant) {
+                                   return variant->guards.fit_but_for_closure(arguments, modes(), environment());
+                                 });
+}
+
+void CoreState::note_surplus(const Leaves& arguments) {
+  ++guard_misses;
+  const std::string changed =
+      variants.empty() ? "" : variants.back()->guards.misfit(arguments, modes(), environment(), watch);
+  reason = surplus_reason(changed);
+  if (++surplus == 1) log(Topic::guards, options.name, reason);
+}
+
 void CoreState::stay_eager(Variant& variant, std::string text) {
   variant.state = Variant::State::eager;
   variant.plan.store(nullptr, std::memory_order_release);
@@ -131,12 +154,39 @@ void CoreState::stay_eager(Variant& variant, std::string text) {
   log(Topic::capture, options.name, "(" + variant.guards.text() + ") stays eager: " + variant.reason);
 }
 
+/// The variant of a call that was recorded. Words beside the captured variables, which may not be the function's, count
+/// as such only if the function did something else after they had changed.
+Variant* CoreState::find_recorded(const Guards& guards, const Recording& made) {
+  for (const auto& variant : variants) {
+    if (variant->guards.same_call(guards) && watch.same(variant->guards.closure(), guards.closure())) {
+      return variant.get();
+    }
+  }
+  for (const auto& variant : variants) {
+    if (!variant->guards.same_call(guards)) continue;
+    const bool does_the_same = made.refusal.empty()
+                                   ? variant->last != nullptr && disagreement(*variant->last, made).empty()
+                                   : variant->reason == made.refusal;
+    if (does_the_same && watch.drop_differences(variant->guards.closure(), guards.closure())) return variant.get();
+  }
+  return nullptr;
+}
+
 std::shared_ptr<Recording> CoreState::commit(Guards guards, std::unique_ptr<Recording> made, Variant*& variant) {
   name_captured(*made, module.get());
   const std::lock_guard lock(mutex);
-  const auto known =
-      std::find_if(variants.begin(), variants.end(), [&](const auto& one) { return one->guards == guards; });
-  variant = known != variants.end() ? known->get() : &add_variant(std::move(guards));
+  variant = find_recorded(guards, *made);
+  if (variant == nullptr && is_full()) {
+    ++futile;
+    ++surplus;
+    reason = surplus_reason("a C++ variable that the function captures");
+    return nullptr;
+  }
+  if (variant == nullptr) {
+    if (!variants.empty()) log(Topic::guards, options.name, "new variant: (" + guards.text() + ")");
+    ++guard_misses;
+    variant = &add_variant(std::move(guards));
+  }
   ++variant->recorded;
   if (variant->state == Variant::State::compiling || variant->state == Variant::State::eager) return nullptr;
   const std::shared_ptr<Recording> now = std::move(made);

@@ -63,11 +63,19 @@ struct CoreState : std::enable_shared_from_this<CoreState> {
   std::shared_ptr<const Recording> latest;
   std::string reason;
   int64_t pending = 0;  ///< compilations
+  int64_t futile = 0;   ///< recordings, when there were as many variants as allowed, that fitted none
 
   /// The words of the module's training flags, in memory of this thread.
   const std::vector<int64_t>& modes() const;
   Variant* find(const Leaves& arguments) const;
 
+  /// Whether no further variant may be made.
+  bool is_full() const { return static_cast<int64_t>(variants.size()) >= options.max_variants; }
+  /// Whether a call fits no variant only because of words beside captured variables, which a recording may show to be
+  /// none.
+  bool may_be_dropped(const Leaves& arguments) const;
+  /// Counts a call that stays eager because there are as many variants as allowed.
+  void note_surplus(const Leaves& arguments);
   /// Takes in a recorded call. Returns the recording if it is to be compiled now.
   std::shared_ptr<Recording> commit(Guards guards, std::unique_ptr<Recording> recording, Variant*& variant);
   /// Gets code for a recording that commit() returned, from the cache or the compiler. Does not throw.
@@ -76,7 +84,9 @@ struct CoreState : std::enable_shared_from_this<CoreState> {
   void note_stale(Variant& variant, const Leaves& arguments);
 
  private:
+  Variant* find_recorded(const Guards& guards, const Recording& made);
   Variant& add_variant(Guards guards);
+  std::string surplus_reason(const std::string& changed) const;
   void stay_eager(Variant& variant, std::string reason);
   std::shared_ptr<const Library> get_library(const Recording& recording, bool freeze, Variant& variant,
                                              std::string& reason);

@@ -1,0 +1,190 @@
+#include "closure.h"
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <typeinfo>
+
+#include <cxxabi.h>
+#include <dlfcn.h>
+#include <pthread.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include <torch/nn/module.h>
+
+namespace torchcc::detail {
+
+namespace {
+
+// Bytes behind an address that are watched: a torch::nn::Module has its training flag behind 400.
+constexpr size_t kWindow = 512;
+
+/// Copies memory of this process, if it is there. Returns how many bytes, from the first on, could be read.
+size_t copy_memory(const void* address, void* to, size_t size) {
+  const iovec local{to, size};
+  const iovec remote{const_cast<void*>(address), size};
+  const ssize_t count = process_vm_readv(getpid(), &local, 1, &remote, 1, 0);
+  if (count >= 0) return static_cast<size_t>(count);
+  return size > 8 ? copy_memory(address, to, 8) : 0;
+}
+
+bool is_in_stack_of_this_thread(const void* address) {
+  thread_local const std::pair<const char*, const char*> stack = [] {
+    pthread_attr_t attributes;
+    void* begin = nullptr;
+    size_t size = 0;
+    if (pthread_getattr_np(pthread_self(), &attributes) == 0) {
+      pthread_attr_getstack(&attributes, &begin, &size);
+      pthread_attr_destroy(&attributes);
+    }
+    return std::pair(static_cast<const char*>(begin), static_cast<const char*>(begin) + size);
+  }();
+  return address >= stack.first && address < stack.second;
+}
+
+bool is_program_data(const void* address) {
+  Dl_info info;
+  return dladdr(address, &info) != 0;
+}
+
+// The part of the heap that grows at its end. A mapping of its own, as for a large array, may go at any time.
+bool is_in_heap(const void* address) {
+  static const int in_data = 0;
+  return address > static_cast<const void*>(&in_data) && address < sbrk(0);
+}
+
+/// Whether memory at an address stays mapped as long as this thread or the program lives.
+bool stays(const void* address) {
+  return reinterpret_cast<uintptr_t>(address) > 4096 &&
+         (is_in_stack_of_this_thread(address) || is_in_heap(address) || is_program_data(address));
+}
+
+// The variables belong to the program, which may have freed or poisoned what a stale pointer names, or may be writing
+// it.
+#if defined(__GNUC__)
+__attribute__((no_sanitize("address", "thread", "undefined")))
+#endif
+uint64_t read_word(const std::byte* address, uint32_t size) {
+  if (size == 8) return *reinterpret_cast<const volatile uint64_t*>(address);
+  if (size == 4) return *reinterpret_cast<const volatile uint32_t*>(address);
+  return *reinterpret_cast<const volatile uint8_t*>(address);
+}
+
+/// How many bytes a variable at an address may have, going by its alignment.
+uint32_t size_at(uintptr_t address) { return address % 8 == 0 ? 8 : address % 4 == 0 ? 4 : 1; }
+
+/// The object at an address as a module, if its type information says that it is one. Reads nothing that may not be
+/// there.
+const torch::nn::Module* as_module(const void* address) {
+  if (address == nullptr || reinterpret_cast<uintptr_t>(address) % 8 != 0) return nullptr;
+  const void* table = nullptr;
+  if (!stays(address) || copy_memory(address, static_cast<void*>(&table), 8) != 8) return nullptr;
+  if (reinterpret_cast<uintptr_t>(table) % 8 != 0 || !is_program_data(table)) return nullptr;
+  std::array<const void*, 2> header{};  // Itanium C++ ABI: the offset to the top of the object, and the type
+  if (copy_memory(static_cast<const void* const*>(table) - 2, header.data(), 16) != 16) return nullptr;
+  if (header[0] != nullptr || header[1] == nullptr || !is_program_data(header[1])) return nullptr;
+  const void* type_table = nullptr;
+  if (copy_memory(header[1], static_cast<void*>(&type_table), 8) != 8 || !is_program_data(type_table)) return nullptr;
+  const auto* type = static_cast<const std::type_info*>(header[1]);
+  while (type != nullptr) {
+    if (*type == typeid(torch::nn::Module)) return static_cast<const torch::nn::Module*>(address);
+    const auto* derived = dynamic_cast<const abi::__si_class_type_info*>(type);
+    type = derived == nullptr ? nullptr : derived->__base_type;
+  }
+  return nullptr;
+}
+
+}  // namespace
+
+void ClosureWatch::add(const std::byte* address, uint32_t size, bool is_certain) {
+  places_.push_back({address, size, is_certain});
+  if (size != 8) return;
+  const void* pointer = nullptr;
+  std::memcpy(static_cast<void*>(&pointer), address, sizeof pointer);
+  const torch::nn::Module* module = as_module(pointer);
+  if (module == nullptr) return;
+  auto* found = const_cast<torch::nn::Module*>(module);
+  if (auto owner = found->weak_from_this().lock()) modules_.owners.push_back(std::move(owner));
+  modules_.all.push_back(found);
+  for (const auto& part : found->modules(/*include_self=*/false)) {
+    modules_.owners.push_back(part);
+    modules_.all.push_back(part.get());
+  }
+}
+
+void ClosureWatch::add_memory(const std::byte* address) {
+  const auto number = reinterpret_cast<uintptr_t>(address);
+  const uint32_t first = size_at(number);
+  std::array<std::byte, kWindow> content;
+  const size_t size = copy_memory(address, content.data(), kWindow);
+  if (size < first) return;
+  add(address, first, true);
+  for (size_t i = 8 - number % 8; i + 8 <= size; i += 8) {
+    if (stays(address + i + 7)) add(address + i, 8, false);
+  }
+}
+
+ClosureWatch::ClosureWatch(ClosureBytes closure) {
+  for (size_t i = 0; i + 8 <= closure.size; i += 8) {
+    add(closure.begin + i, 8, true);
+    const std::byte* target = nullptr;
+    std::memcpy(static_cast<void*>(&target), closure.begin + i, sizeof target);
+    if (stays(target)) add_memory(target);
+  }
+  for (size_t i = closure.size / 8 * 8; i < closure.size; ++i) add(closure.begin + i, 1, true);
+  dropped_ = std::make_unique<std::atomic<bool>[]>(places_.size());
+}
+
+std::vector<uint64_t> ClosureWatch::read() const {
+  std::vector<uint64_t> words;
+  words.reserve(places_.size());
+  for (const Place& place : places_) words.push_back(read_word(place.address, place.size));
+  return words;
+}
+
+bool ClosureWatch::is(const std::vector<uint64_t>& earlier) const {
+  for (size_t i = 0; i < places_.size(); ++i) {
+    if (read_word(places_[i].address, places_[i].size) != earlier[i] && !dropped_[i].load(std::memory_order_relaxed)) {
+      return false;
+    }
+  }
+  return true;
+}
+
+bool ClosureWatch::is_certain(const std::vector<uint64_t>& earlier) const {
+  for (size_t i = 0; i < places_.size(); ++i) {
+    if (places_[i].is_certain && read_word(places_[i].address, places_[i].size) != earlier[i]) return false;
+  }
+  return true;
+}
+
+bool ClosureWatch::same(const std::vector<uint64_t>& a, const std::vector<uint64_t>& b) const {
+  for (size_t i = 0; i < places_.size(); ++i) {
+    if (a[i] != b[i] && !dropped_[i].load(std::memory_order_relaxed)) return false;
+  }
+  return true;
+}
+
+bool ClosureWatch::drop_differences(const std::vector<uint64_t>& a, const std::vector<uint64_t>& b) const {
+  for (size_t i = 0; i < places_.size(); ++i) {
+    if (a[i] != b[i] && places_[i].is_certain) return false;
+  }
+  for (size_t i = 0; i < places_.size(); ++i) {
+    if (a[i] != b[i]) dropped_[i].store(true, std::memory_order_relaxed);
+  }
+  return true;
+}
+
+void ClosureWatch::append_modes(std::vector<int64_t>& words) const {
+  if (modules_.all.empty()) return;
+  uint64_t word = 0;
+  size_t bits = 0;
+  for (const torch::nn::Module* module : modules_.all) {
+    word = word << 1 | (module->is_training() ? 1U : 0U);
+    if (++bits % 64 == 0) words.push_back(static_cast<int64_t>(word));
+  }
+  words.push_back(static_cast<int64_t>(word));
+}
+
+}  // namespace torchcc::detail

@@ -1,0 +1,302 @@
+"""Traces and packages as people read them: ``torchcc inspect``."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from torchcc import cache, operators, package, trace
+from torchcc.cache import Entry
+from torchcc.errors import ArgumentError, Error, message
+from torchcc.signature import NUMBER_TYPES
+from torchcc.trace import Argument, Metadata, Op, Trace
+
+
+def describe(file: Path) -> dict[str, Any]:
+    """What a file holds, as JSON.
+
+    Args:
+        file: A trace (``.json``) or a package (``.pt2``).
+
+    Raises:
+        ArgumentError: It is neither.
+        CaptureError: The trace cannot be read.
+        PackageError: The package cannot be read.
+    """
+    if file.suffix == ".json":
+        return {"file": str(file), "trace": describe_trace(trace.read(file))}
+    if file.suffix == ".pt2":
+        return describe_package(file)
+    raise ArgumentError(
+        message(
+            f"{file}: unknown kind of file", expected="a trace (.json) or a package (.pt2)", fix="name one of these"
+        )
+    )
+
+
+def text(described: Mapping[str, Any]) -> str:
+    """What :func:`describe` gives, as lines for people."""
+    lines = []
+    if "functions" in described:
+        lines.append(f"{described['file']}: {_bytes(described['bytes'])}, written by {described['producer']}")
+        for function in described["functions"]:
+            lines.extend(_function_lines(function))
+    if "trace" in described:
+        lines.extend(_trace_lines(described["trace"]))
+    return "\n".join(lines).lstrip("\n")
+
+
+def describe_package(file: Path) -> dict[str, Any]:
+    """Functions, variants and the trace of a package."""
+    manifest = package.read_manifest(file)
+    described: dict[str, Any] = {
+        "file": str(file),
+        "bytes": file.stat().st_size,
+        "producer": manifest["producer"],
+        "functions": [_function(one, manifest["records"]) for one in manifest["functions"]],
+    }
+    if recorded := package.read_extra(file, package.TRACE):
+        described["trace"] = describe_trace(trace.parse(json.loads(recorded), str(file)))
+    return described
+
+
+def _function(function: Mapping[str, Any], records: Mapping[str, Any]) -> dict[str, Any]:
+    signature = function["signature"]
+    folder = "models/"
+    weights = sum(record["size"] for name, record in records.items() if not name.startswith(("data/aot", folder)))
+    return {
+        "name": signature["name"],
+        "signature": _signature(signature),
+        "mutated": [value["name"] for value in signature["inputs"] if value["mutated"]],
+        "graph": function["graph"] in records,
+        "weights_bytes": weights,
+        "variants": [
+            {
+                "target": variant["target"],
+                "torch": variant["torch"],
+                "cpu_features": variant["cpu_features"],
+                "code_bytes": records[variant["library"]]["size"],
+                "into_outputs": bool(variant["library_out"]),
+            }
+            for variant in function["variants"]
+        ],
+    }
+
+
+def describe_entry(entry: Entry) -> dict[str, Any]:
+    """An entry of the cache: what it is, or why it cannot be read."""
+    described: dict[str, Any] = {
+        "key": entry.key,
+        "bytes": entry.size,
+        "used": datetime.fromtimestamp(entry.used).astimezone().isoformat(timespec="seconds"),
+    }
+    try:
+        (function, *_) = describe_package(entry.file)["functions"]
+    except Error as error:
+        return {**described, "error": str(error)}
+    variants = [f"{variant['target']}, torch {variant['torch']}" for variant in function["variants"]]
+    return {**described, "signature": function["signature"], "frozen": not function["graph"], "variants": variants}
+
+
+def cache_text(entries: Sequence[Entry], as_json: bool) -> str:
+    """The entries of the cache as JSON, or as lines for people."""
+    described = [describe_entry(entry) for entry in entries]
+    if as_json:
+        return json.dumps({"folder": str(cache.folder()), "limit": cache.limit(), "entries": described}, indent=1)
+    rows = [
+        (
+            one["used"],
+            _bytes(one["bytes"]).rjust(10),
+            "damaged" if "error" in one else "frozen" if one["frozen"] else "",
+            one.get("signature", one["key"]),
+        )
+        for one in described
+    ]
+    total = _bytes(sum(entry.size for entry in entries))
+    head = f"{cache.folder()}: {len(entries)} entries, {total} of {_bytes(cache.limit())}"
+    return "\n".join([head, *_table(rows)])
+
+
+def _signature(signature: Mapping[str, Any]) -> str:
+    """The same text as ``str(Signature)``, from the manifest's form."""
+
+    def kind(value: Mapping[str, Any]) -> str:
+        if value["number"]:
+            return NUMBER_TYPES[value["dtype"]]
+        return f"{value['dtype']}[{', '.join(size['text'] for size in value['sizes'])}]"
+
+    inputs = ", ".join(f"{value['name']}: {kind(value)}" for value in signature["inputs"])
+    outputs = ", ".join(map(kind, signature["outputs"]))
+    if len(signature["outputs"]) != 1:
+        outputs = f"({outputs})"
+    ranges = [
+        f"{one['min']} <= {one['name']}" + ("" if one["max"] is None else f" <= {one['max']}")
+        for one in signature["symbols"]
+    ]
+    return f"{signature['name']}({inputs}) -> {outputs}" + (f" with {', '.join(ranges)}" if ranges else "")
+
+
+def _function_lines(function: Mapping[str, Any]) -> Iterable[str]:
+    yield f"\n{function['signature']}"
+    if function["mutated"]:
+        yield f"  writes into: {', '.join(function['mutated'])}"
+    yield "  graph: " + ("torch.export's" if function["graph"] else "none, only compiled code (weights are in it)")
+    for variant in function["variants"]:
+        out = ", also writes into given outputs" if variant["into_outputs"] else ""
+        yield f"  {variant['target']}, torch {variant['torch']}: {_bytes(variant['code_bytes'])} of code{out}"
+        if variant["cpu_features"]:
+            yield f"    needs {' '.join(variant['cpu_features'])}"
+
+
+def _bytes(count: int) -> str:
+    size = float(count)
+    for unit in ("bytes", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"
+
+
+def describe_trace(recorded: Trace) -> dict[str, Any]:
+    """Inputs, operators and outputs of a trace; each operator also as the line that people read."""
+    names = _names(recorded)
+    return {
+        "name": recorded.name,
+        "inputs": [
+            {
+                "name": one.name,
+                "kind": one.kind,
+                "type": _form(recorded.values[one.value]),
+                "module": _module(one.name) if one.kind == "captured" else "",
+                "mutated": position in recorded.mutated,
+            }
+            for position, one in enumerate(recorded.inputs)
+        ],
+        "operators": [_operator(op, recorded, names) for op in recorded.ops],
+        "outputs": [{"name": names[one], "type": _form(recorded.values[one])} for one in recorded.outputs],
+        "random": recorded.random,
+    }
+
+
+def _names(recorded: Trace) -> list[str]:
+    """Names of values: those of inputs where they are unique, else numbers."""
+    names = [f"%{position}" for position in range(len(recorded.values))]
+    counts = Counter(one.name for one in recorded.inputs)
+    for one in recorded.inputs:
+        if counts[one.name] == 1 and one.name:
+            names[one.value] = one.name
+    return names
+
+
+def _module(weight: str) -> str:
+    """``"encoder.fc1"`` for ``"encoder.fc1.weight"``."""
+    return weight.rpartition(".")[0]
+
+
+def _operator(op: Op, recorded: Trace, names: Sequence[str]) -> dict[str, Any]:
+    captured = {one.value: one.name for one in recorded.inputs if one.kind == "captured"}
+    used = [captured[value] for argument in op.args for value in trace.tensor_ids(argument) if value in captured]
+    return {
+        "op": op.name,
+        "call": f"{op.name}({', '.join(_arguments(op, names))})",
+        "outputs": [_output(output, names) for output in op.outputs],
+        "types": [_form(recorded.values[one]) for output in op.outputs for one in _ids(output)],
+        "module": next(filter(None, map(_module, used)), ""),
+        "autocast": trace.dtype_name(op.autocast) if op.autocast else "",
+    }
+
+
+def _ids(output: trace.Output) -> list[int]:
+    if isinstance(output, list):
+        return [one for part in output for one in _ids(part)]
+    return [output] if isinstance(output, int) else []
+
+
+def _output(output: trace.Output, names: Sequence[str]) -> str:
+    if isinstance(output, list):
+        return f"[{', '.join(_output(one, names) for one in output)}]"
+    if isinstance(output, Mapping):
+        return constant(output["constant"], names)
+    return "_" if output is None else names[output]
+
+
+def _arguments(op: Op, names: Sequence[str]) -> list[str]:
+    """Arguments as people write them: without defaults at the end, and keyword-only ones by name."""
+    schema = operators.arguments(op.name)
+    if schema is None or len(schema) != len(op.args):
+        return [constant(argument, names) for argument in op.args]
+    positional: list[str] = []
+    keywords = []
+    last = 0
+    for known, argument in zip(schema, op.args, strict=True):
+        written = constant(argument, names)
+        default = known.has_default and written == constant(trace.encode(known.default), names)
+        if known.keyword_only:
+            if not default:
+                keywords.append(f"{known.name}={written}")
+            continue
+        positional.append(written)
+        if not default:
+            last = len(positional)
+    return positional[:last] + keywords
+
+
+def constant(argument: Argument, names: Sequence[str]) -> str:
+    """An argument as people write it: ``1e-05``, ``[1, 2]``, ``'mean'``, ``float32``, ``%3``."""
+    if argument is None or isinstance(argument, (bool, int)):
+        return str(argument)
+    ((kind, content),) = argument.items()
+    match kind:
+        case "tensor":
+            return names[int(content)]
+        case "list":
+            return f"[{', '.join(constant(one, names) for one in content)}]"
+        case "float":
+            return repr(trace.number(content))
+        case "complex":
+            return repr(complex(*map(trace.number, content)))
+        case "str":
+            return repr(str(content))
+    return str(content)
+
+
+def _form(metadata: Metadata) -> str:
+    """``"float32[8, 128]"``, with strides where they are not those of a contiguous tensor."""
+    return metadata.text() if metadata.contiguous() else str(metadata)
+
+
+def _trace_lines(described: Mapping[str, Any]) -> Iterable[str]:
+    inputs = described["inputs"]
+    yield f"\n{described['name']}: {len(described['operators'])} operators" + (
+        ", draws random numbers" if described["random"] else ""
+    )
+    yield "inputs"
+    rows = [(one["kind"], one["name"], one["type"], "written to" if one["mutated"] else "") for one in inputs]
+    yield from _table(rows)
+    yield "operators"
+    yield from _table([_operator_row(one) for one in described["operators"]])
+    yield "outputs"
+    yield from _table([(one["name"], one["type"]) for one in described["outputs"]])
+
+
+def _operator_row(operator: Mapping[str, Any]) -> tuple[str, str, str]:
+    outputs = ", ".join(operator["outputs"])
+    notes = [f"# {operator['module']}"] if operator["module"] else []
+    if operator["autocast"]:
+        notes.append(f"autocast {operator['autocast']}")
+    return (
+        f"{outputs} = {operator['call']}" if outputs else operator["call"],
+        ", ".join(operator["types"]),
+        " ".join(notes),
+    )
+
+
+def _table(rows: Sequence[Sequence[str]]) -> Iterable[str]:
+    """Rows with aligned columns; a column is not made wider than 80 for a few long cells."""
+    widths = [min(80, max(map(len, column))) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

@@ -1,0 +1,224 @@
+"""Recorded calls, and whether other runs of their operators give the same."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence, Set
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import torch
+
+from torchcc import compare, replay, trace
+from torchcc.errors import CompileError, Error
+from torchcc.replay import Replay
+from torchcc.trace import Metadata, Trace
+
+Run: TypeAlias = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]
+
+# Eager runs on slightly changed inputs, to see how much rounding matters; see compare.as_exact.
+_TRIES = 4
+
+
+class RefusedError(CompileError):
+    """A trace that is not compiled; ``kind`` is what answers of the compiler process state."""
+
+    def __init__(self, kind: str, reason: str) -> None:
+        super().__init__(reason)
+        self.kind = kind
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A trace with the tensors of the recorded call.
+
+    Attributes:
+        trace: The operators.
+        inputs: As they were before the call.
+        expected: Outputs, then the contents of mutated inputs after the call.
+        random_state: State of the random generator before the call, or ``None``.
+    """
+
+    trace: Trace
+    inputs: Sequence[torch.Tensor]
+    expected: Sequence[torch.Tensor]
+    random_state: torch.Tensor | None
+
+    def form(self, position: int) -> Metadata:
+        """Form of one of the expected results; the tensors that were saved may have been copied to another."""
+        outputs = self.trace.outputs
+        inputs = self.trace.inputs
+        if position < len(outputs):
+            return self.trace.values[outputs[position]]
+        return self.trace.values[inputs[self.trace.mutated[position - len(outputs)]].value]
+
+    def label(self, position: int) -> str:
+        """What people call one of the expected results."""
+        if position < len(self.trace.outputs):
+            return f"output {position}"
+        changed = self.trace.inputs[self.trace.mutated[position - len(self.trace.outputs)]]
+        return f"{changed.kind} '{changed.name}' after the call"
+
+    def run(self, function: Run, given: Sequence[int], inputs: Sequence[torch.Tensor] | None = None) -> Results:
+        """Calls ``function`` on copies of the inputs ``given`` (positions), in the recorded state of the generator."""
+        tensors = {position: replay.copy_of((inputs or self.inputs)[position]) for position in given}
+        with torch.random.fork_rng(devices=[]):
+            if self.random_state is not None:
+                torch.set_rng_state(self.random_state)
+            outputs = list(function([tensors[position] for position in given]))
+        shared = {
+            (position, f"{self.trace.inputs[other].kind} '{self.trace.inputs[other].name}'")
+            for position, output in enumerate(outputs)
+            for other, tensor in tensors.items()
+            if compare.overlap(output, tensor)
+        } | {
+            (position, f"output {other}")
+            for position, output in enumerate(outputs)
+            for other in range(position)
+            if compare.overlap(output, outputs[other])
+        }
+        return Results([*outputs, *(tensors[position] for position in self.trace.mutated)], shared)
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a call gave: outputs, then contents of mutated inputs; and which outputs share memory with what."""
+
+    tensors: Sequence[torch.Tensor]
+    shared: Set[tuple[int, str]]
+
+
+def load(trace_file: Path, tensors_file: Path) -> Recording:
+    """Reads what C++ recorded.
+
+    Raises:
+        CaptureError: The trace cannot be read.
+    """
+    recorded = trace.read(trace_file)
+    # A tuple of tuples: what C++ writes of lists and dicts is not among what weights_only reads.
+    tensors = torch.load(tensors_file, weights_only=True)
+    if isinstance(tensors, tuple):
+        tensors = dict(zip(("inputs", "outputs", "mutated", "random_state"), tensors, strict=True))
+    state = tensors["random_state"]
+    return Recording(
+        trace=recorded,
+        inputs=[tensor.detach().resolve_conj().resolve_neg() for tensor in tensors["inputs"]],
+        expected=[tensor.detach() for tensor in (*tensors["outputs"], *tensors["mutated"])],
+        random_state=state[0] if state else None,
+    )
+
+
+def _eager(recorded: Trace) -> Run:
+    module = Replay(recorded)
+
+    def run(inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        with torch.inference_mode(recorded.environment.inference_mode):
+            return module(*inputs)  # type: ignore[no-any-return]
+
+    return run
+
+
+def check_replay(recording: Recording) -> Set[tuple[int, str]]:
+    """Raises RefusedError unless the trace, run again, does what was recorded; returns what shares memory."""
+    try:
+        got = recording.run(_eager(recording.trace), range(len(recording.inputs)))
+    except Error as error:
+        raise RefusedError("mismatch", one_line(error)) from error
+    _compare(recording, got.tensors, "the operators, run again, give", trusted=got.tensors)
+    return got.shared
+
+
+def _compare(
+    recording: Recording, got: Sequence[torch.Tensor], who: str, trusted: Sequence[torch.Tensor], values: bool = True
+) -> None:
+    """Raises RefusedError unless results are what was recorded.
+
+    Args:
+        recording: What was recorded.
+        got: The results.
+        who: Who gave them, for messages.
+        trusted: Results of eager PyTorch, which tell how much rounding matters: ``got`` or what was recorded.
+        values: Compare values too, not only forms.
+    """
+    if len(got) != len(recording.expected):
+        raise RefusedError("mismatch", f"{who} {len(got)} results in place of {len(recording.expected)}")
+    references: list[_Reference] = []
+    for position, (one, expected) in enumerate(zip(got, recording.expected, strict=True)):
+        label = recording.label(position)
+        form = trace.metadata(one)
+        if not form.fits(recording.form(position)):
+            raise RefusedError(
+                "mismatch", f"{who} another form of {label}: {form} in place of {recording.form(position)}"
+            )
+        if not values or compare.close(one, expected):
+            continue
+        difference = f"{who} another {label}: largest difference {compare.largest_difference(one, expected):.3g}"
+        if not recording.form(position).floating():
+            raise RefusedError("mismatch", difference)
+        if not references:
+            references.append(_reference(recording))
+        judged = expected if trusted is got else one
+        if not references[0].accepts(position, judged, trusted[position]):
+            raise RefusedError("mismatch", difference + references[0].remark)
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """Exact results, and eager ones for inputs changed by one rounding; ``remark`` says why there are none."""
+
+    exact: Sequence[torch.Tensor]
+    others: Sequence[Sequence[torch.Tensor]]
+    precision: float
+    remark: str = ""
+
+    def accepts(self, position: int, judged: torch.Tensor, eager: torch.Tensor) -> bool:
+        if not self.exact or self.exact[position].shape != eager.shape:
+            return False
+        others = [other[position] for other in self.others]
+        return compare.as_exact(judged, eager, self.exact[position], others, self.precision)
+
+
+def _reference(recording: Recording) -> _Reference:
+    everything = range(len(recording.inputs))
+    generator = torch.Generator().manual_seed(0)
+    precision = max((torch.finfo(one.dtype).eps for one in recording.trace.values if one.floating()), default=0.0)
+    eager = _eager(recording.trace)
+    try:
+        widened = [trace.widened(one) for one in recording.inputs]
+        exact = recording.run(_eager(recording.trace.widened()), everything, widened).tensors
+        others = [
+            recording.run(eager, everything, [compare.next_to(one, generator) for one in recording.inputs]).tensors
+            for _ in range(_TRIES)
+        ]
+    except Exception as error:
+        return _Reference([], [], precision, f" (and float64 does not work: {one_line(error)})")
+    return _Reference(exact, others, precision)
+
+
+def check_artifact(
+    recording: Recording, given: Sequence[int], run: Run, shared: Set[tuple[int, str]], values: bool
+) -> Set[int]:
+    """Raises RefusedError unless compiled code does what was recorded.
+
+    Returns:
+        Outputs that share memory with something that they should not share it with.
+    """
+    try:
+        got = recording.run(run, given)
+    except Exception as error:
+        raise RefusedError("mismatch", f"the compiled code failed: {one_line(error)}") from error
+    _compare(recording, got.tensors, "the compiled code gives", trusted=recording.expected, values=values)
+    for output, other in sorted(shared - got.shared):
+        raise RefusedError("mismatch", f"output {output} of the compiled code does not share memory with {other}")
+    return {output for output, _ in got.shared - shared}
+
+
+def one_line(error: BaseException) -> str:
+    """What an exception says, without line breaks."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if isinstance(error, Error):
+        return "; ".join(lines[:2])[:400]
+    # Of all that the C++ compiler prints, what it says is wrong.
+    said = next((line for line in lines if re.search(r"\berror: ", line, re.IGNORECASE)), None)
+    return f"{type(error).__name__}: {said or ' '.join(lines[:2])}"[:400]

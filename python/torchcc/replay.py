@@ -1,0 +1,134 @@
+"""Runs traces again: as PyTorch modules, which torch.export takes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from torchcc import operators, trace
+from torchcc.errors import CaptureError, message
+from torchcc.trace import Metadata, Op, Output, Trace, Values
+
+
+class Replay(torch.nn.Module):
+    """Runs a trace's operators, as ``torch.export`` wants it.
+
+    ``forward`` takes the inputs that are not fixed, in order, and returns the outputs. Fixed inputs are buffers, which
+    the compiler may fold and pack.
+    """
+
+    def __init__(self, recorded: Trace, fixed: Mapping[int, torch.Tensor] | None = None) -> None:
+        """``fixed`` gives the values of inputs, by position, that become constants."""
+        super().__init__()
+        self.trace = recorded
+        self._fixed = {position: f"input{position}" for position in fixed or {}}
+        for position, name in self._fixed.items():
+            self.register_buffer(name, (fixed or {})[position])
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Inputs that are not fixed, in order; gives the outputs."""
+        given = iter(inputs)
+        values: Values = {}
+        for position, one in enumerate(self.trace.inputs):
+            values[one.value] = getattr(self, self._fixed[position]) if position in self._fixed else next(given)
+        for position, op in enumerate(self.trace.ops):
+            if op.only_reads_metadata():
+                continue
+            try:
+                with _autocast(op):
+                    run_op(op, values, self.trace.values)
+            except Exception as error:
+                raise CaptureError(
+                    message(
+                        f"operator {position} of {self.trace.name}, {op.name}, cannot be run again",
+                        got=f"{type(error).__name__}: {error}",
+                    )
+                ) from error
+        return tuple(values[value] for value in self.trace.outputs)
+
+
+def _autocast(op: Op) -> contextlib.AbstractContextManager[Any]:
+    if op.autocast is None:
+        return contextlib.nullcontext()
+    return torch.autocast("cpu", dtype=op.autocast, cache_enabled=op.cache)
+
+
+def run_op(op: Op, values: Values, metadata: Sequence[Metadata]) -> None:
+    """Runs one operator and adds what it returns to ``values``.
+
+    An operator that changes the sizes of a tensor in place, or that writes into a given ``out``, runs in its ordinary
+    form: torch.export takes neither.
+    """
+    operator = operators.find(op.name)
+    args = [trace.decode(argument, values) for argument in op.args]
+    if form := operators.out_form(operator):
+        results = _run_out_form(op, form, args, metadata)
+    elif operators.changes_form(operator):
+        results = [_run_out_of_place(operator, args, metadata[op.outputs[0]])]
+    else:
+        returned = operators.call(*operators.for_complex(operator, args))
+        results = list(returned) if len(op.outputs) > 1 and isinstance(returned, (tuple, list)) else [returned]
+    known = {value for argument in op.args for value in trace.tensor_ids(argument)}
+    for output, result in zip(op.outputs, results, strict=False):
+        _bind(output, result, values, known)
+
+
+def _bind(output: Output, result: Any, values: Values, known: set[int]) -> None:
+    if isinstance(output, list):
+        for one, tensor in zip(output, result, strict=True):
+            _bind(one, tensor, values, known)
+    # An operator that returned its argument: the id means the same memory, whatever the operator made while tracing.
+    elif isinstance(output, int) and not isinstance(output, bool) and output not in known:
+        if not isinstance(result, torch.Tensor):
+            raise ValueError(f"it returned {type(result).__name__} where a tensor was recorded")
+        values[output] = result
+
+
+def _run_out_form(
+    op: Op, form: operators.OutForm, args: Sequence[Any], metadata: Sequence[Metadata]
+) -> list[torch.Tensor]:
+    """Computes what ``op`` writes into its ``out`` arguments, then copies it there, or replaces them if they grew."""
+    outs = [args[position] for position in form.outs]
+    computed = form.call(args, [out.dtype for out in outs])
+    results = []
+    for out, tensor, output in zip(outs, computed, op.outputs, strict=True):
+        grown = metadata[output].sizes != tuple(out.shape)
+        results.append(tensor.to(out.dtype) if grown else out.copy_(tensor))
+    return results
+
+
+def _run_out_of_place(operator: Any, args: Sequence[Any], result: Metadata) -> Any:
+    if operator.name() in ("aten::resize_", "aten::resize_as_"):
+        return _resized(args[0], result)
+    return operators.call(operators.out_of_place(operator), args)
+
+
+def _resized(tensor: torch.Tensor, result: Metadata) -> torch.Tensor:
+    """``resize_``: a view of the same elements where they suffice, else new memory that begins with them."""
+    needed = _extent(result.sizes, result.strides)
+    if needed <= tensor.numel() and tensor.is_contiguous():
+        return tensor.as_strided(result.sizes, result.strides, tensor.storage_offset())
+    grown = tensor.new_empty((needed,))
+    if tensor.numel():
+        grown[: tensor.numel()].copy_(tensor.contiguous().view(-1))
+    return grown.as_strided(result.sizes, result.strides, 0)
+
+
+def _extent(sizes: Sequence[int], strides: Sequence[int]) -> int:
+    """Elements between the first and the last, inclusive."""
+    if 0 in sizes:
+        return 0
+    return 1 + sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True))
+
+
+def copy_of(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor with memory of its own, of the same strides and offset, even where elements overlap."""
+    tensor = tensor.detach()
+    if tensor.is_conj() or tensor.is_neg():
+        return tensor.clone()
+    length = tensor.storage_offset() + _extent(tensor.shape, tensor.stride())
+    memory = tensor.as_strided((length,), (1,), 0).clone()
+    return memory.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())

@@ -1,0 +1,329 @@
+"""Traces: the operator calls that C++ recorded, read from JSON.
+
+A trace is a list of dispatcher calls. Tensors are named by value ids; one id stands for one view of one storage, so an
+operator that works in place gives back the id that it was given.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+
+from torchcc.errors import CaptureError, message
+
+FORMAT = "torchcc-trace"
+VERSION = 1
+
+#: An argument as JSON holds it: ``None``, a bool, an int, or a dict with one key that says what it is.
+Argument: TypeAlias = Any
+
+#: What an operator returned, per return of its schema: ``None``, a value id, a list of them, or ``{"constant": ...}``.
+Output: TypeAlias = Any
+
+Values: TypeAlias = dict[int, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """Form of a value. ``offset`` is in elements from the start of its storage, as the recorded tensor had it."""
+
+    dtype: torch.dtype
+    sizes: tuple[int, ...]
+    strides: tuple[int, ...]
+    offset: int
+
+    def fits(self, other: Metadata) -> bool:
+        """Whether dtype, sizes and strides are the same; a stride that nothing steps over does not count."""
+        return (self.dtype, self.sizes, self._steps()) == (other.dtype, other.sizes, other._steps())
+
+    def _steps(self) -> tuple[int, ...]:
+        if 0 in self.sizes:
+            return ()
+        return tuple(0 if size == 1 else stride for size, stride in zip(self.sizes, self.strides, strict=True))
+
+    def contiguous(self) -> bool:
+        """Whether elements follow each other in memory, the last dimension fastest."""
+        step = 1
+        for size, stride in zip(reversed(self.sizes), reversed(self._steps() or self.sizes), strict=True):
+            if size > 1 and stride != step:
+                return False
+            step *= size
+        return True
+
+    def __str__(self) -> str:
+        return f"{self.text()} with strides {list(self.strides)}"
+
+    def text(self) -> str:
+        """``"float32[8, 128]"``."""
+        return f"{dtype_name(self.dtype)}[{', '.join(map(str, self.sizes))}]"
+
+    def floating(self) -> bool:
+        """Whether its values are rounded."""
+        return self.dtype.is_floating_point or self.dtype.is_complex
+
+
+@dataclass(frozen=True)
+class Input:
+    """An input: its value id; ``"argument"``, ``"captured"`` (a weight, say) or ``"constant"``; and its name."""
+
+    value: int
+    kind: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Op:
+    """One operator call.
+
+    Attributes:
+        name: ``"aten::add.Tensor"``.
+        args: All arguments in the schema's order.
+        outputs: One per return of the schema.
+        autocast: The dtype that autocast had on the CPU, if it was enabled.
+        cache: Whether autocast kept the weights that it cast.
+    """
+
+    name: str
+    args: tuple[Argument, ...]
+    outputs: tuple[Output, ...]
+    autocast: torch.dtype | None = None
+    cache: bool = True
+
+    def only_reads_metadata(self) -> bool:
+        """Whether all it returned are numbers that cannot differ (sizes, ``equal`` of a tensor and itself)."""
+        return bool(self.outputs) and all(isinstance(output, Mapping) for output in self.outputs)
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Settings of the recording thread that operators read."""
+
+    default_dtype: torch.dtype = torch.float32
+    deterministic: bool = False
+    inference_mode: bool = False
+
+    @contextlib.contextmanager
+    def applied(self) -> Iterator[None]:
+        """These settings, without gradients, for the body."""
+        dtype = torch.get_default_dtype()
+        deterministic = torch.are_deterministic_algorithms_enabled()
+        warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+        torch.set_default_dtype(self.default_dtype)
+        torch.use_deterministic_algorithms(self.deterministic)
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            torch.set_default_dtype(dtype)
+            torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What capture records of a C++ function.
+
+    Attributes:
+        name: The function's name.
+        values: By value id.
+        inputs: Inputs, in the order in which compiled code takes them.
+        outputs: Value ids that compiled code returns.
+        mutated: Positions of the inputs that the operators write into.
+        random: Whether operators draw random numbers.
+    """
+
+    name: str
+    environment: Environment
+    values: tuple[Metadata, ...]
+    inputs: tuple[Input, ...]
+    ops: tuple[Op, ...]
+    outputs: tuple[int, ...]
+    mutated: tuple[int, ...]
+    random: bool
+
+    def widened(self) -> Trace:
+        """The same operators in float64 and complex128, for results without much rounding."""
+        return replace(
+            self,
+            environment=replace(self.environment, default_dtype=torch.float64),
+            ops=tuple(replace(op, args=tuple(map(_widened_argument, op.args)), autocast=None) for op in self.ops),
+        )
+
+
+def metadata(tensor: torch.Tensor) -> Metadata:
+    """Form of a tensor."""
+    return Metadata(tensor.dtype, tuple(tensor.shape), tuple(tensor.stride()), int(tensor.storage_offset()))
+
+
+_WIDER = {
+    torch.float16: torch.float64,
+    torch.bfloat16: torch.float64,
+    torch.float32: torch.float64,
+    torch.complex32: torch.complex128,
+    torch.complex64: torch.complex128,
+}
+
+
+def widened(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor in float64 or complex128; whole numbers as they are."""
+    return tensor.to(_WIDER.get(tensor.dtype, tensor.dtype))
+
+
+def _widened_argument(argument: Argument) -> Argument:
+    if isinstance(argument, Mapping) and "dtype" in argument:
+        dtype = _dtype(argument["dtype"])
+        return {"dtype": dtype_name(_WIDER.get(dtype, dtype))}
+    return argument
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """``"float32"``."""
+    return str(dtype).removeprefix("torch.")
+
+
+def read(file: Path) -> Trace:
+    """Reads a trace.
+
+    Raises:
+        CaptureError: The file is missing, is no trace, or has another version.
+    """
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise _unreadable(str(file), f"{type(error).__name__}: {error}") from error
+    return parse(content, str(file))
+
+
+def parse(content: Mapping[str, Any], origin: str) -> Trace:
+    """A trace from its JSON. ``origin`` is for messages.
+
+    Raises:
+        CaptureError: It is no trace, or of another version.
+    """
+    if not isinstance(content, Mapping) or content.get("format") != FORMAT:
+        raise _unreadable(origin, f'JSON that does not state "format": "{FORMAT}"')
+    if content.get("version") != VERSION:
+        raise _unreadable(origin, f"version {content.get('version')}")
+    try:
+        return Trace(
+            name=str(content["name"]),
+            environment=_environment(content["environment"]),
+            values=tuple(map(_metadata, content["values"])),
+            inputs=tuple(Input(one["value"], one["kind"], one["name"]) for one in content["inputs"]),
+            ops=tuple(map(_op, content["ops"])),
+            outputs=tuple(content["outputs"]),
+            mutated=tuple(content["mutated"]),
+            random=bool(content["random"]),
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise _unreadable(origin, f"{type(error).__name__}: {error}") from error
+
+
+def _unreadable(origin: str, got: str) -> CaptureError:
+    return CaptureError(
+        message(
+            f"{origin}: it cannot be read as a trace",
+            expected=f"a trace of version {VERSION}",
+            got=got,
+            fix="record it with the version of torchcc that compiles it",
+        )
+    )
+
+
+def _dtype(name: str) -> torch.dtype:
+    dtype = getattr(torch, name)
+    if not isinstance(dtype, torch.dtype):
+        raise TypeError(f"{name} is no dtype")
+    return dtype
+
+
+def _environment(content: Mapping[str, Any]) -> Environment:
+    return Environment(
+        _dtype(content["default_dtype"]), bool(content["deterministic"]), bool(content["inference_mode"])
+    )
+
+
+def _metadata(content: Mapping[str, Any]) -> Metadata:
+    return Metadata(
+        _dtype(content["dtype"]), tuple(content["sizes"]), tuple(content["strides"]), content.get("offset", 0)
+    )
+
+
+def _op(content: Mapping[str, Any]) -> Op:
+    autocast = content.get("autocast")
+    return Op(
+        content["op"],
+        tuple(content["args"]),
+        tuple(content["outputs"]),
+        _dtype(autocast) if autocast else None,
+        content.get("cache", True),
+    )
+
+
+def number(text: str) -> float:
+    """A float as traces write it: hexadecimal, or ``inf``, ``-inf``, ``nan``."""
+    return float.fromhex(text)
+
+
+def decode(argument: Argument, values: Mapping[int, torch.Tensor]) -> Any:
+    """An argument as PyTorch takes it.
+
+    Raises:
+        KeyError: It names a value that there is not yet.
+        ValueError: It is of no known kind.
+    """
+    if argument is None or isinstance(argument, (bool, int)):
+        return argument
+    ((kind, content),) = argument.items()
+    match kind:
+        case "tensor":
+            return values[content]
+        case "list":
+            return [decode(one, values) for one in content]
+        case "float":
+            return number(content)
+        case "complex":
+            return complex(*map(number, content))
+        case "str":
+            return content
+        case "dtype" | "layout" | "memory_format":
+            return getattr(torch, content)
+        case "device":
+            return torch.device(content)
+    raise ValueError(f"an argument of kind '{kind}'")
+
+
+def encode(value: Any) -> Argument:
+    """A constant as traces write it; the inverse of :func:`decode`, but for tensors.
+
+    Raises:
+        ValueError: Traces cannot hold it.
+    """
+    if value is None or isinstance(value, (bool, int)):
+        return value
+    if isinstance(value, float):
+        return {"float": value.hex()}
+    if isinstance(value, complex):
+        return {"complex": [value.real.hex(), value.imag.hex()]}
+    if isinstance(value, str):
+        return {"str": value}
+    if isinstance(value, (list, tuple)):
+        return {"list": [encode(one) for one in value]}
+    for kind in (torch.dtype, torch.layout, torch.memory_format, torch.device):
+        if isinstance(value, kind):
+            return {kind.__name__: str(value).removeprefix("torch.")}
+    raise ValueError(f"a constant of type {type(value).__name__}")
+
+
+def tensor_ids(argument: Argument) -> Iterator[int]:
+    """Value ids in an argument."""
+    if isinstance(argument, Mapping):
+        if "tensor" in argument:
+            yield argument["tensor"]
+        for one in argument.get("list", ()):
+            yield from tensor_ids(one)

@@ -1,0 +1,231 @@
+"""From a trace to a package: run it again, export, compile, compare with what was recorded, write."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+
+from torchcc import _torch, package, replay, toolchain, trace
+from torchcc.errors import Error
+from torchcc.recording import Recording, RefusedError, Run, check_artifact, check_replay, load, one_line
+from torchcc.replay import Replay
+from torchcc.signature import Signature, Value
+from torchcc.trace import Trace
+
+# A frozen package must be this much faster than the plain one: it costs memory, and a change of weights ends it.
+_WORTH = 1.03
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to compile.
+
+    Attributes:
+        trace: File of the trace.
+        tensors: File of the recorded tensors.
+        package: File to write.
+        key: Text that the package keeps, for its readers.
+        freeze: Make constants of the captured inputs that the operators do not write into.
+        against: A package that this one must beat, or nothing.
+        options: Inductor's options.
+        threads: How many the program computes with, for measuring.
+    """
+
+    trace: Path
+    tensors: Path
+    package: Path
+    key: str
+    freeze: bool
+    against: str
+    options: Mapping[str, Any]
+    threads: int = 1
+
+
+def compile_trace(request: Request, work: Path, tell: Callable[[str], None]) -> float | None:
+    """Compiles a trace into a package.
+
+    Args:
+        request: What to compile.
+        work: Folder for temporary files, on the file system of the package.
+        tell: Called with what happens next.
+
+    Returns:
+        How many times faster than the package ``against`` it is, where one is given.
+
+    Raises:
+        RefusedError: It cannot be compiled, gives other results than recorded, or is not worth it.
+        OSError: A file cannot be written.
+    """
+    tell("checking the recording")
+    recording = load(request.trace, request.tensors)
+    try:
+        _torch.check_options(request.options)
+    except Error as error:
+        raise RefusedError("compile", one_line(error)) from error
+    with recording.trace.environment.applied():
+        shared = check_replay(recording)
+        fixed = _fixed(recording.trace) if request.freeze else []
+        if request.freeze and not fixed:
+            raise RefusedError("slower", "it has no weights that could be packed")
+        given = [position for position in range(len(recording.inputs)) if position not in fixed]
+        if request.freeze and not given:
+            raise RefusedError("slower", "it has no inputs but weights")  # Inductor fails without any
+        program, compiled, run = _build(recording, request, work, fixed, shared, tell)
+        factor = None
+        if request.against:
+            tell("measuring")
+            before = torch.get_num_threads()
+            torch.set_num_threads(request.threads)
+            try:
+                factor = speedup(recording, given, run, request.against, work)
+            finally:
+                torch.set_num_threads(before)
+    tell("writing")
+    _write(request, recording, given, program, compiled)
+    return factor
+
+
+def _build(
+    recording: Recording,
+    request: Request,
+    work: Path,
+    fixed: Sequence[int],
+    shared: Set[tuple[int, str]],
+    tell: Callable[[str], None],
+) -> tuple[ExportedProgram, _torch.Compiled, Run]:
+    """Exports, compiles and verifies.
+
+    Inductor may return the same memory twice where eager PyTorch does not (an addition of zeros that it leaves out),
+    which shows when a caller writes into it; then a second round copies these outputs.
+    """
+    given = [position for position in range(len(recording.inputs)) if position not in fixed]
+    tell("exporting")
+    program = _export(recording, fixed)
+    copied: Set[int] = frozenset()
+    while True:
+        tell("compiling")
+        compiled = _compile(program, request, Path(tempfile.mkdtemp(dir=work)), copied)
+        tell("verifying")
+        run = _torch.load_library(_library(compiled.files))
+        extra = check_artifact(recording, given, run, shared, _same_numbers(recording.trace, request.options))
+        if not extra:
+            return program, compiled, run
+        if copied:
+            number = min(extra)
+            raise RefusedError("mismatch", f"output {number} of the compiled code shares memory with another tensor")
+        copied = extra
+
+
+def _fixed(recorded: Trace) -> list[int]:
+    return [
+        position
+        for position, one in enumerate(recorded.inputs)
+        if one.kind != "argument" and position not in recorded.mutated
+    ]
+
+
+def _export(recording: Recording, fixed: Sequence[int]) -> ExportedProgram:
+    module = Replay(recording.trace, {position: replay.copy_of(recording.inputs[position]) for position in fixed})
+    args = tuple(replay.copy_of(one) for i, one in enumerate(recording.inputs) if i not in fixed)
+    try:
+        program = _torch.export(module, args, None, prefer_general=False)
+    except Exception as error:
+        raise RefusedError("export", one_line(error)) from error
+    program.example_inputs = None  # they would be written into the package, weights included
+    for position, result in enumerate(_torch.outputs(program)):
+        if not isinstance(result, torch.Tensor) or not all(isinstance(size, int) for size in result.shape):
+            raise RefusedError("export", f"output {position} has sizes that depend on data")
+    return program
+
+
+def _same_numbers(recorded: Trace, options: Mapping[str, Any]) -> bool:
+    """Whether compiled code gives the recorded values, and not other random ones."""
+    return not recorded.random or bool(options.get("fallback_random"))
+
+
+def _compile(program: ExportedProgram, request: Request, work: Path, copied: Set[int]) -> _torch.Compiled:
+    options = {**({"freezing": True} if request.freeze else {}), **request.options}
+    try:
+        toolchain.require_compiler()
+        compiled = _torch.compile(program, options, into_outputs=False, folder=work, copied=copied)
+        toolchain.require_shared_libstdcxx(_library(compiled.files))
+    except OSError:
+        raise
+    except Exception as error:
+        raise RefusedError("compile", one_line(error)) from error
+    return compiled
+
+
+def _library(files: Sequence[str]) -> str:
+    (library,) = [file for file in files if file.endswith(".so")]
+    return library
+
+
+def speedup(recording: Recording, given: Sequence[int], run: Run, against: str, work: Path) -> float:
+    """How many times faster ``run`` is than a package, on the recorded inputs.
+
+    Raises:
+        RefusedError: Not enough.
+    """
+    with tempfile.TemporaryDirectory(dir=work) as folder:
+        other = _torch.load_library(package.extract_library(Path(against), Path(folder)))
+        everything = range(len(recording.inputs))
+        seconds, other_seconds = _fastest(recording, (run, given), (other, everything))
+    speedup = other_seconds / seconds
+    if speedup < _WORTH:
+        raise RefusedError("slower", f"frozen code is {speedup:.2f} times as fast as the plain code")
+    return speedup
+
+
+def _fastest(recording: Recording, *cases: tuple[Run, Sequence[int]]) -> list[float]:
+    """Seconds of the fastest call of each, in turns, within about a second: other programs only ever add time."""
+    inputs = [[replay.copy_of(recording.inputs[position]) for position in given] for _, given in cases]
+    times: list[list[float]] = [[] for _ in cases]
+    end = time.perf_counter() + 1.0
+    while len(times[0]) < 7 or (time.perf_counter() < end and len(times[0]) < 2000):
+        for (run, _), tensors, spent in zip(cases, inputs, times, strict=True):
+            start = time.perf_counter()
+            run(tensors)
+            spent.append(time.perf_counter() - start)
+    return [min(spent) for spent in times]
+
+
+def _write(
+    request: Request,
+    recording: Recording,
+    given: Sequence[int],
+    program: ExportedProgram,
+    compiled: _torch.Compiled,
+) -> None:
+    function = package.Function(
+        signature=_signature(recording.trace, given),
+        program=None if request.freeze else _torch.storable(program),
+        files=compiled.files,
+        files_out=(),
+        exclusive=compiled.exclusive,
+    )
+    extras = {package.TRACE: request.trace.read_text(), package.KEY: request.key}
+    package.write(request.package, [function], extras, private=True)
+
+
+def _signature(recorded: Trace, given: Sequence[int]) -> Signature:
+    def value(name: str, of: int, mutated: bool = False) -> Value:
+        metadata = recorded.values[of]
+        return Value(name, trace.dtype_name(metadata.dtype), metadata.sizes, mutated=mutated)
+
+    single = len(recorded.outputs) == 1
+    return Signature(
+        name=recorded.name,
+        inputs=tuple(
+            value(recorded.inputs[position].name, recorded.inputs[position].value, position in recorded.mutated)
+            for position in given
+        ),
+        outputs=tuple(value("out" if single else f"out{i}", one) for i, one in enumerate(recorded.outputs)),
+    )

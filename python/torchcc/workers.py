@@ -1,0 +1,144 @@
+"""Compiles exported programs in child processes (see :mod:`torchcc.compiler`), as many at once as there are cores."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torchcc.errors import CompileError, message
+
+
+@dataclass(frozen=True)
+class Job:
+    """One program to compile.
+
+    Attributes:
+        title: For people.
+        program: File of the exported program.
+        into_outputs: Compile the form that writes into given outputs.
+        options: Inductor's options.
+        imports: Python files to import first, for the custom operators that they define.
+        log: File that receives what the compiler prints.
+    """
+
+    title: str
+    program: str
+    into_outputs: bool
+    options: Mapping[str, Any]
+    imports: tuple[str, ...]
+    log: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a job: files, whether the code must run alone, and how long it took."""
+
+    files: tuple[str, ...]
+    exclusive: bool
+    seconds: float
+
+
+def compile_all(jobs: Sequence[Job], finished: Callable[[Job, Result], None], verbose: bool = False) -> list[Result]:
+    """Compiles jobs in child processes, as many at once as there are cores.
+
+    Args:
+        jobs: What to compile.
+        finished: Called from worker threads after each job.
+        verbose: Let Inductor write the code that it makes into the jobs' logs.
+
+    Raises:
+        CompileError: A job failed; the message ends with the compiler's last lines and the log's place.
+    """
+    if not jobs:
+        return []
+    workers = threading.local()
+    started: list[_Worker] = []
+
+    def run(job: Job) -> Result:
+        if not hasattr(workers, "own"):
+            workers.own = _Worker(verbose)
+            started.append(workers.own)
+        result: Result = workers.own.run(job)
+        finished(job, result)
+        return result
+
+    pool = ThreadPoolExecutor(max_workers=min(len(jobs), os.cpu_count() or 1))
+    try:
+        return list(pool.map(run, jobs))
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for worker in started:
+            worker.stop()
+
+
+class _Worker:
+    """One compiler process."""
+
+    def __init__(self, verbose: bool) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "torchcc.compiler"],
+            env={**os.environ, "TORCH_LOGS": "output_code"} if verbose else None,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, job: Job) -> Result:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        try:
+            self._process.stdin.write(json.dumps({"id": 1, **asdict(job)}) + "\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            raise _failure(job, f"the compiler process ended with status {self._process.wait()}")
+        answer = json.loads(line)
+        if "error" in answer:
+            raise _failure(job, answer["error"])
+        return Result(tuple(answer["files"]), answer["exclusive"], answer["seconds"])
+
+    def stop(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.communicate()
+
+
+def _failure(job: Job, reason: str) -> CompileError:
+    log = Path(job.log)
+    tail = "\n".join(log.read_text(errors="replace").splitlines()[-20:]) if log.is_file() else ""
+    return CompileError(
+        message(
+            f"{job.title}: the compiler failed",
+            got=reason,
+            log=f"{log}\n{tail}".rstrip(),
+            fix="run `torchcc doctor`; if the code is at fault, change it, else report the log",
+        )
+    )
+
+
+def import_file(path: Path) -> Any:
+    """Imports a Python file as a module of its own, with its folder on ``sys.path``."""
+    folder = str(path.parent.resolve())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
