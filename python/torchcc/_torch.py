@@ -291,7 +291,7 @@ def compile(
         **({"post_grad_custom_post_pass": _copying(len(outputs(program)), copied)} if copied else {}),
         **options,
     }
-    with _compiling_state_context(), _numbers_as_doubles(), _alpha_as_product():
+    with _compiling_state_context(), _numbers_as_doubles(), _alpha_as_product(), _normal_as_randn():
         made: Any = compile_fx_aot(module, fakes, config_patches=settings)
     files = [str(file) for file in made if file]
     kernels = "".join(Path(file).read_text() for file in files if file.endswith(".cpp"))
@@ -372,6 +372,34 @@ def _alpha_as_product() -> Iterator[None]:
     finally:
         for table in tables:
             table.update(originals)
+
+
+@contextlib.contextmanager
+def _normal_as_randn() -> Iterator[None]:
+    """Lets Inductor see ``normal`` as ``randn``. Leans on ``torch._prims``, through which it decomposes the former.
+
+    It would call ``prims.normal``, which C++ does not have.
+    """
+    import torch._prims as prims
+
+    original = prims.normal
+    inside = False  # randn is itself made of it where only sizes are computed
+
+    def normal(shape: Any, *, mean: Any, std: Any, dtype: Any, device: Any, generator: Any = None, **other: Any) -> Any:
+        nonlocal inside
+        if inside or generator is not None:
+            return original(shape, mean=mean, std=std, dtype=dtype, device=device, generator=generator, **other)
+        inside = True
+        try:
+            return torch.ops.aten.randn.default(shape, dtype=dtype, device=device) * std + mean
+        finally:
+            inside = False
+
+    prims.normal = normal
+    try:
+        yield
+    finally:
+        prims.normal = original
 
 
 def _take_outputs_as_inputs(module: Any) -> None:

@@ -109,7 +109,7 @@ std::shared_ptr<const Library> find_library(const CacheKey& key, const fs::path&
     ::utimensat(AT_FDCWD, file.c_str(), nullptr, 0);  // used now: the cache drops what was not used for longest
     return library;
   } catch (const Error& failure) {
-    reason = first_line(failure.what());
+    reason = one_line(failure.what());
     fs::remove(file, error);
     return nullptr;
   }

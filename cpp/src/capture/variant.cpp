@@ -311,8 +311,10 @@ void CoreState::compile(Variant& variant, const std::shared_ptr<Recording>& reco
       const std::lock_guard lock(mutex);
       variant.plans.push_back(std::move(made));
     }
+  } catch (const Error& failure) {
+    why = one_line(failure.what());
   } catch (const std::exception& failure) {
-    why = first_line(failure.what());
+    why = first_line(failure.what());  // libtorch's own have a backtrace
   }
   {
     const std::lock_guard lock(mutex);

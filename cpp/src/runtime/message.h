@@ -13,4 +13,7 @@ std::string message(const std::string& subject, std::initializer_list<std::pair<
 /// Text up to its first line break: libtorch's own messages end with a backtrace.
 inline std::string first_line(const std::string& text) { return text.substr(0, text.find('\n')); }
 
+/// A message of several lines as one.
+std::string one_line(const std::string& text);
+
 }  // namespace torchcc::detail

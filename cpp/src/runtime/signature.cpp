@@ -9,6 +9,21 @@
 
 namespace torchcc {
 
+std::string detail::one_line(const std::string& text) {
+  std::string line;
+  bool at_start = false;
+  for (const char letter : text) {
+    if (letter == '\n') {
+      at_start = true;
+    } else if (!at_start || letter != ' ') {
+      if (at_start) line += "; ";
+      at_start = false;
+      line += letter;
+    }
+  }
+  return line;
+}
+
 std::string detail::message(const std::string& subject,
                             std::initializer_list<std::pair<const char*, std::string>> lines) {
   size_t width = 0;
