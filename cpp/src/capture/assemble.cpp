@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <map>
+#include <set>
 
 #include <ATen/Context.h>
 #include <ATen/core/grad_mode.h>
@@ -31,6 +32,32 @@ bool overlap(const int64_t* a, const int64_t* b) {
 std::pair<const std::byte*, const std::byte*> bytes(const at::Tensor& tensor) {
   const auto* begin = static_cast<const std::byte*>(tensor.storage().data());
   return {begin, begin + tensor.storage().nbytes()};
+}
+
+/// How many of a tensor's owners are in the result: its handles there, and the views there that have it as their base.
+int64_t owners_in(c10::ArrayRef<const at::Tensor*> results, const c10::TensorImpl* tensor) {
+  int64_t count = 0;
+  std::set<const c10::TensorImpl*> views;
+  for (const at::Tensor* one : results) {
+    if (!one->defined()) continue;
+    if (one->unsafeGetTensorImpl() == tensor) {
+      ++count;
+    } else if (one->is_view() && one->_base().unsafeGetTensorImpl() == tensor) {
+      views.insert(one->unsafeGetTensorImpl());
+    }
+  }
+  return count + static_cast<int64_t>(views.size());
+}
+
+/// How many other tensors in the result share a tensor's storage.
+int64_t sharers_in(c10::ArrayRef<const at::Tensor*> results, const at::Tensor& tensor) {
+  std::set<const c10::TensorImpl*> sharers;
+  for (const at::Tensor* one : results) {
+    if (one->defined() && !one->is_same(tensor) && one->storage().is_alias_of(tensor.storage())) {
+      sharers.insert(one->unsafeGetTensorImpl());
+    }
+  }
+  return static_cast<int64_t>(sharers.size());
 }
 
 }  // namespace
@@ -273,9 +300,8 @@ void Recorder::refuse_kept(c10::ArrayRef<const at::Tensor*> results) {
     if (!tensor->defined()) continue;
     const size_t index = memory_of_.find(tensor->storage().unsafeGetStorageImpl())->second;
     memories_[index].is_result = true;
-    const auto times =
-        std::count_if(results.begin(), results.end(), [&](const at::Tensor* one) { return one->is_same(*tensor); });
-    if (!memories_[index].is_external && static_cast<int64_t>(tensor->use_count()) > times) {
+    if (!memories_[index].is_external &&
+        static_cast<int64_t>(tensor->use_count()) > owners_in(results, tensor->unsafeGetTensorImpl())) {
       refuse("the function keeps its result, in a variable that it does not get as an argument");
     }
   }
@@ -318,8 +344,10 @@ std::unique_ptr<Recording> Recorder::finish(c10::ArrayRef<const at::Tensor*> res
   for (Input& input : recording->inputs) {
     if (input.kind != Input::Kind::captured) continue;
     if (!input.written) input.before.reset();
-    input.owners = input.captured->owners();
-    input.storage_owners = input.captured->storage_owners() - (input.written ? 1 : 0);  // Recording::after has one
+    // Without those that end with the call: the result, and Recording::after.
+    const at::Tensor& tensor = input.captured->tensor();
+    input.owners = input.captured->owners() - owners_in(results, tensor.unsafeGetTensorImpl());
+    input.storage_owners = input.captured->storage_owners() - sharers_in(results, tensor) - (input.written ? 1 : 0);
   }
   recording->trace = std::move(trace_);
   recording->random_state = random_state_;

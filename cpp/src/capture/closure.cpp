@@ -17,8 +17,9 @@ namespace torchcc::detail {
 
 namespace {
 
-// Bytes behind an address that are watched: a torch::nn::Module has its training flag behind 400.
-constexpr size_t kWindow = 512;
+// Bytes behind an address that are watched: all of an allocation on the heap up to the first of these, else the second.
+constexpr size_t kObject = 512;
+constexpr size_t kUnknown = 128;
 
 /// Copies memory of this process, if it is there. Returns how many bytes, from the first on, could be read.
 size_t copy_memory(const void* address, void* to, size_t size) {
@@ -52,6 +53,24 @@ bool is_program_data(const void* address) {
 bool is_in_heap(const void* address) {
   static const int in_data = 0;
   return address > static_cast<const void*>(&in_data) && address < sbrk(0);
+}
+
+/// How many bytes from an address on belong to one object on the heap, going by glibc's sizes in front of each
+/// allocation; few when that is not to be seen. What lies behind belongs to others, and changes without the function.
+size_t object_size(const std::byte* address) {
+  const auto size_before = [](const std::byte* content) {
+    uint64_t size = 0;
+    return copy_memory(content - 8, &size, sizeof size) == sizeof size ? size : 0;
+  };
+  const auto is_size = [](uint64_t size) { return (size & ~7ULL) >= 32 && size <= (1 << 20) && (size & 8) == 0; };
+  for (const size_t in_front : {size_t{0}, size_t{16}}) {  // new, and make_shared
+    const std::byte* content = address - in_front;
+    const uint64_t size = size_before(content);
+    if (!is_size(size)) continue;
+    const uint64_t next = size_before(content + (size & ~7ULL));
+    if (is_size(next) && (next & 1) != 0) return (size & ~7ULL) - 8 - in_front;
+  }
+  return kUnknown;
 }
 
 /// Whether memory at an address stays mapped as long as this thread or the program lives.
@@ -116,8 +135,9 @@ void ClosureWatch::add(const std::byte* address, uint32_t size, bool is_certain)
 void ClosureWatch::add_memory(const std::byte* address) {
   const auto number = reinterpret_cast<uintptr_t>(address);
   const uint32_t first = size_at(number);
-  std::array<std::byte, kWindow> content;
-  const size_t size = copy_memory(address, content.data(), kWindow);
+  std::array<std::byte, kObject> content;
+  const size_t wanted = is_in_heap(address) ? std::min(kObject, object_size(address)) : kUnknown;
+  const size_t size = copy_memory(address, content.data(), wanted);
   if (size < first) return;
   add(address, first, true);
   for (size_t i = 8 - number % 8; i + 8 <= size; i += 8) {

@@ -66,11 +66,20 @@ Run::Run(Core& core, const Leaves& arguments) {
         state.note_surplus(arguments);
         return;
       }
+      if (!state.variants.empty() && is_logged(Topic::guards)) {
+        log(Topic::guards, state.options.name,
+            "fits no variant: " +
+                state.variants.back()->guards.misfit(arguments, state.modes(), environment(), state.watch));
+      }
     } else if (variant->state == Variant::State::eager || variant->state == Variant::State::compiling) {
       ++variant->eager;
       state.reason = variant->state == Variant::State::eager ? variant->reason : "it is being compiled";
       return;
     } else {
+      if (variant->state == Variant::State::compiled) {
+        log(Topic::guards, state.options.name,
+            "recorded again: a captured tensor, or what arguments share, has changed");
+      }
       previous = variant->last;
     }
   }
@@ -101,13 +110,15 @@ void Run::finish(const Leaves& results, bool unchanged) {
   Variant* variant = nullptr;
   const std::shared_ptr<Recording> ready = core.commit(std::move(state_->guards), std::move(recording), variant);
   if (ready == nullptr) return;
-  if (!core.options.background) {
+  if (core.options.background) {
+    run_in_background([weak = std::weak_ptr(state_->core), variant, ready] {
+      if (const auto state = weak.lock()) state->compile(*variant, ready);
+    });
+  } else {
     core.compile(*variant, ready);
-    return;
   }
-  run_in_background([weak = std::weak_ptr(state_->core), variant, ready] {
-    if (const auto state = weak.lock()) state->compile(*variant, ready);
-  });
+  // What changed since the call began is not what decides about the function's operators.
+  core.watch.drop_differences(variant->guards.closure(), core.watch.read());
 }
 
 void Core::wait() const {

@@ -199,6 +199,7 @@ std::shared_ptr<Recording> CoreState::commit(Guards guards, std::unique_ptr<Reco
   }
   const std::shared_ptr<const Recording> before = std::exchange(variant->last, now);
   if (before == nullptr) {
+    now->drop_samples();  // the compiler gets the second recording
     reason = variant->reason = "it was recorded once, and a second call has to agree";
     return nullptr;
   }
@@ -213,12 +214,14 @@ std::shared_ptr<Recording> CoreState::commit(Guards guards, std::unique_ptr<Reco
     return nullptr;
   }
   if (differs.empty() && now->has_copies && before->argument_hash == now->argument_hash && !now->same_as.empty()) {
+    now->drop_samples();
     reason = variant->reason =
         "C++ code writes data for the operators (torch::tensor of an array, data_ptr); a call with other values in the "
         "arguments has to show that it does not depend on them";
     return nullptr;
   }
   if (!differs.empty()) {
+    now->drop_samples();
     variant->plan.store(nullptr, std::memory_order_release);
     variant->state = Variant::State::recorded;
     reason = variant->reason = differs;
