@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <memory>
 #include <typeinfo>
 
 #include <cxxabi.h>
@@ -93,25 +94,31 @@ uint64_t read_word(const std::byte* address, uint32_t size) {
 /// How many bytes a variable at an address may have, going by its alignment.
 uint32_t size_at(uintptr_t address) { return address % 8 == 0 ? 8 : address % 4 == 0 ? 4 : 1; }
 
-/// The object at an address as a module, if its type information says that it is one. Reads nothing that may not be
-/// there.
-const torch::nn::Module* as_module(const void* address) {
-  if (address == nullptr || reinterpret_cast<uintptr_t>(address) % 8 != 0) return nullptr;
+/// Whether the object at an address is of a class that derives from another, going by its type information. Reads
+/// nothing that may not be there.
+bool derives_from(const void* address, const std::type_info& base) {
+  if (address == nullptr || reinterpret_cast<uintptr_t>(address) % 8 != 0) return false;
   const void* table = nullptr;
-  if (!stays(address) || copy_memory(address, static_cast<void*>(&table), 8) != 8) return nullptr;
-  if (reinterpret_cast<uintptr_t>(table) % 8 != 0 || !is_program_data(table)) return nullptr;
+  if (!stays(address) || copy_memory(address, static_cast<void*>(&table), 8) != 8) return false;
+  if (reinterpret_cast<uintptr_t>(table) % 8 != 0 || !is_program_data(table)) return false;
   std::array<const void*, 2> header{};  // Itanium C++ ABI: the offset to the top of the object, and the type
-  if (copy_memory(static_cast<const void* const*>(table) - 2, header.data(), 16) != 16) return nullptr;
-  if (header[0] != nullptr || header[1] == nullptr || !is_program_data(header[1])) return nullptr;
+  if (copy_memory(static_cast<const void* const*>(table) - 2, header.data(), 16) != 16) return false;
+  if (header[0] != nullptr || header[1] == nullptr || !is_program_data(header[1])) return false;
   const void* type_table = nullptr;
-  if (copy_memory(header[1], static_cast<void*>(&type_table), 8) != 8 || !is_program_data(type_table)) return nullptr;
+  if (copy_memory(header[1], static_cast<void*>(&type_table), 8) != 8 || !is_program_data(type_table)) return false;
   const auto* type = static_cast<const std::type_info*>(header[1]);
   while (type != nullptr) {
-    if (*type == typeid(torch::nn::Module)) return static_cast<const torch::nn::Module*>(address);
+    if (*type == base) return true;
     const auto* derived = dynamic_cast<const abi::__si_class_type_info*>(type);
     type = derived == nullptr ? nullptr : derived->__base_type;
   }
-  return nullptr;
+  return false;
+}
+
+/// Whether an object is one that only counts who uses it, or a tensor: its words change with every handle.
+bool is_counted(const void* address) {
+  return derives_from(address, typeid(c10::intrusive_ptr_target)) ||
+         derives_from(address, typeid(std::_Sp_counted_base<std::__default_lock_policy>));
 }
 
 }  // namespace
@@ -121,9 +128,8 @@ void ClosureWatch::add(const std::byte* address, uint32_t size, bool is_certain)
   if (size != 8) return;
   const void* pointer = nullptr;
   std::memcpy(static_cast<void*>(&pointer), address, sizeof pointer);
-  const torch::nn::Module* module = as_module(pointer);
-  if (module == nullptr) return;
-  auto* found = const_cast<torch::nn::Module*>(module);
+  if (!derives_from(pointer, typeid(torch::nn::Module))) return;
+  auto* found = static_cast<torch::nn::Module*>(const_cast<void*>(pointer));
   if (auto owner = found->weak_from_this().lock()) modules_.owners.push_back(std::move(owner));
   modules_.all.push_back(found);
   for (const auto& part : found->modules(/*include_self=*/false)) {
@@ -150,7 +156,7 @@ ClosureWatch::ClosureWatch(ClosureBytes closure) {
     add(closure.begin + i, 8, true);
     const std::byte* target = nullptr;
     std::memcpy(static_cast<void*>(&target), closure.begin + i, sizeof target);
-    if (stays(target)) add_memory(target);
+    if (stays(target) && !is_counted(target)) add_memory(target);
   }
   for (size_t i = closure.size / 8 * 8; i < closure.size; ++i) add(closure.begin + i, 1, true);
   dropped_ = std::make_unique<std::atomic<bool>[]>(places_.size());
