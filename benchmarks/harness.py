@@ -32,26 +32,32 @@ class Case:
 
     Attributes:
         name: What was measured; ends with "at least" when the limit is a lower one.
-        value: The median over the rounds.
+        value: The median over the rounds; ``None`` when it could not be measured, and the notes say why.
         unit: "ns", "1/s", "ratio" ...
         limit: What is promised; ``None`` where nothing is.
         at_least: Whether the limit is a lower one; else it is an upper one.
         spread: First and third quartile over the rounds.
+        noise: What the value may miss the limit by and still hold: so much two measurements of one thing differ.
     """
 
     name: str
-    value: float
+    value: float | None
     unit: str
     limit: float | None = None
     at_least: bool = False
     spread: tuple[float, float] | None = None
+    noise: float = 0.0
 
     @property
-    def holds(self) -> bool:
-        """Whether the limit is kept; true where there is none."""
+    def holds(self) -> bool | None:
+        """Whether the limit is kept; true where there is none, ``None`` for what could not be measured."""
+        if self.value is None:
+            return None
         if self.limit is None:
             return True
-        return self.value >= self.limit if self.at_least else self.value <= self.limit
+        if self.at_least:
+            return self.value >= self.limit - self.noise
+        return self.value <= self.limit + self.noise
 
 
 @dataclass(frozen=True)
@@ -66,10 +72,17 @@ class Report:
 Benchmark = Callable[[bool], Report]
 
 
-def case(name: str, samples: Sequence[float], unit: str, limit: float | None = None, at_least: bool = False) -> Case:
+def case(
+    name: str,
+    samples: Sequence[float],
+    unit: str,
+    limit: float | None = None,
+    at_least: bool = False,
+    noise: float = 0.0,
+) -> Case:
     """The case of one value per round: its median and quartiles."""
     first, value, third = statistics.quantiles(samples, n=4, method="inclusive")
-    return Case(name, value, unit, limit, at_least, (first, third))
+    return Case(name, value, unit, limit, at_least, (first, third), noise)
 
 
 def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
@@ -96,8 +109,8 @@ def build(target: str) -> Path:
     return folder
 
 
-def run_json(command: Sequence[str | Path], title: str, environment: Mapping[str, str] = ONE_THREAD) -> Any:
-    """Runs a program in this repository's root and reads the JSON that it prints last.
+def run_program(command: Sequence[str | Path], title: str, environment: Mapping[str, str] = ONE_THREAD) -> str:
+    """Runs a program in this repository's root and returns what it prints.
 
     Raises:
         CompileError: The program failed.
@@ -113,7 +126,16 @@ def run_json(command: Sequence[str | Path], title: str, environment: Mapping[str
         )
     if ran.returncode != 0:
         raise CompileError(f"{title}: {command[0]} ended with status {ran.returncode}\n{ran.stderr[-2000:]}")
-    return json.loads(ran.stdout.splitlines()[-1])
+    return ran.stdout
+
+
+def run_json(command: Sequence[str | Path], title: str, environment: Mapping[str, str] = ONE_THREAD) -> Any:
+    """Runs a program in this repository's root and reads the JSON that it prints last.
+
+    Raises:
+        CompileError: The program failed.
+    """
+    return json.loads(run_program(command, title, environment).splitlines()[-1])
 
 
 def machine() -> dict[str, str]:
@@ -142,6 +164,21 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
+def _limit(one: Case) -> str:
+    if one.limit is None:
+        return ""
+    noise = f" {'-' if one.at_least else '+'} {one.noise:.3f}" if one.noise else ""
+    return ("≥ " if one.at_least else "≤ ") + _number(one.limit) + noise
+
+
+def _verdict(one: Case) -> str:
+    if one.holds is None:
+        return "[yellow]not measured[/]"
+    if one.limit is None:
+        return ""
+    return "[green]holds[/]" if one.holds else "[bold red]does not hold[/]"
+
+
 def show(report: Report, title: str) -> None:
     """Prints the cases as a table, with their spreads, and the notes."""
     table = Table(title=title, caption=", ".join(f"{key}: {value}" for key, value in machine().items()))
@@ -150,11 +187,11 @@ def show(report: Report, title: str) -> None:
     for one in report.cases:
         table.add_row(
             one.name,
-            _number(one.value),
+            "" if one.value is None else _number(one.value),
             "" if one.spread is None else " - ".join(_number(value) for value in one.spread),
-            "" if one.limit is None else ("≥ " if one.at_least else "≤ ") + _number(one.limit),
+            _limit(one),
             one.unit,
-            "" if one.limit is None else "[green]holds[/]" if one.holds else "[bold red]does not hold[/]",
+            _verdict(one),
         )
     console = Console()
     if not console.is_terminal:
@@ -172,6 +209,7 @@ def write_json(report: Report, file: Path) -> None:
             for one in report.cases
         ],
         "quartiles": {one.name: one.spread for one in report.cases if one.spread is not None},
+        "noise": {one.name: one.noise for one in report.cases if one.noise},
         "notes": list(report.notes),
         "machine": machine(),
     }

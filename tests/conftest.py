@@ -125,5 +125,5 @@ def _configure_and_build(built: Path, preset: str, folder: Path) -> None:
         f"-DTORCHCC_TEST_REGIONS={built}",
         f"-DTORCHCC_TEST_BOOST={_boost()}",
     )
-    targets = ("runtime_tests", "mistakes") if preset == "release" else ("runtime_tests",)
+    targets = ("runtime_tests", "mistakes", "programs", "capture_app") if preset == "release" else ("runtime_tests",)
     _run(native.cmake(), "--build", folder, "--target", *targets)

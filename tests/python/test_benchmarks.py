@@ -8,7 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from torchcc import CompileError
+
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import capture, contest, harness  # noqa: E402
 
 CALLS = [
     "torchcc, typed function",
@@ -38,7 +45,7 @@ def run(*arguments: str | Path) -> str:
 
 
 def test_names_are_listed() -> None:
-    assert run().startswith("call_overhead ")
+    assert [line.split()[0] for line in run().splitlines()] == ["call_overhead", "capture"]
 
 
 def test_an_unknown_name_is_refused() -> None:
@@ -66,3 +73,85 @@ def test_call_overhead(tmp_path: Path) -> None:
     two_cores = len(os.sched_getaffinity(0)) >= 2
     assert promised == {name: limit for name, limit in PROMISED.items() if two_cores or "threads over" not in name}
     assert cases["wrong results in 8 x 10,000 calls from 8 threads"]["value"] == 0
+
+
+# Answers like a contender's program: each call takes as many nanoseconds as the program's last argument says.
+FAKE = """
+import json, sys
+eager, difference, nanoseconds, *names = sys.argv[1:]
+print("what ran", file=sys.stderr, flush=True)
+print(json.dumps({"differences": {name: float(difference) for name in names}, "eager": eager}), flush=True)
+for line in sys.stdin:
+    print(nanoseconds, flush=True)
+"""
+
+
+def fake(nanoseconds: int, *names: str, difference: float = 0, eager: str = "") -> tuple[list[str], tuple[str, ...]]:
+    return [sys.executable, "-c", FAKE, eager, str(difference), str(nanoseconds), *names], names
+
+
+def test_cases_of_a_model(tmp_path: Path) -> None:
+    samples = contest.Samples(missing={"onnx": "no onnxruntime"})
+    programs = [
+        fake(1000, "compiled"),
+        fake(1010, "twin"),
+        fake(995, "aoti"),
+        fake(2000, "eager"),
+        fake(4000, "compile", "script"),
+    ]
+    for _ in range(2):
+        contest.measure(samples, programs, 3, {})
+    assert samples.stats == "what ran\n"
+    assert samples.sessions == [3, 3]
+    file = tmp_path / "cases.json"
+    harness.write_json(harness.Report(capture.model_cases("model", samples)), file)
+    written = json.loads(file.read_text())
+    cases = {case["case"].removeprefix("model: "): case for case in written["cases"]}
+    assert all(set(case) == {"case", "value", "limit", "unit", "holds"} for case in cases.values())
+    assert cases["noise"]["value"] == pytest.approx(0.0099, abs=1e-4)
+    best = cases["compiled C++ over the better of AOTInductor from C++ and torch.compile in Python, ties within noise"]
+    assert best["value"] == pytest.approx(1000 / 995)
+    assert (best["limit"], best["holds"]) == (1.0, True)  # by less than the noise
+    eager = cases["compiled C++ over eager C++, ties within noise"]
+    assert (eager["value"], eager["limit"], eager["holds"]) == (0.5, 1.0, True)
+    assert cases["compiled C++ over TorchScript from C++"]["value"] == 0.25
+    missing = cases["compiled C++ over ONNX Runtime in Python"]
+    assert (missing["value"], missing["holds"]) == (None, None)
+
+
+def test_more_than_noise_does_not_hold() -> None:
+    samples = contest.Samples(missing={"onnx": "no onnxruntime"})
+    programs = [fake(1000, "compiled"), fake(1010, "twin"), fake(900, "aoti", "eager", "compile", "script")]
+    contest.measure(samples, programs, 2, {})
+    cases = [case for case in capture.model_cases("model", samples) if case.limit is not None]
+    assert [case.holds for case in cases] == [True, False, False]
+
+
+@pytest.mark.parametrize(("reason", "holds"), [("no compiler", False), ("eager is faster", True)])
+def test_eager_where_compiled_was_expected_does_not_hold(reason: str, holds: bool) -> None:
+    samples = contest.Samples(missing={"onnx": "no onnxruntime"})
+    programs = [fake(9, "compiled", eager=reason), fake(9, "twin", "aoti", "eager", "compile", "script")]
+    contest.measure(samples, programs, 2, {})
+    cases = {case.name: case for case in capture.model_cases("model", samples)}
+    assert cases["model: sessions in which compiled C++ ran no compiled code"].holds is holds
+
+
+def test_a_wrong_result_is_refused() -> None:
+    with pytest.raises(CompileError, match="aoti gives another result"):
+        contest.measure(contest.Samples(), [fake(1, "compiled"), fake(1, "aoti", difference=0.5)], 1, {})
+
+
+def test_a_program_that_fails_is_named() -> None:
+    command = [sys.executable, "-c", "raise SystemExit('no such model')"]
+    with pytest.raises(CompileError, match="no such model"):
+        contest.measure(contest.Samples(), [(command, ("compiled",))], 1, {})
+
+
+@pytest.mark.slow  # it builds the capture library first
+def test_capture(tmp_path: Path) -> None:
+    file = tmp_path / "cases.json"
+    run("capture", "--quick", "--json", file)
+    cases = {case["case"]: case for case in json.loads(file.read_text())["cases"]}
+    limits = [case["limit"] for case in cases.values() if case["limit"] is not None]
+    assert limits == [500, 500, 500, 500, 1000, 0, 1, 1]
+    assert all(case["value"] is not None for name, case in cases.items() if "ONNX" not in name)

@@ -20,6 +20,7 @@ namespace {
 struct Settings {
   int calls = 6;
   int threads = 1;
+  int64_t width = 128;      ///< of the network's middle
   int weights_change = -1;  ///< before this call, the weights are changed in place
   int64_t seed = 1;
   torchcc::CompileOptions options{.name = "app"};
@@ -33,8 +34,13 @@ Settings parse(int argc, char** argv) {
       settings.options.background = true;
       continue;
     }
+    if (option == "--no-freeze") {
+      settings.options.freeze = false;
+      continue;
+    }
     const char* value = ++i < argc ? argv[i] : "";
     if (option == "--calls") settings.calls = std::atoi(value);
+    if (option == "--width") settings.width = std::atoi(value);
     if (option == "--threads") settings.threads = std::atoi(value);
     if (option == "--timeout") settings.options.timeout = std::atof(value);
     if (option == "--weights-change") settings.weights_change = std::atoi(value);
@@ -45,10 +51,13 @@ Settings parse(int argc, char** argv) {
 }
 
 struct Net : torch::nn::Module {
-  torch::nn::Linear first = register_module("first", torch::nn::Linear(64, 128));
-  torch::nn::Linear second = register_module("second", torch::nn::Linear(128, 64));
+  explicit Net(int64_t width)
+      : first(register_module("first", torch::nn::Linear(64, width))),
+        second(register_module("second", torch::nn::Linear(width, 64))) {}
 
   at::Tensor forward(const at::Tensor& x) { return second(torch::gelu(first(x))).softmax(-1); }
+
+  torch::nn::Linear first, second;
 };
 
 /// How many files of Python's are mapped into this process.
@@ -66,7 +75,7 @@ int run(Settings settings) {
   const torch::NoGradGuard no_grad;
   at::set_num_threads(1);
   torch::manual_seed(settings.seed);
-  Net net;
+  Net net(settings.width);
   settings.options.progress = [](const std::string& step) { std::cout << "progress " << step << std::endl; };
   const auto compiled = torchcc::compile(net, settings.options);
   std::atomic<int> wrong{0};

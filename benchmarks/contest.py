@@ -1,0 +1,208 @@
+"""Contenders in several processes that run one model in turns, and what their times say.
+
+A contender's program first prints a line of JSON: ``differences``, the largest difference of each of its contenders'
+results from the expected one, and ``eager``, why compiled C++ does not run compiled code, else "". Then it reads lines
+``NAME COUNT``, calls that contender a few times untimed and ``COUNT`` times timed, and answers with the nanoseconds per
+call. It ends at the end of its input. Nothing runs between the requests.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypedDict
+
+from rich.console import Console
+
+from benchmarks import harness
+from torchcc import CompileError
+
+#: Names of the contenders, by their keys.
+CONTENDERS = {
+    "compiled": "compiled C++",
+    "eager": "eager C++",
+    "aoti": "AOTInductor from C++",
+    "compile": "torch.compile in Python",
+    "script": "TorchScript from C++",
+    "onnx": "ONNX Runtime in Python",
+}
+
+# Compiled C++ once more, in another process: what differs between the two is noise.
+_TWIN = "twin"
+
+# Largest difference from the expected result, whose values are about 1.
+_TOLERANCE = 1e-4
+
+# Nanoseconds that the calls of one contender take in one round, about.
+_SLICE = 5e6
+
+
+@dataclass
+class Samples:
+    """Nanoseconds per call, a value per round; the sessions one after the other.
+
+    Attributes:
+        times: By contender.
+        sessions: Rounds of each session.
+        differences: Largest difference from the expected result, by contender.
+        missing: Why a contender could not run, by contender.
+        eager: Why compiled C++ does not run compiled code, for each session in which it does not.
+        stats: What the compiled function says of itself.
+    """
+
+    times: dict[str, list[float]] = field(default_factory=dict)
+    sessions: list[int] = field(default_factory=list)
+    differences: dict[str, float] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    eager: list[str] = field(default_factory=list)
+    stats: str = ""
+
+    def ratios(self, above: str, below: str) -> list[float]:
+        """Ratios of two contenders' times, round by round."""
+        return harness.ratios(self.times[above], self.times[below])
+
+    def better(self, *contenders: str) -> str:
+        """The contender with the smallest median."""
+        return min(contenders, key=lambda name: statistics.median(self.times[name]))
+
+    def noise(self) -> float:
+        """Compiled C++ over its twin, the median of each session: the largest deviation from 1."""
+        ratios = iter(self.ratios("compiled", _TWIN))
+        return max(abs(statistics.median(itertools.islice(ratios, rounds)) - 1) for rounds in self.sessions)
+
+
+class _State(TypedDict):
+    differences: dict[str, float]
+    eager: str
+
+
+class _Process:
+    """A running program with contenders."""
+
+    def __init__(self, command: Sequence[str | Path], contenders: Sequence[str], environment: Mapping[str, str]):
+        self.contenders = contenders
+        self._command = command
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed in __exit__
+        self._process = subprocess.Popen(
+            [str(part) for part in command],
+            cwd=harness.FOLDER.parent,
+            env={**os.environ, **environment},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+        )
+
+    def __enter__(self) -> _Process:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate()
+        self._errors.close()
+
+    def _read(self) -> str:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            status = self._process.wait()
+            raise CompileError(f"{self._command[0]} ended with status {status}\n{self.errors()[-2000:]}")
+        return line
+
+    def errors(self) -> str:
+        self._errors.seek(0)
+        return self._errors.read()
+
+    def state(self) -> _State:
+        """What the program says when it is ready."""
+        state: _State = json.loads(self._read())
+        return state
+
+    def time(self, contender: str, count: int) -> float:
+        assert self._process.stdin is not None
+        print(contender, count, file=self._process.stdin, flush=True)
+        return float(self._read())
+
+
+def run(program: Path, model: str, sessions: int, rounds: int, threads: int) -> Samples:
+    """Runs all contenders on a model.
+
+    Args:
+        program: The C++ program.
+        model: Name of the model.
+        sessions: How often all processes are started anew: where memory comes to lie differs between processes.
+        rounds: Rounds of each session, of each contender in an order that changes.
+        threads: Threads of each contender.
+
+    Raises:
+        CompileError: A program failed, or a result is wrong.
+    """
+    environment = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    samples = Samples()
+    with tempfile.TemporaryDirectory() as work:
+        folder = Path(work)
+        arguments: list[str | Path] = [model, folder, str(threads)]
+        harness.run_program([sys.executable, "-m", "benchmarks.prepare", *arguments], f"preparing {model}", environment)
+        native = ("compiled", "eager", "aoti", "script")
+        commands: list[tuple[list[str | Path], Sequence[str]]] = [
+            ([program, *arguments, *native], native),
+            ([program, *arguments, _TWIN], (_TWIN,)),
+            ([sys.executable, "-m", "benchmarks.contender", "compile", *arguments], ("compile",)),
+        ]
+        reason = folder / "onnx.txt"
+        if reason.exists():
+            samples.missing["onnx"] = reason.read_text()
+        else:
+            commands.append(([sys.executable, "-m", "benchmarks.contender", "onnx", *arguments], ("onnx",)))
+        for session in range(sessions):
+            with Console(stderr=True).status(f"{model}: session {session + 1} of {sessions}"):
+                measure(samples, commands, rounds, environment)
+    return samples
+
+
+def measure(
+    samples: Samples,
+    commands: Sequence[tuple[Sequence[str | Path], Sequence[str]]],
+    rounds: int,
+    environment: Mapping[str, str],
+) -> None:
+    """Runs one session and adds its rounds to the samples.
+
+    Args:
+        samples: What earlier sessions found.
+        commands: Programs and the contenders in them.
+        rounds: Number of rounds.
+        environment: Further environment variables of the programs.
+
+    Raises:
+        CompileError: A program failed, or a result is wrong.
+    """
+    turns: list[tuple[_Process, str, int]] = []
+    with contextlib.ExitStack() as stack:
+        for command, contenders in commands:  # ready one after the other: some compile first
+            process = stack.enter_context(_Process(command, contenders, environment))
+            state = process.state()
+            samples.differences.update(state["differences"])
+            if "compiled" in contenders:
+                samples.stats = process.errors()
+                samples.eager += [state["eager"]] if state["eager"] else []
+            for name in contenders:
+                turns.append((process, name, max(1, int(_SLICE / process.time(name, 1)))))
+        for name, difference in samples.differences.items():
+            if not difference <= _TOLERANCE:
+                raise CompileError(f"{name} gives another result: the largest difference is {difference}")
+        generator = random.Random(len(samples.sessions))
+        for _ in range(rounds):
+            generator.shuffle(turns)
+            for process, name, count in turns:
+                samples.times.setdefault(name, []).append(process.time(name, count))
+    samples.sessions.append(rounds)

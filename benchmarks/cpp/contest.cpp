@@ -1,0 +1,100 @@
+// Runs a model in several ways, timed on request; benchmarks/contest.py says how it is talked to.
+//   contest MODEL FOLDER THREADS CONTENDER...
+
+#include <chrono>
+#include <fstream>
+#include <functional>
+#include <iostream>
+#include <iterator>
+#include <map>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include <ATen/Parallel.h>
+#include <torch/csrc/inductor/aoti_package/model_package_loader.h>
+#include <torch/script.h>
+#include <torch/torch.h>
+#include <nlohmann/json.hpp>
+
+#include "models.h"
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+using Call = std::function<at::Tensor()>;
+
+/// Untimed calls before the timed ones; then this program's caches are warm, and other programs' threads, which wait
+/// for work in a loop for a while, have gone to sleep.
+constexpr auto kWarm = std::chrono::milliseconds(3);
+
+benchmarks::Weights load_weights(const std::string& file) {
+  std::ifstream stream(file, std::ios::binary);
+  const std::vector<char> bytes{std::istreambuf_iterator<char>(stream), {}};
+  benchmarks::Weights weights;
+  for (const auto& item : torch::pickle_load(bytes).toGenericDict()) {
+    weights[item.key().toStringRef()] = item.value().toTensor();
+  }
+  return weights;
+}
+
+/// What to call, by the contender's name. Everything that is not the call itself is done before.
+Call make_call(const std::string& contender, const benchmarks::Model& model, const std::string& folder,
+               const at::Tensor& x) {
+  if (contender == "eager") return [&model, x] { return model.eager(x); };
+  if (contender == "aoti") {
+    auto loader = std::make_shared<torch::inductor::AOTIModelPackageLoader>(folder + "/aoti.pt2", "model");
+    return [loader, inputs = std::vector<at::Tensor>{x}] { return loader->run(inputs)[0]; };
+  }
+  if (contender == "script") {
+    return [module = torch::jit::load(folder + "/script.pt"), x]() mutable { return module.forward({x}).toTensor(); };
+  }
+  if (contender != "compiled" && contender != "twin") throw std::runtime_error("no contender '" + contender + "'");
+  for (int i = 0; i < 3; ++i) model.compiled(x);
+  model.wait();
+  return [&model, x] { return model.compiled(x); };
+}
+
+double nanoseconds_per_call(const Call& call, size_t count) {
+  const auto warm = Clock::now() + kWarm;
+  do {
+    call();
+  } while (Clock::now() < warm);
+  const auto start = Clock::now();
+  for (size_t i = 0; i < count; ++i) call();
+  const std::chrono::duration<double, std::nano> elapsed = Clock::now() - start;
+  return elapsed.count() / static_cast<double>(count);
+}
+
+}  // namespace
+
+int main(int count, char** arguments) try {
+  if (count < 5) throw std::runtime_error("usage: contest MODEL FOLDER THREADS CONTENDER...");
+  const std::string folder = arguments[2];
+  at::set_num_threads(std::stoi(arguments[3]));
+  const torch::NoGradGuard no_grad;
+  const benchmarks::Weights weights = load_weights(folder + "/weights.pt");
+  const at::Tensor& x = weights.at("input");
+  const benchmarks::Model model = benchmarks::make_model(arguments[1], weights);
+  std::map<std::string, Call> calls;
+  nlohmann::json state{{"differences", nlohmann::json::object()}, {"eager", ""}};
+  for (int i = 4; i < count; ++i) {
+    Call& call = calls[arguments[i]];
+    call = make_call(arguments[i], model, folder, x);
+    for (int j = 0; j < 4; ++j) call();  // TorchScript optimises what it has seen
+    state["differences"][arguments[i]] = (call() - weights.at("output")).abs().max().item<double>();
+  }
+  const torchcc::CompileStats stats = model.stats();
+  if (stats.calls > 0 && stats.replayed == 0) state["eager"] = stats.reason;
+  std::cerr << stats.str();
+  std::cout << state.dump() << std::endl;
+  std::string contender;
+  size_t repeats = 0;
+  while (std::cin >> contender >> repeats) {
+    std::cout << nanoseconds_per_call(calls.at(contender), repeats) << std::endl;
+  }
+  return 0;
+} catch (const std::exception& error) {
+  std::cerr << error.what() << '\n';
+  return 1;
+}

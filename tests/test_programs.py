@@ -1,0 +1,154 @@
+"""Runs C++ programs eagerly and compiled, and compares: see cpp/programs/harness.h.
+
+Each group is a process of its own, since it has a compiler of its own; two run at a time. What was compiled stays in
+the cache of the tests, so that a second run takes seconds.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from torchcc import paths
+
+# The slowest first, so that two processes are busy to the end.
+GROUPS = (
+    "operators",
+    "mutation",
+    "signatures",
+    "sequences",
+    "changes",
+    "layers",
+    "convolutions",
+    "random_numbers",
+    "concurrency",
+    "guards",
+    "eager",
+)
+
+# In every run; the others are `slow` until they fit into CI's half hour together with everything else.
+QUICK = ("eager", "guards", "signatures")
+
+PROGRAMS = int(os.environ.get("TORCHCC_RANDOM_PROGRAMS", "300"))
+SEED = int(os.environ.get("TORCHCC_RANDOM_SEED", "1"))
+PARTS = 4  # processes that share the random programs
+
+_LIMIT = 1500  # seconds for one process
+
+_PASSED_ON = ("PATH", "HOME", "TMPDIR", "CXX", "LD_LIBRARY_PATH")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A process of the C++ program, and which tests it is for."""
+
+    suite: str
+    settings: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return "-".join([self.suite, *self.settings.values()])
+
+
+RANDOM = tuple(
+    Run(
+        "random_programs",
+        {
+            "TORCHCC_RANDOM_SEED": str(SEED + PROGRAMS * part // PARTS),
+            "TORCHCC_RANDOM_PROGRAMS": str(PROGRAMS * (part + 1) // PARTS - PROGRAMS * part // PARTS),
+        },
+    )
+    for part in range(PARTS)
+)
+RUNS = {run.name: run for run in (*RANDOM, *(Run(group) for group in GROUPS))}
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What came out: one line for each program, and everything that was wrong."""
+
+    status: int
+    lines: list[str]
+    failures: list[str]
+    output: str
+
+
+def _read(report: Path, status: int, output: str) -> Ran:
+    """Reads Boost.Test's JUnit file; without one (the process died), the output is all there is."""
+    lines, failures = [], []
+    try:
+        cases = list(ET.parse(report).iter("testcase"))
+    except (FileNotFoundError, ET.ParseError):
+        return Ran(status, [], ["no report: the process ended early"], output)
+    for case in cases:
+        wrong = [*case.iter("failure"), *case.iter("error")]
+        lines.append(f"{'FAILED' if wrong else 'passed'}  {float(case.get('time', 0)):7.2f} s  {case.get('name')}")
+        failures += [f"{case.get('name')}: {(one.text or '').strip()[:4000]}" for one in wrong]
+    return Ran(status, lines, failures, output)
+
+
+def _execute(program: Path, run: Run, folder: Path) -> Ran:
+    report = folder / f"{run.name}.xml"
+    environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    environment |= {
+        "TORCHCC_PYTHON": sys.executable,
+        "TORCHCC_CACHE": str(paths.cache_dir() / "tests" / "compiled"),
+        "OMP_NUM_THREADS": "1",
+        **run.settings,
+    }
+    command = [str(program), f"--run_test={run.suite}", f"--logger=HRF,warning,stdout:JUNIT,all,{report}"]
+    try:
+        done = subprocess.run(
+            [*command, "--report_level=no", "--color_output=no"],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            timeout=_LIMIT,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as expired:
+        return Ran(-1, [], [f"not finished after {_LIMIT} s"], (expired.output or b"").decode(errors="replace"))
+    return _read(report, done.returncode, done.stdout)
+
+
+@pytest.fixture(scope="session")
+def runs(
+    request: pytest.FixtureRequest, cpp_build: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Future[Ran]]]:
+    """Starts the processes of all tests that were selected, two at a time."""
+    program = cpp_build("release") / "programs"
+    selected = {item.callspec.params.get("name") for item in request.session.items if hasattr(item, "callspec")}
+    folder = tmp_path_factory.mktemp("programs")
+    with ThreadPoolExecutor(2) as pool:
+        yield {name: pool.submit(_execute, program, run, folder) for name, run in RUNS.items() if name in selected}
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in RUNS])
+def test_programs(runs: dict[str, Future[Ran]], name: str) -> None:
+    ran = runs[name].result()
+    print("\n".join(ran.lines))
+    if ran.failures or ran.status != 0:
+        pytest.fail(
+            f"{name}: status {ran.status}\n" + "\n".join([*ran.lines, *ran.failures]) + f"\n{ran.output[-20000:]}",
+            pytrace=False,
+        )
+
+
+def test_all_groups_run(cpp_build: Callable[[str], Path]) -> None:
+    """No suite of the C++ files is missing in the list above."""
+    program = cpp_build("release") / "programs"
+    listed = subprocess.run([str(program), "--list_content"], capture_output=True, text=True, check=True).stderr
+    suites = {line.rstrip("*") for line in listed.splitlines() if not line.startswith(" ")}
+    assert suites == {run.suite for run in RUNS.values()}
