@@ -74,6 +74,10 @@ bool has_mask(const c10::IValue& indices) {
   return false;
 }
 
+bool has_given_size(const Operator& op, const c10::IValue* arguments) {
+  return op.given_size >= 0 && arguments[op.given_size].isInt() && arguments[op.given_size].toInt() >= 0;
+}
+
 bool is_same_tensor(const c10::IValue& a, const c10::IValue& b) {
   return a.isTensor() && b.isTensor() && a.toTensor().is_same(b.toTensor());
 }
@@ -410,7 +414,7 @@ bool Recorder::is_refused(const Operator& op, const c10::IValue* arguments) {
     refuse("the function reads a value on the host (" + op.name + ")");
   } else if (op.is_equal && !is_same_tensor(arguments[0], arguments[1])) {
     refuse("the function reads a value on the host (" + op.name + ")");
-  } else if (op.has_dynamic_shape && !(op.is_index && !has_mask(arguments[1]))) {
+  } else if (op.has_dynamic_shape && !(op.is_index && !has_mask(arguments[1])) && !has_given_size(op, arguments)) {
     refuse("the sizes of a result depend on data (" + op.name + ")");
   } else if (op.changes_storage) {
     refuse("the function changes the storage of a tensor (" + op.name + ")");

@@ -113,6 +113,7 @@ Operator read(const c10::OperatorHandle& handle) {
         {number_kind(argument), writes(argument), is_one_of(argument.name(), {"running_mean", "running_var"})});
     if (is_one_of(argument.name(), {"train", "training", "use_input_stats"})) op.training = position;
     if (is_one_of(argument.name(), {"p", "dropout_p"})) op.probability = position;
+    if (is_one_of(argument.name(), {"num_classes", "output_size"})) op.given_size = position;
   }
   const bool gives_numbers = !std::all_of(schema.returns().begin(), schema.returns().end(), is_tensor);
   op.is_metadata = gives_numbers && is_in(base, kMetadata);
@@ -123,8 +124,8 @@ Operator read(const c10::OperatorHandle& handle) {
                std::all_of(schema.returns().begin(), schema.returns().end(),
                            [](const c10::Argument& one) { return one.alias_info() != nullptr && !writes(one); });
   op.is_index = op.name == "aten::index.Tensor" || op.name == "aten::_unsafe_index.Tensor";
-  op.has_dynamic_shape = handle.hasTag(at::Tag::dynamic_output_shape) ||
-                         handle.hasTag(at::Tag::data_dependent_output) || is_in(base, kDynamic);
+  op.has_dynamic_shape = !op.is_equal && (handle.hasTag(at::Tag::dynamic_output_shape) ||
+                                          handle.hasTag(at::Tag::data_dependent_output) || is_in(base, kDynamic));
   op.is_random = handle.hasTag(at::Tag::nondeterministic_seeded);
   op.is_uninitialized = is_in(base, kUninitialized);
   op.ignores_data = is_in(base, kIgnoresData);

@@ -51,7 +51,9 @@ struct Operator {
   bool changes_storage = false;   ///< resize_, set_
   bool is_conversion = false;     ///< to(): what printing does first
   int training = -1;              ///< position of the argument that switches to training; -1 without one
-  int probability = -1;           ///< position of the probability of dropout; -1 without one
+  int given_size =
+      -1;  ///< position of an argument that, where it is given, states the size that else follows from data
+  int probability = -1;  ///< position of the probability of dropout; -1 without one
 };
 
 /// The operator behind a dispatcher handle; looked up in a table of this thread.

@@ -56,7 +56,7 @@ std::string check_bundle(const Bundle& bundle) {
     for (size_t i = 0; i < bundle.size(); ++i) {
       std::string wrong = differences(*bundle[i], "result", got[i], expected[i]);
       if (wrong.empty()) wrong = differences(*bundle[i], "input after the call", others[i], arguments[i]);
-      BOOST_TEST(wrong.empty(), "call " << call << ", " << wrong << '\n' << bundle[i]->text());
+      BOOST_TEST(wrong.empty(), "call " << call << ", " << wrong << "\n" << bundle[i]->text());
     }
   }
   const torchcc::CompileStats stats = compiled.stats();
