@@ -78,8 +78,10 @@ bool has_given_size(const Operator& op, const c10::IValue* arguments) {
   return op.given_size >= 0 && arguments[op.given_size].isInt() && arguments[op.given_size].toInt() >= 0;
 }
 
-bool is_same_tensor(const c10::IValue& a, const c10::IValue& b) {
-  return a.isTensor() && b.isTensor() && a.toTensor().is_same(b.toTensor());
+/// Whether at::equal needs no data: for a tensor and itself, and for tensors of different sizes.
+bool is_decided(const c10::IValue& a, const c10::IValue& b) {
+  return a.isTensor() && b.isTensor() &&
+         (a.toTensor().is_same(b.toTensor()) || a.toTensor().sizes() != b.toTensor().sizes());
 }
 
 bool is_written(const Operator& op, size_t position, const c10::IValue* arguments) {
@@ -412,7 +414,7 @@ void Recorder::give(const c10::IValue& value, const Operator& op) {
 bool Recorder::is_refused(const Operator& op, const c10::IValue* arguments) {
   if (op.reads_host) {
     refuse("the function reads a value on the host (" + op.name + ")");
-  } else if (op.is_equal && !is_same_tensor(arguments[0], arguments[1])) {
+  } else if (op.is_equal && !is_decided(arguments[0], arguments[1])) {
     refuse("the function reads a value on the host (" + op.name + ")");
   } else if (op.has_dynamic_shape && !(op.is_index && !has_mask(arguments[1])) && !has_given_size(op, arguments)) {
     refuse("the sizes of a result depend on data (" + op.name + ")");
@@ -450,7 +452,7 @@ void Recorder::step(const c10::OperatorHandle& handle, torch::jit::Stack* stack)
     return;
   }
   if (op.is_equal) {
-    handle.callBoxed(stack);  // a tensor and itself
+    handle.callBoxed(stack);
     return;
   }
   if (prints(op, stack->data() + first)) {

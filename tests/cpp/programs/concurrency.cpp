@@ -74,7 +74,7 @@ void call_together(bool background) {
       if (!wrong.empty()) failures.add(wrong);
       // Two variants: one for each factor.
       after += compiled.stats().replayed > 2 ? 1 : 0;
-      if (background) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));  // leaves the cores to the compiler
     }
   });
   compiled.wait();

@@ -57,11 +57,11 @@ struct ObservedImpl : nn::Module {
 };
 TORCH_MODULE(Observed);
 
-/// Sends std::cout into a string until the end of a scope.
+/// Sends std::clog into a string until the end of a scope.
 class Redirect {
  public:
-  Redirect() : old_(std::cout.rdbuf(text_.rdbuf())) {}
-  ~Redirect() { std::cout.rdbuf(old_); }
+  Redirect() : old_(std::clog.rdbuf(text_.rdbuf())) {}
+  ~Redirect() { std::clog.rdbuf(old_); }
   Redirect(const Redirect&) = delete;
   Redirect& operator=(const Redirect&) = delete;
   std::string text() const { return text_.str(); }
@@ -420,7 +420,7 @@ BOOST_AUTO_TEST_CASE(printing) {
   for (const auto dtype : {torch::kFloat, torch::kDouble, torch::kLong}) {
     const Redirect redirect;
     const auto print = [](Tensor x) {
-      std::cout << x * 2 << '\n';
+      std::clog << x * 2 << '\n';
       return x.abs();
     };
     check([&] { return program(print, [=](int) { return std::tuple(torch::randint(1, 9, {3, 4}).to(dtype)); }); },
