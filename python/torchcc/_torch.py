@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import functools
+import os
 import platform
 import re
 import warnings
@@ -285,13 +286,19 @@ def compile(
         "aot_inductor.serialized_in_spec": in_spec,
         "aot_inductor.serialized_out_spec": out_spec,
         # With a fixed count, code that runs with more threads than it was compiled for writes past its buffers.
-        **({"cpp.threads": 1} if _is_small(module) else {"cpp.dynamic_threads": True}),
+        # Two at least: for one, Inductor writes no parallel regions, where a loop outside of them would run in each
+        # thread.
+        **(
+            {"cpp.threads": 1}
+            if _is_small(module)
+            else {"cpp.dynamic_threads": True, "cpp.threads": max(2, os.cpu_count() or 2)}
+        ),
         **({"aot_inductor.enable_line_tables": False} if hasattr(config.aot_inductor, "enable_line_tables") else {}),
         **({"cpp.march": march} if march else {}),
         **({"post_grad_custom_post_pass": _copying(len(outputs(program)), copied)} if copied else {}),
         **options,
     }
-    with _compiling_state_context(), _numbers_as_doubles(), _alpha_as_product(), _normal_as_randn():
+    with _compiling_state_context(), _numbers_as_doubles(), _alpha_as_product(), _normal_as_randn(), _small_loops():
         made: Any = compile_fx_aot(module, fakes, config_patches=settings)
     files = [str(file) for file in made if file]
     kernels = "".join(Path(file).read_text() for file in files if file.endswith(".cpp"))
@@ -400,6 +407,31 @@ def _normal_as_randn() -> Iterator[None]:
         yield
     finally:
         prims.normal = original
+
+
+@contextlib.contextmanager
+def _small_loops() -> Iterator[None]:
+    """Leaves loops over few elements to one thread. Leans on ``CppKernel.decide_parallel_depth``.
+
+    With ``cpp.dynamic_threads``, Inductor starts threads for every loop.
+    """
+    from torch._inductor.codegen.cpp import CppKernel, ParallelDepth
+
+    original = CppKernel.decide_parallel_depth
+
+    def decide(self: Any, deepest: Any, threads: int) -> Any:
+        work = sympy.Integer(1)
+        for size in self.call_ranges:
+            work = work * size
+        if work.is_Integer and work <= _SMALL:
+            return ParallelDepth(parallel_depth=0, start_depth=deepest.start_depth)
+        return original(self, deepest, threads)
+
+    CppKernel.decide_parallel_depth = decide
+    try:
+        yield
+    finally:
+        CppKernel.decide_parallel_depth = original
 
 
 def _take_outputs_as_inputs(module: Any) -> None:

@@ -1,4 +1,7 @@
-"""The cache of compiled functions: one package per entry, in a folder that only its owner can read."""
+"""The cache of compiled functions: one package per entry, in a folder that only its owner can read.
+
+Beside the packages are notes, ``KEY.slower``: what was measured, and why that code is not to be used.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,8 @@ DEFAULT_LIMIT = 8 << 30
 
 _ABANDONED = 3600  # seconds after which a temporary folder belongs to a process that was killed
 
-_NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,127}\.pt2")
+_NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,127}\.(pt2|slower)")
+_NOTE_LIMIT = 4096  # bytes
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,10 @@ def entries() -> list[Entry]:
     return sorted(found, key=lambda entry: entry.used, reverse=True)
 
 
+def _notes() -> list[Path]:
+    return sorted(folder().glob("*.slower"))
+
+
 def make_folder(path: Path) -> None:
     """Makes a folder that only its owner can use, unless it is there."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -98,15 +106,18 @@ def evict(keep: Path | None = None) -> None:
 
 
 def clear() -> int:
-    """Removes all entries; returns their size in bytes."""
+    """Removes all entries, and what was measured; returns the size of the entries in bytes."""
     found = entries()
-    for entry in found:
-        entry.file.unlink(missing_ok=True)
+    for file in (*(entry.file for entry in found), *_notes()):
+        file.unlink(missing_ok=True)
     return sum(entry.size for entry in found)
 
 
 def export_to(file: Path) -> int:
-    """Writes all entries into a tar archive, to be shipped with an application; returns their number.
+    """Writes all entries, and what was measured, into a tar archive, to be shipped with an application.
+
+    Returns:
+        The number of entries.
 
     Raises:
         ArgumentError: The file cannot be written.
@@ -115,8 +126,8 @@ def export_to(file: Path) -> int:
     try:
         with temporary_folder(file.parent) as work:
             with tarfile.open(work / file.name, "w") as archive:
-                for entry in found:
-                    archive.add(entry.file, entry.file.name, filter=_anonymous)
+                for one in (*(entry.file for entry in found), *_notes()):
+                    archive.add(one, one.name, filter=_anonymous)
             package.publish(work / file.name, file, private=False)
     except OSError as error:
         raise ArgumentError(
@@ -158,15 +169,16 @@ def import_from(file: Path) -> int:
                 fix=f"check the file, and the space left at {folder()}",
             )
         ) from error
-    return len(unpacked)
+    return sum(path.suffix == ".pt2" for path in unpacked)
 
 
 def _unpack(file: Path, archive: tarfile.TarFile, member: tarfile.TarInfo, work: Path) -> Path:
-    if not member.isreg() or not _NAME.fullmatch(member.name) or member.size > limit():
+    most = _NOTE_LIMIT if member.name.endswith(".slower") else limit()
+    if not member.isreg() or not _NAME.fullmatch(member.name) or member.size > most:
         raise PackageError(
             message(
                 f"{file}: it holds something that is no entry of a cache",
-                expected=f"files KEY.pt2 of at most {limit()} bytes",
+                expected=f"files KEY.pt2 of at most {limit()} bytes, and KEY.slower of at most {_NOTE_LIMIT}",
                 got=f"{member.name!r} of {member.size} bytes",
                 fix="write it with `torchcc cache export`",
             )
@@ -176,5 +188,6 @@ def _unpack(file: Path, archive: tarfile.TarFile, member: tarfile.TarInfo, work:
     assert source is not None  # it is a regular file
     with path.open("xb") as target:
         shutil.copyfileobj(source, target)
-    package.check(path)
+    if path.suffix == ".pt2":
+        package.check(path)
     return path

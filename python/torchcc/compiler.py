@@ -13,7 +13,8 @@ It reads one JSON object per line from standard input and answers each on standa
     {"id": 2, "error": "one line", "kind": "mismatch", "details": "last lines of the log"}
 
 ``kind`` is ``mismatch`` (the trace or the compiled code gives other results than recorded), ``export``, ``compile``,
-``slower`` (than the package ``against``; else the answer has ``speedup``) or ``write``.
+``slower`` (than the package ``against``, or than the operators themselves) or ``write``. The answer has ``speedup`` when
+there is ``against``, and ``slower``, a text, when the operators themselves should run in place of the package.
 
 It ends with its standard input or its parent, at once, with all processes that it started. Everything that Inductor and
 the C++ compiler print goes to the log file.
@@ -93,7 +94,7 @@ def _answer_trace(request: Mapping[str, Any], send: Callable[[Mapping[str, Any]]
     try:
         with _output_to(log):
             try:
-                speedup = _compile_trace(request, package, tell)
+                measured = _compile_trace(request, package, tell)
             except RefusedError as error:
                 print(error)
                 if error.__cause__:
@@ -106,10 +107,14 @@ def _answer_trace(request: Mapping[str, Any], send: Callable[[Mapping[str, Any]]
         kind, reason = _classify(error)
         return {"id": request["id"], "error": reason, "kind": kind, "details": _tail(log)}
     answer = {"id": request["id"], "package": str(package), "seconds": time.monotonic() - start}
-    return answer if speedup is None else {**answer, "speedup": speedup}
+    if measured.speedup is not None:
+        answer["speedup"] = measured.speedup
+    if measured.slower:
+        answer["slower"] = measured.slower
+    return answer
 
 
-def _compile_trace(request: Mapping[str, Any], package: Path, tell: Callable[[str], None]) -> float | None:
+def _compile_trace(request: Mapping[str, Any], package: Path, tell: Callable[[str], None]) -> trace_compiler.Measured:
     cache.limit()  # refused now rather than after the work
     cache.make_folder(package.parent)
     job = trace_compiler.Request(
@@ -123,9 +128,9 @@ def _compile_trace(request: Mapping[str, Any], package: Path, tell: Callable[[st
         threads=request.get("threads", 1),
     )
     with cache.temporary_folder(package.parent) as work, _temporary_files_in(work):
-        speedup = trace_compiler.compile_trace(job, work, tell)
+        measured = trace_compiler.compile_trace(job, work, tell)
     cache.evict(keep=package)
-    return speedup
+    return measured
 
 
 @contextlib.contextmanager

@@ -109,7 +109,8 @@ def load(trace_file: Path, tensors_file: Path) -> Recording:
     )
 
 
-def _eager(recorded: Trace) -> Run:
+def eager(recorded: Trace) -> Run:
+    """A trace's operators, run one after the other."""
     module = Replay(recorded)
 
     def run(inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
@@ -122,7 +123,7 @@ def _eager(recorded: Trace) -> Run:
 def check_replay(recording: Recording) -> Set[tuple[int, str]]:
     """Raises RefusedError unless the trace, run again, does what was recorded; returns what shares memory."""
     try:
-        got = recording.run(_eager(recording.trace), range(len(recording.inputs)))
+        got = recording.run(eager(recording.trace), range(len(recording.inputs)))
     except Error as error:
         raise RefusedError("mismatch", one_line(error)) from error
     _compare(recording, got.tensors, "the operators, run again, give", trusted=got.tensors)
@@ -183,10 +184,10 @@ def _reference(recording: Recording) -> _Reference:
     everything = range(len(recording.inputs))
     generator = torch.Generator().manual_seed(0)
     precision = max((torch.finfo(one.dtype).eps for one in recording.trace.values if one.floating()), default=0.0)
-    eager = _eager(recording.trace)
+    eager = eager(recording.trace)
     try:
         widened = [trace.widened(one) for one in recording.inputs]
-        exact = recording.run(_eager(recording.trace.widened()), everything, widened).tensors
+        exact = recording.run(eager(recording.trace.widened()), everything, widened).tensors
         others = [
             recording.run(eager, everything, [compare.next_to(one, generator) for one in recording.inputs]).tensors
             for _ in range(_TRIES)

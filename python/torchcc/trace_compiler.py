@@ -14,13 +14,18 @@ from torch.export import ExportedProgram
 
 from torchcc import _torch, package, replay, toolchain, trace
 from torchcc.errors import Error
-from torchcc.recording import Recording, RefusedError, Run, check_artifact, check_replay, load, one_line
+from torchcc.recording import Recording, RefusedError, Run, check_artifact, check_replay, eager, load, one_line
 from torchcc.replay import Replay
 from torchcc.signature import Signature, Value
 from torchcc.trace import Trace
 
 # A frozen package must be this much faster than the plain one: it costs memory, and a change of weights ends it.
 _WORTH = 1.03
+
+# Compiled code counts as slower than the operators themselves when it takes this many times as long; nearer ones may be
+# chance. Calls shorter than that (seconds) are not judged: running the operators from Python costs too much of it.
+_LOSS = 1.1
+_JUDGED = 2e-4
 
 
 @dataclass(frozen=True)
@@ -48,16 +53,26 @@ class Request:
     threads: int = 1
 
 
-def compile_trace(request: Request, work: Path, tell: Callable[[str], None]) -> float | None:
+@dataclass(frozen=True)
+class Measured:
+    """How fast a package is.
+
+    Attributes:
+        speedup: How many times faster than the package ``against`` it is, where one is given.
+        slower: Why the operators themselves should run in its place; empty when it is faster.
+    """
+
+    speedup: float | None = None
+    slower: str = ""
+
+
+def compile_trace(request: Request, work: Path, tell: Callable[[str], None]) -> Measured:
     """Compiles a trace into a package.
 
     Args:
         request: What to compile.
         work: Folder for temporary files, on the file system of the package.
         tell: Called with what happens next.
-
-    Returns:
-        How many times faster than the package ``against`` it is, where one is given.
 
     Raises:
         RefusedError: It cannot be compiled, gives other results than recorded, or is not worth it.
@@ -78,18 +93,19 @@ def compile_trace(request: Request, work: Path, tell: Callable[[str], None]) -> 
         if request.freeze and not given:
             raise RefusedError("slower", "it has no inputs but weights")  # Inductor fails without any
         program, compiled, run = _build(recording, request, work, fixed, shared, tell)
-        factor = None
-        if request.against:
-            tell("measuring")
-            before = torch.get_num_threads()
-            torch.set_num_threads(request.threads)
-            try:
-                factor = speedup(recording, given, run, request.against, work)
-            finally:
-                torch.set_num_threads(before)
+        tell("measuring")
+        before = torch.get_num_threads()
+        torch.set_num_threads(request.threads)
+        try:
+            factor = speedup(recording, given, run, request.against, work) if request.against else None
+            slower = _why_eager(recording, given, run)
+        finally:
+            torch.set_num_threads(before)
+        if slower and request.freeze:
+            raise RefusedError("slower", slower)
     tell("writing")
     _write(request, recording, given, program, compiled)
-    return factor
+    return Measured(factor, slower)
 
 
 def _build(
@@ -184,11 +200,24 @@ def speedup(recording: Recording, given: Sequence[int], run: Run, against: str, 
     return speedup
 
 
-def _fastest(recording: Recording, *cases: tuple[Run, Sequence[int]]) -> list[float]:
-    """Seconds of the fastest call of each, in turns, within about a second: other programs only ever add time."""
+def _why_eager(recording: Recording, given: Sequence[int], run: Run) -> str:
+    """Says that the recorded operators are faster than ``run``, if they are, on the recorded inputs."""
+    cases = (run, given), (eager(recording.trace), range(len(recording.inputs)))
+    with torch.no_grad():
+        for seconds in (0.0, 1.0):  # the first few calls mostly show that there is no question
+            compiled, operators = _fastest(recording, *cases, seconds=seconds)
+            if compiled < _JUDGED or compiled < _LOSS * operators:
+                return ""
+    return (
+        f"eager is faster: PyTorch's operators take {operators * 1e6:.0f} us, compiled code {compiled * 1e6:.0f} us"
+    )
+
+
+def _fastest(recording: Recording, *cases: tuple[Run, Sequence[int]], seconds: float = 1.0) -> list[float]:
+    """Seconds of the fastest call of each, in turns, within ``seconds``: other programs only ever add time."""
     inputs = [[replay.copy_of(recording.inputs[position]) for position in given] for _, given in cases]
     times: list[list[float]] = [[] for _ in cases]
-    end = time.perf_counter() + 1.0
+    end = time.perf_counter() + seconds
     while len(times[0]) < 7 or (time.perf_counter() < end and len(times[0]) < 2000):
         for (run, _), tensors, spent in zip(cases, inputs, times, strict=True):
             start = time.perf_counter()

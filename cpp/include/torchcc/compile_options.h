@@ -23,7 +23,7 @@ struct CompileOptions {
 
   /// Options of Inductor by their name there, e.g. {"max_autotune", true}. An unknown name leaves the function eager,
   /// with the compiler's message as the reason.
-  std::map<std::string, std::variant<bool, int64_t, double, std::string>> options;
+  std::map<std::string, std::variant<bool, int64_t, double, std::string>> options = {};
 
   /// Also compile a form in which the captured tensors that the function does not write into (weights) are constants,
   /// packed for this CPU. It is used only where it is faster, and only as long as these tensors are the same objects at
@@ -41,7 +41,7 @@ struct CompileOptions {
 
   /// Called with one line of text when the compiler makes progress, from a thread of torchcc's or the calling one. It
   /// must not throw, nor call compiled functions; wait() before what it refers to goes away.
-  std::function<void(const std::string&)> progress;
+  std::function<void(const std::string&)> progress = {};
 };
 
 /// One set of guards of a function, and what became of it.

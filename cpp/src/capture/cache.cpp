@@ -130,4 +130,11 @@ void write_marker(const fs::path& file, const std::string& text) {
   fs::rename(temporary, file, error);
 }
 
+std::string read_marker(const fs::path& file) {
+  std::ifstream stream(file);
+  std::string line;
+  std::getline(stream, line);
+  return line;
+}
+
 }  // namespace torchcc::detail

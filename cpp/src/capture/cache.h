@@ -19,7 +19,7 @@ struct CacheKey {
 
   explicit CacheKey(std::string content);
   std::filesystem::path file(const std::filesystem::path& folder) const { return folder / (name + ".pt2"); }
-  /// Present where packed code was measured and lost.
+  /// Present where the code was measured and lost; says against what.
   std::filesystem::path slower(const std::filesystem::path& folder) const { return folder / (name + ".slower"); }
 };
 
@@ -31,7 +31,9 @@ std::string build_text();
 std::shared_ptr<const Library> find_library(const CacheKey& key, const std::filesystem::path& folder,
                                             std::string& reason);
 
-/// Writes a small file, whole or not at all.
+/// Writes a line into a small file, whole or not at all.
 void write_marker(const std::filesystem::path& file, const std::string& text);
+/// The line of such a file; empty when there is none.
+std::string read_marker(const std::filesystem::path& file);
 
 }  // namespace torchcc::detail

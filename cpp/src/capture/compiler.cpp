@@ -176,7 +176,7 @@ class Compiler {
     if (process_.runs() && !stopped_) return ask(request, false);
     std::string reasons;
     for (const std::string& python : interpreters()) {
-      if (stopped_) return {"the program is ending", "", 0};
+      if (stopped_) return {"the program is ending"};
       const fs::path errors = fs::path(request.log).parent_path() / ("compiler-" + std::to_string(::getpid()) + ".log");
       if (const std::string error = process_.start(python, errors); !error.empty()) {
         reasons += (reasons.empty() ? "" : "; ") + python + ": " + error;
@@ -189,8 +189,7 @@ class Compiler {
       if (answer.kind != "start") return answer;
       reasons += (reasons.empty() ? "" : "; ") + python + ": " + answer.error;
     }
-    return {"no Python with torchcc was found (" + reasons + "): set TORCHCC_PYTHON to one, or TORCHCC_COMPILER=off",
-            "", 0};
+    return {"no Python with torchcc was found (" + reasons + "): set TORCHCC_PYTHON to one, or TORCHCC_COMPILER=off"};
   }
 
   void stop() {
@@ -223,8 +222,7 @@ class Compiler {
         case Process::Read::late:
           child_.store(-1);
           process_.stop();
-          return {"the compiler took longer than " + seconds_text(request.timeout) + " s (CompileOptions::timeout)", "",
-                  0};
+          return {"the compiler took longer than " + seconds_text(request.timeout) + " s (CompileOptions::timeout)"};
         case Process::Read::ended: return ended(is_first && !answered);
         case Process::Read::line: break;
       }
@@ -237,15 +235,16 @@ class Compiler {
         if (request.progress) request.progress(text);
         continue;
       }
-      return {answer.value("error", ""), answer.value("kind", ""), answer.value("seconds", 0.0)};
+      return {answer.value("error", ""), answer.value("kind", ""), answer.value("seconds", 0.0),
+              answer.value("slower", "")};
     }
   }
 
   CompileAnswer ended(bool at_start) {
     child_.store(-1);
     const std::string how = process_.stop();
-    if (at_start) return {how, "start", 0};
-    return {"the compiler process is gone: " + how, "", 0};
+    if (at_start) return {how, "start"};
+    return {"the compiler process is gone: " + how};
   }
 
   static std::string seconds_text(double seconds) {
@@ -306,7 +305,7 @@ CompileAnswer compile_trace(const CompileRequest& request) {
   const Temporary trace(request.log + ".json", request.trace.data(), request.trace.size());
   const Temporary tensors(request.log + ".pt", request.tensors.data(), request.tensors.size());
   for (const std::string& error : {trace.error(), tensors.error()}) {
-    if (!error.empty()) return {"the recording cannot be written for the compiler: " + error, "write", 0};
+    if (!error.empty()) return {"the recording cannot be written for the compiler: " + error, "write"};
   }
   return compiler().compile(request);
 }

@@ -25,9 +25,10 @@ struct CompileRequest {
 };
 
 struct CompileAnswer {
-  std::string error;  ///< one line; empty on success
-  std::string kind;   ///< of the error: "mismatch", "export", "compile", "slower", "write"; else empty
+  std::string error{};  ///< one line; empty on success
+  std::string kind{};   ///< of the error: "mismatch", "export", "compile", "slower", "write"; else empty
   double seconds = 0;
+  std::string slower{};  ///< why the function's own operators should run in place of the code; empty when it is faster
 };
 
 /// Sends a trace to the compiler process, which is started when there is none, and waits for the answer. From any

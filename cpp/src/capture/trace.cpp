@@ -3,7 +3,8 @@
 #include <algorithm>
 #include <array>
 #include <bit>
-#include <memory>
+#include <map>
+#include <mutex>
 #include <string_view>
 
 #include <ATen/core/enum_tag.h>
@@ -171,13 +172,23 @@ std::string step_difference(const Trace& before, const Trace& after, size_t step
   return "";
 }
 
+const Operator& shared_operator_of(const c10::OperatorHandle& handle) {
+  static std::mutex mutex;
+  // Never deleted: threads may still run when the program's statics go.
+  static auto& operators = *new std::map<const void*, const Operator>;
+  const std::lock_guard lock(mutex);
+  const auto known = operators.find(&handle.schema());
+  return known != operators.end() ? known->second : operators.emplace(&handle.schema(), read(handle)).first->second;
+}
+
 }  // namespace
 
 const Operator& operator_of(const c10::OperatorHandle& handle) {
-  // The schema of a registered operator stays where it is.
-  thread_local ska::flat_hash_map<const void*, std::unique_ptr<const Operator>> table;
-  std::unique_ptr<const Operator>& entry = table[&handle.schema()];
-  if (entry == nullptr) entry = std::make_unique<const Operator>(read(handle));
+  // The schema of a registered operator stays where it is. Recordings outlive the thread that made them, so the
+  // operators are the process's; each thread has a table of its own, to look them up without a lock.
+  thread_local ska::flat_hash_map<const void*, const Operator*> table;
+  const Operator*& entry = table[&handle.schema()];
+  if (entry == nullptr) entry = &shared_operator_of(handle);
   return *entry;
 }
 

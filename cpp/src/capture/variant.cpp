@@ -249,24 +249,24 @@ std::string CoreState::key_text(const Recording& recording, bool freeze) const {
   return text + to_json(recording, options.name);
 }
 
-std::shared_ptr<const Library> CoreState::get_library(const Recording& recording, bool freeze, Variant& variant,
-                                                      std::string& why) {
+CoreState::Code CoreState::get_code(const Recording& recording, bool freeze, Variant& variant) {
   const std::filesystem::path folder = cache_folder();
   const CacheKey key(key_text(recording, freeze));
-  std::error_code error;
-  if (freeze && std::filesystem::exists(key.slower(folder), error)) return nullptr;
+  std::string slower = read_marker(key.slower(folder));
+  if (freeze && !slower.empty()) return {};
   std::string damage;
   if (auto library = find_library(key, folder, damage)) {
     const std::lock_guard lock(mutex);
     variant.from_cache = true;
-    return library;
+    return {std::move(library), "", std::move(slower)};
   }
   if (!damage.empty()) log(Topic::compile, options.name, "not used: " + damage);
   if (compiler_is_off()) {
-    why = "TORCHCC_COMPILER is off, and the cache has no code for it" + (damage.empty() ? "" : " (" + damage + ")");
-    return nullptr;
+    return {nullptr,
+            "TORCHCC_COMPILER is off, and the cache has no code for it" + (damage.empty() ? "" : " (" + damage + ")")};
   }
   const std::filesystem::path logs = folder / "logs";
+  std::error_code error;
   std::filesystem::create_directories(logs, error);
   CompileRequest request;
   request.function = options.name;
@@ -288,41 +288,47 @@ std::shared_ptr<const Library> CoreState::get_library(const Recording& recording
   }
   if (answer.kind == "slower") write_marker(key.slower(folder), answer.error);
   if (!answer.error.empty()) {
-    why = answer.error + (std::filesystem::exists(request.log, error) ? " (log: " + request.log + ")" : "");
-    return nullptr;
+    return {nullptr, answer.error + (std::filesystem::exists(request.log, error) ? " (log: " + request.log + ")" : "")};
   }
   std::filesystem::remove(request.log, error);
-  auto library = find_library(key, folder, damage);
-  if (library == nullptr) why = "the compiled code cannot be used: " + damage;
-  return library;
+  if (!answer.slower.empty()) write_marker(key.slower(folder), answer.slower);
+  if (auto library = find_library(key, folder, damage)) return {std::move(library), "", answer.slower};
+  return {nullptr, "the compiled code cannot be used: " + damage};
 }
 
 void CoreState::compile(Variant& variant, const std::shared_ptr<Recording>& recording) {
-  std::shared_ptr<const Library> library;
-  std::string why;
+  Code code;
   Plan* plan = nullptr;
   try {
-    if (recording->has_work()) library = get_library(*recording, false, variant, why);
-    if (library != nullptr &&
-        (library->inputs() != recording->inputs.size() || library->outputs() != recording->outputs.size())) {
-      why = "the compiled code takes or gives another number of tensors than recorded";
-      library.reset();
+    if (recording->has_work()) code = get_code(*recording, false, variant);
+    if (code.library != nullptr &&
+        (code.library->inputs() != recording->inputs.size() || code.library->outputs() != recording->outputs.size())) {
+      code = {nullptr, "the compiled code takes or gives another number of tensors than recorded"};
     }
-    if (library != nullptr || !recording->has_work()) {
-      auto made = std::make_unique<Plan>(recording, library);
+    if (code.library != nullptr || !recording->has_work()) {
+      auto made = std::make_unique<Plan>(recording, code.library);
       plan = made.get();
       const std::lock_guard lock(mutex);
       variant.plans.push_back(std::move(made));
     }
   } catch (const Error& failure) {
-    why = one_line(failure.what());
+    code.reason = one_line(failure.what());
   } catch (const std::exception& failure) {
-    why = first_line(failure.what());  // libtorch's own have a backtrace
+    code.reason = first_line(failure.what());  // libtorch's own have a backtrace
+  }
+  // Code that is slower than the function may run with packed weights only.
+  const bool packs_first = plan != nullptr && !code.slower.empty();
+  if (packs_first) {
+    freeze(variant, *plan, *recording);
+    if (plan->frozen.load() == nullptr) {
+      plan = nullptr;
+      code.reason = code.slower;
+    }
   }
   {
     const std::lock_guard lock(mutex);
     if (plan == nullptr) {
-      stay_eager(variant, why);
+      stay_eager(variant, code.reason);
     } else {
       variant.state = Variant::State::compiled;
       variant.reason.clear();
@@ -331,7 +337,7 @@ void CoreState::compile(Variant& variant, const std::shared_ptr<Recording>& reco
       log(Topic::compile, options.name, "(" + variant.guards.text() + ") is compiled");
     }
   }
-  if (plan != nullptr && plan->library() != nullptr) freeze(variant, *plan, *recording);
+  if (plan != nullptr && plan->library() != nullptr && !packs_first) freeze(variant, *plan, *recording);
   const std::lock_guard lock(mutex);
   recording->drop_samples();
   --pending;
@@ -348,22 +354,23 @@ void CoreState::freeze(Variant& variant, Plan& plan, const Recording& recording)
       const Input& input = recording.inputs[i];
       if (input.kind == Input::Kind::argument || input.written) made->inputs.push_back(i);
     }
-    std::string why;
-    made->library = get_library(recording, true, variant, why);
-    if (made->library != nullptr && made->library->inputs() != made->inputs.size()) {
-      why = "the compiled code takes " + std::to_string(made->library->inputs()) + " inputs in place of " +
-            std::to_string(made->inputs.size());
-      made->library.reset();
+    Code code = get_code(recording, true, variant);
+    if (code.library != nullptr && code.library->inputs() != made->inputs.size()) {
+      code = {nullptr, "the compiled code takes " + std::to_string(code.library->inputs()) + " inputs in place of " +
+                           std::to_string(made->inputs.size())};
     }
-    if (made->library == nullptr) {
-      if (!why.empty()) log(Topic::compile, options.name, "weights are not packed: " + why);
+    if (code.library == nullptr) {
+      if (!code.reason.empty()) log(Topic::compile, options.name, "weights are not packed: " + code.reason);
       return;
     }
+    made->library = std::move(code.library);
     // The weights may have changed while the compiler read them.
     if (!made->is_current()) return;
     const std::lock_guard lock(mutex);
     variant.packed.push_back(std::move(made));
     plan.frozen.store(variant.packed.back().get(), std::memory_order_release);
+    Plan& latest_plan = *variant.plans.back();  // another call may have made one anew meanwhile, with the same code
+    if (latest_plan.library() == plan.library()) latest_plan.frozen.store(variant.packed.back().get());
     log(Topic::compile, options.name, "(" + variant.guards.text() + ") has packed weights");
   } catch (const std::exception& failure) {
     log(Topic::compile, options.name, std::string("weights are not packed: ") + failure.what());

@@ -88,8 +88,12 @@ struct CoreState : std::enable_shared_from_this<CoreState> {
   Variant& add_variant(Guards guards);
   std::string surplus_reason(const std::string& changed) const;
   void stay_eager(Variant& variant, std::string reason);
-  std::shared_ptr<const Library> get_library(const Recording& recording, bool freeze, Variant& variant,
-                                             std::string& reason);
+  struct Code {
+    std::shared_ptr<const Library> library{};
+    std::string reason{};  ///< why there is none; empty when it was measured before, and lost
+    std::string slower{};  ///< why the function itself should run in its place; empty when it is faster
+  };
+  Code get_code(const Recording& recording, bool freeze, Variant& variant);
   void freeze(Variant& variant, Plan& plan, const Recording& recording);
   std::string key_text(const Recording& recording, bool freeze) const;
 };
