@@ -14,13 +14,14 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from torchcc import cache
+from torchcc import cache, package
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,13 @@ def warm(first: tuple[App, Ran], tmp_path: Path) -> App:
     app = App(first[0].program, tmp_path / "cache", first[0].options)
     shutil.copytree(first[0].folder, app.folder)
     return app
+
+
+def entry_key(entry: Path) -> str:
+    """What the code was made from, as the entry states it."""
+    with zipfile.ZipFile(entry) as archive:
+        (record,) = [name for name in archive.namelist() if name.endswith(package.KEY)]
+        return archive.read(record).decode()
 
 
 def children_of(pid: int) -> list[int]:
@@ -281,6 +289,20 @@ def test_file_of_another_trace(warm: App) -> None:
     assert "another one with the same hash" in ran.facts["reason"]
 
 
+def test_code_that_was_measured_to_be_slower(warm: App) -> None:
+    """It is not used, except with packed weights, which were compared with the same."""
+    for entry in warm.entries():
+        entry.with_suffix(".slower").write_text("eager is faster: so it was measured\n")
+    ran = warm.run("--no-freeze", TORCHCC_COMPILER="off")
+    assert ran.number("replayed") == 0
+    assert ran.facts["reason"] == "eager is faster: so it was measured"
+    (packed,) = [entry for entry in warm.entries() if "\nweights " in entry_key(entry)]
+    packed.with_suffix(".slower").unlink()
+    ran = warm.run(TORCHCC_COMPILER="off")
+    assert ran.number("replayed") == 4
+    assert ran.facts["frozen"] == "1"
+
+
 def test_two_processes_at_once(app: App) -> None:
     processes = [app.start() for _ in range(2)]
     results: list[Ran] = []
@@ -339,4 +361,4 @@ def _no_compiler_is_left() -> Iterator[None]:
     deadline = time.monotonic() + 5
     while (left := children_of(os.getpid())) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert not [pid for pid in left if "torchcc.compiler" in Path(f"/proc/{pid}/cmdline").read_text()]
+    assert not [pid for pid in left if is_alive(pid) and "torchcc.compiler" in Path(f"/proc/{pid}/cmdline").read_text()]

@@ -12,7 +12,7 @@ import os
 import platform
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -251,7 +251,7 @@ def compile(
     options: Mapping[str, Any],
     into_outputs: bool,
     folder: Path | None = None,
-    copied: Set[int] = frozenset(),
+    copied: Mapping[int, Sequence[int]] | None = None,
 ) -> Compiled:
     """Compiles with AOTInductor for this machine.
 
@@ -263,7 +263,7 @@ def compile(
         options: Options of Inductor that win over torchcc's own.
         into_outputs: Compile the form that takes the outputs as further inputs, writes into them, and returns nothing.
         folder: Where to leave the files; by default in Inductor's cache.
-        copied: Positions of outputs that get memory of their own, whatever Inductor would do.
+        copied: Positions of outputs that get memory of their own, whatever Inductor would do, and their strides.
     """
     from torch._export.utils import _compiling_state_context
     from torch._inductor import config
@@ -307,18 +307,26 @@ def compile(
     return Compiled(shipped, bool(_INTEGER_DIVISION.search(kernels)))
 
 
-def _copying(count: int, copied: Set[int]) -> Callable[[torch.fx.Graph], None]:
-    """A pass over Inductor's graph that copies some of its ``count`` outputs; earlier, it would drop the copies."""
+def _copying(count: int, copied: Mapping[int, Sequence[int]]) -> Callable[[torch.fx.Graph], None]:
+    """A pass over Inductor's graph that copies some of its ``count`` outputs; earlier, it would drop the copies.
+
+    Leans on ``original_output_strides``, by which Inductor remembers the strides that outputs should have.
+    """
 
     def copy(graph: torch.fx.Graph) -> None:
         output = graph.output_node()
         results: list[Any] = [*flatten(output.args)]
         first = len(results) - count  # before them are contents of changed inputs
-        for position in (first + one for one in copied):
+        for position, strides in ((first + one, strides) for one, strides in copied.items()):
             source = results[position]
             with graph.inserting_before(output):
                 results[position] = graph.call_function(torch.ops.aten.clone.default, (source,))
-            results[position].meta.update(source.meta)
+            fake = source.meta["val"]
+            with fake.fake_mode:
+                results[position].meta["val"] = torch.empty_strided(fake.shape, strides, dtype=fake.dtype)
+            wanted = output.meta.get("original_output_strides")
+            if wanted is not None:
+                wanted[position] = tuple(strides)
         output.args = (tuple(results),)
 
     return copy
@@ -417,7 +425,7 @@ def _small_loops() -> Iterator[None]:
     """
     from torch._inductor.codegen.cpp import CppKernel, ParallelDepth
 
-    original = CppKernel.decide_parallel_depth
+    original: Any = CppKernel.decide_parallel_depth
 
     def decide(self: Any, deepest: Any, threads: int) -> Any:
         work = sympy.Integer(1)
@@ -427,11 +435,11 @@ def _small_loops() -> Iterator[None]:
             return ParallelDepth(parallel_depth=0, start_depth=deepest.start_depth)
         return original(self, deepest, threads)
 
-    CppKernel.decide_parallel_depth = decide
+    CppKernel.decide_parallel_depth = decide  # type: ignore[method-assign]
     try:
         yield
     finally:
-        CppKernel.decide_parallel_depth = original
+        CppKernel.decide_parallel_depth = original  # type: ignore[method-assign]
 
 
 def _take_outputs_as_inputs(module: Any) -> None:

@@ -13,8 +13,8 @@ It reads one JSON object per line from standard input and answers each on standa
     {"id": 2, "error": "one line", "kind": "mismatch", "details": "last lines of the log"}
 
 ``kind`` is ``mismatch`` (the trace or the compiled code gives other results than recorded), ``export``, ``compile``,
-``slower`` (than the package ``against``, or than the operators themselves) or ``write``. The answer has ``speedup`` when
-there is ``against``, and ``slower``, a text, when the operators themselves should run in place of the package.
+``slower`` (than the package ``against``, or than the operators themselves) or ``write``. The answer has ``speedup``
+when there is ``against``, and ``slower``, a text, when the operators themselves should run in place of the package.
 
 It ends with its standard input or its parent, at once, with all processes that it started. Everything that Inductor and
 the C++ compiler print goes to the log file.

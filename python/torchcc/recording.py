@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -184,12 +184,12 @@ def _reference(recording: Recording) -> _Reference:
     everything = range(len(recording.inputs))
     generator = torch.Generator().manual_seed(0)
     precision = max((torch.finfo(one.dtype).eps for one in recording.trace.values if one.floating()), default=0.0)
-    eager = eager(recording.trace)
+    run = eager(recording.trace)
     try:
         widened = [trace.widened(one) for one in recording.inputs]
         exact = recording.run(eager(recording.trace.widened()), everything, widened).tensors
         others = [
-            recording.run(eager, everything, [compare.next_to(one, generator) for one in recording.inputs]).tensors
+            recording.run(run, everything, [compare.next_to(one, generator) for one in recording.inputs]).tensors
             for _ in range(_TRIES)
         ]
     except Exception as error:
@@ -199,20 +199,30 @@ def _reference(recording: Recording) -> _Reference:
 
 def check_artifact(
     recording: Recording, given: Sequence[int], run: Run, shared: Set[tuple[int, str]], values: bool
-) -> Set[int]:
-    """Raises RefusedError unless compiled code does what was recorded.
+) -> Mapping[int, str]:
+    """Raises RefusedError unless compiled code does what was recorded, but for where it puts its outputs.
 
     Returns:
-        Outputs that share memory with something that they should not share it with.
+        Outputs that lie in memory otherwise than recorded, and how: they share memory with something that they should
+        not share it with, or have other strides.
     """
     try:
         got = recording.run(run, given)
     except Exception as error:
         raise RefusedError("mismatch", f"the compiled code failed: {one_line(error)}") from error
-    _compare(recording, got.tensors, "the compiled code gives", trusted=recording.expected, values=values)
+    misplaced = {output: f"shares memory with {other}" for output, other in sorted(got.shared - shared)}
+    tensors = list(got.tensors)
+    for position in range(len(recording.trace.outputs)):
+        form, wanted = trace.metadata(tensors[position]), recording.form(position)
+        if not form.fits(wanted) and (form.dtype, form.sizes) == (wanted.dtype, wanted.sizes):
+            misplaced[position] = f"has strides {list(form.strides)} in place of {list(wanted.strides)}"
+            tensors[position] = torch.empty_strided(form.sizes, wanted.strides, dtype=form.dtype).copy_(
+                tensors[position]
+            )
+    _compare(recording, tensors, "the compiled code gives", trusted=recording.expected, values=values)
     for output, other in sorted(shared - got.shared):
         raise RefusedError("mismatch", f"output {output} of the compiled code does not share memory with {other}")
-    return {output for output, _ in got.shared - shared}
+    return misplaced
 
 
 def one_line(error: BaseException) -> str:

@@ -98,7 +98,7 @@ def compile_trace(request: Request, work: Path, tell: Callable[[str], None]) -> 
         torch.set_num_threads(request.threads)
         try:
             factor = speedup(recording, given, run, request.against, work) if request.against else None
-            slower = _why_eager(recording, given, run)
+            slower = why_eager(recording, given, run)
         finally:
             torch.set_num_threads(before)
         if slower and request.freeze:
@@ -119,24 +119,25 @@ def _build(
     """Exports, compiles and verifies.
 
     Inductor may return the same memory twice where eager PyTorch does not (an addition of zeros that it leaves out),
-    which shows when a caller writes into it; then a second round copies these outputs.
+    which shows when a caller writes into it, or choose other strides (for what was written through a permuted view);
+    then a second round copies these outputs.
     """
     given = [position for position in range(len(recording.inputs)) if position not in fixed]
     tell("exporting")
     program = _export(recording, fixed)
-    copied: Set[int] = frozenset()
+    copied: Mapping[int, Sequence[int]] = {}
     while True:
         tell("compiling")
         compiled = _compile(program, request, Path(tempfile.mkdtemp(dir=work)), copied)
         tell("verifying")
         run = _torch.load_library(_library(compiled.files))
-        extra = check_artifact(recording, given, run, shared, _same_numbers(recording.trace, request.options))
-        if not extra:
+        misplaced = check_artifact(recording, given, run, shared, _same_numbers(recording.trace, request.options))
+        if not misplaced:
             return program, compiled, run
         if copied:
-            number = min(extra)
-            raise RefusedError("mismatch", f"output {number} of the compiled code shares memory with another tensor")
-        copied = extra
+            number, how = min(misplaced.items())
+            raise RefusedError("mismatch", f"output {number} of the compiled code {how}")
+        copied = {number: recording.form(number).strides for number in misplaced}
 
 
 def _fixed(recorded: Trace) -> list[int]:
@@ -166,7 +167,9 @@ def _same_numbers(recorded: Trace, options: Mapping[str, Any]) -> bool:
     return not recorded.random or bool(options.get("fallback_random"))
 
 
-def _compile(program: ExportedProgram, request: Request, work: Path, copied: Set[int]) -> _torch.Compiled:
+def _compile(
+    program: ExportedProgram, request: Request, work: Path, copied: Mapping[int, Sequence[int]]
+) -> _torch.Compiled:
     options = {**({"freezing": True} if request.freeze else {}), **request.options}
     try:
         toolchain.require_compiler()
@@ -200,17 +203,15 @@ def speedup(recording: Recording, given: Sequence[int], run: Run, against: str, 
     return speedup
 
 
-def _why_eager(recording: Recording, given: Sequence[int], run: Run) -> str:
-    """Says that the recorded operators are faster than ``run``, if they are, on the recorded inputs."""
+def why_eager(recording: Recording, given: Sequence[int], run: Run) -> str:
+    """Says that the recorded operators are faster than ``run``, if they are, on the recorded inputs; else nothing."""
     cases = (run, given), (eager(recording.trace), range(len(recording.inputs)))
     with torch.no_grad():
         for seconds in (0.0, 1.0):  # the first few calls mostly show that there is no question
             compiled, operators = _fastest(recording, *cases, seconds=seconds)
             if compiled < _JUDGED or compiled < _LOSS * operators:
                 return ""
-    return (
-        f"eager is faster: PyTorch's operators take {operators * 1e6:.0f} us, compiled code {compiled * 1e6:.0f} us"
-    )
+    return f"eager is faster: PyTorch's operators take {operators * 1e6:.0f} us, compiled code {compiled * 1e6:.0f} us"
 
 
 def _fastest(recording: Recording, *cases: tuple[Run, Sequence[int]], seconds: float = 1.0) -> list[float]:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -284,6 +284,21 @@ def compare_speed(recording: Path, file: Path, folder: Path, seconds: float, win
         assert refused.value.kind == "slower"
 
 
+@pytest.mark.parametrize(("seconds", "reason"), [(0.0, ""), (0.05, "eager is faster: PyTorch's operators take")])
+def test_code_that_is_slower_than_its_operators(seconds: float, reason: str, tmp_path: Path) -> None:
+    r = Recorder("eager")
+    x = r.input(torch.randn(4, 16))
+    recording = r.write(tmp_path / "eager", [r("relu", x)])
+
+    def run(inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        time.sleep(seconds)
+        return ()
+
+    why = trace_compiler.why_eager(load(recording / "trace.json", recording / "tensors.pt"), [0], run)
+    assert why[: len(reason)] == reason
+    assert bool(why) == bool(reason)
+
+
 def test_other_results_than_recorded(compiler: Compiler, tmp_path: Path) -> None:
     r = Recorder("wrong")
     x = r.input(torch.randn(3, 4))
@@ -322,6 +337,21 @@ def test_outputs_have_memory_of_their_own(compiler: Compiler, tmp_path: Path) ->
     assert compare.overlap(outputs[1], outputs[2])
 
 
+def test_outputs_have_the_recorded_strides(compiler: Compiler, tmp_path: Path) -> None:
+    """Inductor would permute the first, which is written through a permuted view, and make the second dense."""
+    r = Recorder("strided")
+    x = r.input(torch.randn(3, 4))
+    y = r("stack", [x, x], 1)
+    r("masked_fill_.Scalar", r("permute", y, [2, 0, 1]), r("gt.Scalar", r("permute", y, [2, 0, 1]), 0.5), 7.0)
+    spread = r("diagonal", r("cat", [x, x], 1))
+    recording = r.write(tmp_path / "strided", [y, spread])
+    assert "error" not in compiler.ask(recording)
+    outputs = _torch.load_library(package.extract_library(compiler.package("strided"), tmp_path))([x])
+    for output, expected in zip(outputs, (y, spread), strict=True):
+        torch.testing.assert_close(output, expected)
+        assert output.stride() == expected.stride()
+
+
 def test_compiled_code_is_checked(tmp_path: Path) -> None:
     r = Recorder("checked")
     x, state = r.input(torch.randn(3, 4)), r.input(torch.zeros(4), "captured", "state")
@@ -332,18 +362,23 @@ def test_compiled_code_is_checked(tmp_path: Path) -> None:
     shared = check_replay(recorded)
     assert shared == {(1, "output 0")}
 
-    def check(*outputs: torch.Tensor, after: torch.Tensor = state) -> Set[int]:
+    def check(*outputs: torch.Tensor, after: torch.Tensor = state) -> Mapping[int, str]:
         def run(inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
             inputs[1].copy_(after)
             return outputs
 
         return check_artifact(recorded, [0, 1], run, shared, values=True)
 
-    assert check(y, y.t()) == set()
+    assert check(y, y.t()) == {}
+    memory = torch.zeros(4, 7)
+    spread = memory[:, ::2][:, :3].copy_(y.t()).t()
+    assert check(spread, spread.t()) == {
+        0: "has strides [2, 7] in place of [4, 1]",
+        1: "has strides [7, 2] in place of [1, 4]",
+    }
     for outputs, after, text in (
         ((y, y.t() * 1.001), state, "another output 1: largest difference"),
         ((y, y.t()), state + 1e-3, "another captured 'state' after the call"),
-        ((y, y.t().contiguous()), state, "another form of output 1"),
         ((y, y.t().double()), state, "another form of output 1"),
         ((y,), state, "2 results in place of 3"),
         ((y, y.clone().t()), state, "output 1 of the compiled code does not share memory with output 0"),

@@ -142,7 +142,16 @@ void ClosureWatch::add_memory(const std::byte* address) {
   const auto number = reinterpret_cast<uintptr_t>(address);
   const uint32_t first = size_at(number);
   std::array<std::byte, kObject> content;
-  const size_t wanted = is_in_heap(address) ? std::min(kObject, object_size(address)) : kUnknown;
+  size_t wanted = kUnknown;
+  if (is_in_heap(address)) {
+    // Of a vector's three words, two are addresses in, or at the end of, what the first one names.
+    const auto known = std::find_if(objects_.begin(), objects_.end(), [&](const auto& object) {
+      return object.first < address && address <= object.second;
+    });
+    wanted = known != objects_.end() ? static_cast<size_t>(known->second - address) : object_size(address);
+    if (known == objects_.end()) objects_.emplace_back(address, address + wanted);
+    wanted = std::min(kObject, wanted);
+  }
   const size_t size = copy_memory(address, content.data(), wanted);
   if (size < first) return;
   add(address, first, true);

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include <torchcc/detail/core.h>
@@ -54,7 +55,8 @@ class ClosureWatch {
   void add_memory(const std::byte* address);
 
   std::vector<Place> places_;
-  std::unique_ptr<std::atomic<bool>[]> dropped_;  // per place
+  std::vector<std::pair<const std::byte*, const std::byte*>> objects_;  ///< on the heap: from, to
+  std::unique_ptr<std::atomic<bool>[]> dropped_;                        // per place
   Modules modules_;
 };
 
