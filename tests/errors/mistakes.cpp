@@ -1,10 +1,12 @@
-// Makes every mistake that a C++ caller can make, once, and prints the messages; tests/test_errors.py compares them
-// with cpp.txt. Each message should name the thing, what was expected, what came, and what to do.
+// Makes every mistake that a C++ caller can make, once, and prints the messages; test_cpp_mistakes.py compares them
+// with cpp_messages.txt. Each message should name the thing, what was expected, what came, and what to do.
 #include <cstdio>
 #include <exception>
 #include <fstream>
 #include <functional>
 #include <typeinfo>
+
+#include <torchcc/compile.h>
 
 #include "../cpp/support.h"
 
@@ -14,6 +16,7 @@ using Arguments = std::vector<torchcc::Argument>;
 
 const char* kind(const torchcc::Error& error) {
   if (dynamic_cast<const torchcc::ArgumentError*>(&error) != nullptr) return "ArgumentError";
+  if (dynamic_cast<const torchcc::CaptureError*>(&error) != nullptr) return "CaptureError";
   if (dynamic_cast<const torchcc::PackageError*>(&error) != nullptr) return "PackageError";
   return typeid(error) == typeid(torchcc::Error) ? "Error" : "another class";
 }
@@ -153,6 +156,14 @@ void files() {
   });
 }
 
+at::Tensor doubled(const at::Tensor& x) { return x * 2; }
+
+void compiling() {
+  mistake("no time to compile in", [] { torchcc::compile(doubled, {.name = "doubled", .timeout = 0}); });
+  mistake("no variants", [] { torchcc::compile(doubled, {.name = "doubled", .max_variants = 0}); });
+  mistake("trace before a call", [] { torchcc::compile(doubled, {.name = "doubled"}).trace(); });
+}
+
 }  // namespace
 
 int main() {
@@ -164,5 +175,6 @@ int main() {
   outputs(tensors);
   mutation(tensors);
   running(tensors);
+  compiling();
   files();
 }

@@ -53,5 +53,5 @@ def test_messages(messages: str) -> None:
 def test_every_message_says_what_to_do(messages: str) -> None:
     for entry in messages.strip().split("\n\n"):
         title, text = entry.split("\n", 1)
-        assert re.match(r"(ArgumentError|PackageError|Error): ", text), title
+        assert re.match(r"(ArgumentError|CaptureError|PackageError|Error): ", text), title
         assert "\n  fix: " in text or ": assign" in text or "\n  expected: one of: " in text, title

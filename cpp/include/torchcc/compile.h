@@ -84,7 +84,8 @@ class Compiled<F, void> : public CompiledBase {
 ///
 /// Code that must not be replayed is not: code that reads values on the host (item(), nonzero()), writes memory or C++
 /// state that the operators do not show, changes its constants from call to call, or needs gradients. It runs eagerly,
-/// and stats() says why. Compiling never throws: without a compiler everything runs eagerly.
+/// and stats() says why. Compiling never throws: without a compiler everything runs eagerly. Options that make no sense
+/// (no time, no variants) are an ArgumentError.
 template <class F>
 auto compile(F&& function, CompileOptions options = {}) {
   using Wrap = detail::CallableOf<std::decay_t<F>>;

@@ -35,6 +35,10 @@ struct CompileOptions {
   /// not be seen, so this is a promise that there is none.
   bool freeze_inference_tensors = false;
 
+  /// Use compiled code even where the compiler has measured that PyTorch's own operators are faster. Calls shorter than
+  /// 200 us are not measured.
+  bool allow_slower = false;
+
   /// Variants that one function may have (one per set of sizes, dtypes, values of numbers ...). Calls that fit none of
   /// them, when there are this many, run eagerly.
   int64_t max_variants = 8;

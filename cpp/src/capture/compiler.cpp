@@ -173,6 +173,8 @@ class Compiler {
 
   CompileAnswer compile(const CompileRequest& request) {
     const std::lock_guard lock(mutex_);
+    // Another thread or process may have compiled the same meanwhile.
+    if (std::error_code error; fs::exists(request.package, error)) return {};
     if (process_.runs() && !stopped_) return ask(request, false);
     std::string reasons;
     for (const std::string& python : interpreters()) {

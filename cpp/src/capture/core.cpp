@@ -6,13 +6,33 @@
 
 #include "background.h"
 #include "log.h"
+#include "message.h"
 #include "recorder.h"
 #include "variant.h"
 
 namespace torchcc::detail {
+namespace {
+
+void check(const CompileOptions& options) {
+  if (!(options.timeout > 0)) {
+    throw ArgumentError(message("compile '" + options.name + "': CompileOptions::timeout is not a time",
+                                {{"expected", "seconds, more than 0"},
+                                 {"got", std::to_string(options.timeout)},
+                                 {"fix", "leave it out for 600 s"}}));
+  }
+  if (options.max_variants < 1) {
+    throw ArgumentError(message("compile '" + options.name + "': CompileOptions::max_variants leaves no variant",
+                                {{"expected", "1 or more"},
+                                 {"got", std::to_string(options.max_variants)},
+                                 {"fix", "leave it out for 8; call the function itself to run it eagerly"}}));
+  }
+}
+
+}  // namespace
 
 Core::Core(CompileOptions options, ClosureBytes closure, std::unique_ptr<ModuleView> module)
     : state_(std::make_shared<CoreState>()) {
+  check(options);
   state_->options = std::move(options);
   state_->watch = ClosureWatch(closure);
   state_->module = std::move(module);
@@ -129,7 +149,10 @@ void Core::wait() const {
 std::string Core::trace() const {
   const std::lock_guard lock(state_->mutex);
   if (state_->latest == nullptr) {
-    throw CaptureError(state_->options.name + ": nothing has been recorded: call the function first");
+    throw CaptureError(message("trace of '" + state_->options.name + "': there is no recording",
+                               {{"expected", "a call of the function before trace()"},
+                                {"got", "no call that was recorded"},
+                                {"fix", "call it; stats() says why a call is not recorded"}}));
   }
   return to_json(*state_->latest, state_->options.name);
 }

@@ -1,6 +1,7 @@
 #include "variant.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 
@@ -277,7 +278,8 @@ CoreState::Code CoreState::get_code(const Recording& recording, bool freeze, Var
   request.freeze = freeze;
   if (freeze) request.against = CacheKey(key_text(recording, false)).file(folder);
   request.options = options_json(options);
-  request.log = logs / (key.name + "-" + std::to_string(::getpid()) + ".log");
+  static std::atomic<int> count{0};  // functions of other threads may have the same key
+  request.log = logs / (key.name + "-" + std::to_string(::getpid()) + "-" + std::to_string(++count) + ".log");
   request.threads = at::get_num_threads();
   request.timeout = options.timeout;
   request.progress = options.progress;
@@ -317,7 +319,7 @@ void CoreState::compile(Variant& variant, const std::shared_ptr<Recording>& reco
     code.reason = first_line(failure.what());  // libtorch's own have a backtrace
   }
   // Code that is slower than the function may run with packed weights only.
-  const bool packs_first = plan != nullptr && !code.slower.empty();
+  const bool packs_first = plan != nullptr && !code.slower.empty() && !options.allow_slower;
   if (packs_first) {
     freeze(variant, *plan, *recording);
     if (plan->frozen.load() == nullptr) {

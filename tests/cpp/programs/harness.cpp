@@ -90,6 +90,7 @@ Options plain_options() {
 
 Options freezing_options() {
   Options options;
+  options.allow_slower = true;
   options.name = boost::unit_test::framework::current_test_case().p_name.get();
   return options;
 }
