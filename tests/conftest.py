@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -24,6 +24,12 @@ import torchcc
 from torchcc import native, paths, toolchain
 
 TESTS = Path(__file__).resolve().parent
+
+_TARGETS = {
+    "release": ("runtime_tests", "mistakes", "programs", "capture_app"),
+    "asan-ubsan": ("runtime_tests",),
+    "tsan": ("runtime_tests",),
+}
 
 _KEPT = 7 * 24 * 3600  # seconds that packages of other sources stay in the cache
 
@@ -80,8 +86,11 @@ def files(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pat
 
 
 @pytest.fixture(scope="session")
-def cpp_build(built: Path) -> Callable[[str], Path]:
-    """Builds the C++ tests for a preset of cpp/CMakePresets.json; gives the folder of the programs."""
+def cpp_build(built: Path) -> Callable[..., Path]:
+    """Builds the C++ tests for a preset of cpp/CMakePresets.json; gives the folder of the programs.
+
+    Called with the preset, and with the names of targets where these are not the preset's usual ones.
+    """
     return functools.cache(functools.partial(_build, built))
 
 
@@ -107,15 +116,15 @@ def _boost() -> Path:
     return Path(str(header.locate())).parents[2]
 
 
-def _build(built: Path, preset: str) -> Path:
+def _build(built: Path, preset: str, *targets: str) -> Path:
     toolchain.require_compiler()
     folder = _cache() / "cpp" / f"{preset}-{_key()}"
     with _locked():
-        _configure_and_build(built, preset, folder)
+        _configure_and_build(built, preset, folder, targets or _TARGETS[preset])
     return folder
 
 
-def _configure_and_build(built: Path, preset: str, folder: Path) -> None:
+def _configure_and_build(built: Path, preset: str, folder: Path, targets: Sequence[str]) -> None:
     _run(
         *(native.cmake(), "--preset", preset, "-S", TESTS / "cpp", "-B", folder),
         f"-DCMAKE_MAKE_PROGRAM={native.ninja()}",
@@ -125,5 +134,4 @@ def _configure_and_build(built: Path, preset: str, folder: Path) -> None:
         f"-DTORCHCC_TEST_REGIONS={built}",
         f"-DTORCHCC_TEST_BOOST={_boost()}",
     )
-    targets = ("runtime_tests", "mistakes", "programs", "capture_app") if preset == "release" else ("runtime_tests",)
     _run(native.cmake(), "--build", folder, "--target", *targets)

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from sanitizers import SETTINGS, fix_addresses
 
 from torchcc import cache, package
 
@@ -329,6 +330,16 @@ def test_threads(warm: App) -> None:
     ran = warm.run("--threads", "8", "--calls", "200")
     assert ran.number("calls") == 1600
     assert ran.number("replayed") >= 1000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["asan-ubsan", "tsan"])
+def test_sanitized(cpp_build: Callable[..., Path], warm: App, preset: str) -> None:
+    """Warm and cold, with threads, weights that change, and in the background."""
+    app = App(cpp_build(preset, "capture_app") / "capture_app", warm.folder, (*warm.options, "--calls", "100"))
+    for options in (("--threads", "8"), ("--weights-change", "40"), ("--seed", "2", "--background", "--threads", "4")):
+        ran = app.run(*options, preexec=fix_addresses if preset == "tsan" else None, **SETTINGS[preset])
+        assert ran.number("replayed") >= 90
 
 
 def test_changed_weights_are_packed_again(warm: App) -> None:

@@ -2,47 +2,27 @@
 
 from __future__ import annotations
 
-import ctypes
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-HERE = Path(__file__).resolve().parent
+from sanitizers import SETTINGS, fix_addresses
 
 SUITES = ("calls", "layouts_of_inputs", "mutation", "outputs", "failures", "packages", "damage", "threads")
-
-_ADDR_NO_RANDOMIZE = 0x0040000
-
-_SETTINGS = {
-    "release": {},
-    "asan-ubsan": {
-        # Sizes in damaged packages ask for more memory than there is; that has to be an exception, not an abort.
-        "ASAN_OPTIONS": "detect_leaks=1:allocator_may_return_null=1",
-        "LSAN_OPTIONS": f"suppressions={HERE / 'cpp' / 'lsan.supp'}:use_tls=0:print_suppressions=0",
-        "UBSAN_OPTIONS": "print_stacktrace=1",
-    },
-    "tsan": {"TSAN_OPTIONS": "halt_on_error=1"},
-}
 
 
 def run_program(program: Path, files: Path, *options: str, preset: str = "release") -> subprocess.CompletedProcess[str]:
     """Runs a C++ test program with nothing in its environment but what it needs."""
     return subprocess.run(
         [str(program), *options],
-        env={"TORCHCC_TEST_FILES": str(files), "OMP_NUM_THREADS": "1", **_SETTINGS[preset]},
-        preexec_fn=_fix_addresses if preset == "tsan" else None,
+        env={"TORCHCC_TEST_FILES": str(files), "OMP_NUM_THREADS": "1", **SETTINGS[preset]},
+        preexec_fn=fix_addresses if preset == "tsan" else None,
         capture_output=True,
         text=True,
         errors="replace",
         check=False,
     )
-
-
-def _fix_addresses() -> None:
-    """ThreadSanitizer of GCC 12 has no room for its shadow memory where the kernel scatters addresses widely."""
-    ctypes.CDLL(None).personality(_ADDR_NO_RANDOMIZE)
 
 
 def check(build: Callable[[str], Path], files: Path, preset: str, suite: str) -> None:

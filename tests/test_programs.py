@@ -32,9 +32,6 @@ GROUPS = (
     "eager",
 )
 
-# `pytest -m slow`: not in each run, so that CI stays within half an hour.
-SLOW = ()
-
 PROGRAMS = int(os.environ.get("TORCHCC_RANDOM_PROGRAMS", "300"))
 SEED = int(os.environ.get("TORCHCC_RANDOM_SEED", "1"))
 PARTS = 4  # processes that share the random programs
@@ -52,6 +49,11 @@ class Run:
     settings: dict[str, str] = field(default_factory=dict)
 
     @property
+    def selection(self) -> tuple[str, ...]:
+        """Boost.Test's options for it: without the programs that have the label "slow"."""
+        return (f"--run_test={self.suite}",) if self is SLOW else (f"--run_test={self.suite}", "--run_test=!@slow")
+
+    @property
     def name(self) -> str:
         return "-".join([self.suite, *self.settings.values()])
 
@@ -66,6 +68,7 @@ RANDOM = tuple(
     )
     for part in range(PARTS)
 )
+SLOW = Run("@slow")
 RUNS = {run.name: run for run in (*RANDOM, *(Run(group) for group in GROUPS))}
 
 
@@ -104,7 +107,7 @@ def _execute(program: Path, run: Run, folder: Path) -> Ran:
         "OMP_NUM_THREADS": "1",
         **run.settings,
     }
-    command = [str(program), f"--run_test={run.suite}", f"--logger=HRF,warning,stdout:JUNIT,all,{report}"]
+    command = [str(program), *run.selection, f"--logger=HRF,warning,stdout:JUNIT,all,{report}"]
     try:
         done = subprocess.run(
             [*command, "--report_level=no", "--color_output=no"],
@@ -121,13 +124,22 @@ def _execute(program: Path, run: Run, folder: Path) -> Ran:
     return _read(report, done.returncode, done.stdout)
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in RUNS])
+@pytest.mark.parametrize("name", RUNS)
 def test_programs(cpp_build: Callable[[str], Path], tmp_path: Path, name: str) -> None:
-    ran = _execute(cpp_build("release") / "programs", RUNS[name], tmp_path)
+    """All but those with the label "slow", which are variations of others, so that CI takes less than half an hour."""
+    _check(_execute(cpp_build("release") / "programs", RUNS[name], tmp_path))
+
+
+@pytest.mark.slow
+def test_slow_programs(cpp_build: Callable[[str], Path], tmp_path: Path) -> None:
+    _check(_execute(cpp_build("release") / "programs", SLOW, tmp_path))
+
+
+def _check(ran: Ran) -> None:
     print("\n".join(ran.lines))
     if ran.failures or ran.status != 0:
         pytest.fail(
-            f"{name}: status {ran.status}\n" + "\n".join([*ran.lines, *ran.failures]) + f"\n{ran.output[-20000:]}",
+            f"status {ran.status}\n" + "\n".join([*ran.lines, *ran.failures]) + f"\n{ran.output[-20000:]}",
             pytrace=False,
         )
 

@@ -67,7 +67,8 @@ BOOST_AUTO_TEST_CASE(functions_outlive_their_package) {
   first = torchcc::Function();
   const at::Tensor x = at::randn({16});
   BOOST_TEST(same(second(x, x), expected(x, x, true)));
-  const torchcc::Function third = std::move(torchcc::Function(second));
+  torchcc::Function copy(second);
+  const torchcc::Function third = std::move(copy);
   BOOST_TEST(same(third(x, x), expected(x, x, true)));
 }
 

@@ -80,16 +80,23 @@ void Recorder::check_arguments() {
   }
 }
 
-// Printing a tensor first converts it to double on the CPU, and then reads it where no operator shows.
+// Printing a tensor first converts it to double on the CPU, and then reads that, or views of it, where no operator
+// shows.
 void Recorder::refuse_printing() {
+  std::vector<bool> is_read(memories_.size());
+  for (size_t i = memories_.size(); i-- > 0;) {  // copies come after what they are copies of
+    if (memories_[i].is_read) is_read[i] = true;
+    if (is_read[i] && memories_[i].source != Memory::kNone) is_read[memories_[i].source] = true;
+  }
+  std::set<ValueId> converted;
   for (size_t i = 0; i < trace_.steps.size(); ++i) {
-    const Trace::Step& step = trace_.steps[i];
-    if (!step.op->is_conversion) continue;
-    const int64_t output = trace_.code[trace_.end_of(i) - 1];
-    const int64_t* words = trace_.value(output);
-    if (uses_[static_cast<size_t>(output)] == 0 && words[kDtype] == static_cast<int64_t>(at::kDouble)) {
-      refuse("the function converts a tensor to double and does not use the result, as printing does");
-    }
+    if (trace_.steps[i].op->is_conversion) converted.insert(trace_.code[trace_.end_of(i) - 1]);
+  }
+  for (size_t i = 0; i < memories_.size(); ++i) {
+    if (is_read[i] || memories_[i].is_external) continue;
+    const ValueId first = memories_[i].values.front();
+    if (converted.count(first) == 0 || !is_printed(trace_.value(first)[kDtype])) continue;
+    refuse("the function converts a tensor to double and does not use the result, as printing does");
   }
 }
 
@@ -152,8 +159,7 @@ bool Recorder::make_base(Recording& recording, const std::vector<const External*
   recording.inputs.back().before = make_view(memory.original.storage(), words.data());
 
   Trace made;
-  static const Operator& as_strided =
-      operator_of(c10::Dispatcher::singleton().findSchemaOrThrow("aten::as_strided", ""));
+  static const Operator& as_strided = operator_named("aten::as_strided");
   made.values = trace_.values;
   made.value_begin = trace_.value_begin;
   std::vector<Recording::Shared> shared{{false, position, 0}};

@@ -91,12 +91,13 @@ bool is_written(const Operator& op, size_t position, const c10::IValue* argument
          arguments[op.training].toBool();
 }
 
-// operator<< begins with tensor.to(kCPU, kDouble), and then reads memory, which no operator shows. For other dtypes the
-// copy that nobody uses gives it away; see Recorder::refuse_printing.
+// operator<< begins with tensor.to(kCPU, kDouble), or kComplexDouble, and then reads memory, which no operator shows.
+// For other dtypes the copy that nobody uses gives it away; see Recorder::refuse_printing.
 bool prints(const Operator& op, const c10::IValue* arguments) {
-  return op.is_to_device && arguments[0].isTensor() && arguments[0].toTensor().scalar_type() == at::kDouble &&
-         arguments[1].isDevice() && arguments[1].toDevice().is_cpu() && arguments[2].isInt() &&
-         arguments[2].toInt() == static_cast<int64_t>(at::kDouble) && !arguments[4].toBool();
+  if (!op.is_to_device || !arguments[0].isTensor() || !arguments[2].isInt()) return false;
+  const c10::ScalarType dtype = arguments[0].toTensor().scalar_type();
+  return is_printed(static_cast<int64_t>(dtype)) && arguments[2].toInt() == static_cast<int64_t>(dtype) &&
+         arguments[1].isDevice() && arguments[1].toDevice().is_cpu() && !arguments[4].toBool();
 }
 
 // A double that stands for a number of C++ code takes part in type promotion as one; PyTorch marks it.
@@ -165,6 +166,14 @@ Recorder::Recorder(c10::ArrayRef<const at::Tensor*> arguments, const Recording* 
     argument_values_.back() = same >= 0 ? same : add_external(*tensor);
     if (same < 0) externals_.back().argument = static_cast<int64_t>(arguments_.size()) - 1;
   }
+  const size_t steps = previous == nullptr ? 64 : previous->trace.steps.size();
+  trace_.steps.reserve(steps);
+  trace_.code.reserve(16 * steps);
+  trace_.values.reserve(8 * steps);
+  trace_.value_begin.reserve(steps);
+  uses_.reserve(steps);
+  memories_.reserve(steps);
+  memory_of_.reserve(steps);
   if (previous != nullptr) {
     for (const Input& input : previous->inputs) {
       if (input.kind != Input::Kind::captured) continue;
@@ -232,8 +241,7 @@ ValueId Recorder::add_alias(const at::Tensor& tensor, Memory& memory) {
     refuse("memory of one value is used as another dtype without an operator");
     return root;
   }
-  static const Operator& as_strided =
-      operator_of(c10::Dispatcher::singleton().findSchemaOrThrow("aten::as_strided", ""));
+  static const Operator& as_strided = operator_named("aten::as_strided");
   trace_.steps.push_back({&as_strided, static_cast<uint32_t>(trace_.code.size()), -1});
   const ValueId id = add_value(tensor);
   append_as_strided(trace_, root, id);
@@ -245,7 +253,7 @@ ValueId Recorder::add_alias(const at::Tensor& tensor, Memory& memory) {
 // Content that came from outside the operators (a C++ array in torch::tensor): the value becomes a copy of a constant,
 // so that later in-place operators leave the constant alone.
 ValueId Recorder::add_copy(const at::Tensor& tensor, ValueId old, size_t memory) {
-  static const Operator& clone = operator_of(c10::Dispatcher::singleton().findSchemaOrThrow("aten::clone", ""));
+  static const Operator& clone = operator_named("aten::clone");
   const Unrecorded unrecorded;
   if (memories_[memory].values.size() > 1) {
     refuse("memory that was written without operators (data_ptr, accessor) is used through several views");
@@ -284,6 +292,18 @@ void Recorder::check(Memory& memory, const c10::StorageImpl& storage) {
   refuse("the function writes data without operators (data_ptr, accessor, from_blob, another thread)");
 }
 
+// An operator that gives a view where it can (contiguous, to, reshape) has made a copy: it has read after all.
+void Recorder::check_source(Memory& copy, const Operator& op) {
+  if (first_used_ == Memory::kNone) return;
+  copy.source = first_used_;
+  Memory& memory = memories_[first_used_];
+  const auto storage = memory.storage.lock();
+  if (storage == nullptr || storage->nbytes() == 0) return;
+  check(memory, *storage);
+  if (memory.is_unwritten)
+    refuse("memory that was written without operators (data_ptr, accessor) is copied by " + op.name);
+}
+
 void Recorder::copy_original(Memory& memory, const c10::StorageImpl& storage) {
   const Unrecorded unrecorded;
   memory.original = at::empty({static_cast<int64_t>(storage.nbytes())}, at::kByte);
@@ -301,16 +321,20 @@ void Recorder::use(const at::Tensor& tensor, const Operator& op, bool written) {
     used_.push_back(-1);
     return;
   }
+  const size_t index = known == memory_of_.end() ? memories_.size() : known->second;
   ValueId id = -1;
-  if (known == memory_of_.end()) {
+  if (index == memories_.size()) {
     id = add_external(tensor);
   } else {
-    id = find(tensor, memories_[known->second]);
-    if (id < 0) id = add_alias(tensor, memories_[known->second]);
+    id = find(tensor, memories_[index]);
+    if (id < 0) id = add_alias(tensor, memories_[index]);
   }
-  const size_t index = memory_of_.find(storage)->second;
+  if (first_used_ == Memory::kNone) first_used_ = index;
   const bool reads = !op.is_view && !op.ignores_data;
-  if (reads || written) check(memories_[index], *storage);
+  if (reads || written) {
+    check(memories_[index], *storage);
+    memories_[index].is_read = true;
+  }
   if (reads && !written && memories_[index].is_unwritten && storage->nbytes() != 0) id = add_copy(tensor, id, index);
   if (written) {
     Memory& memory = memories_[index];
@@ -386,6 +410,7 @@ ValueId Recorder::give_tensor(const at::Tensor& tensor, const Operator& op) {
   } else {
     Memory& memory = memories_.emplace_back(Memory{.storage = tensor.storage().getWeakStorageImpl()});
     memory.is_unwritten = op.is_uninitialized;
+    if (op.is_view) check_source(memory, op);
     if (checks_content_) {
       memory.hash = hash_of(*storage);
       memory.checks = kChecks;
@@ -462,6 +487,7 @@ void Recorder::step(const c10::OperatorHandle& handle, torch::jit::Stack* stack)
   }
   used_.clear();
   written_.clear();
+  first_used_ = Memory::kNone;
   use_all(op, stack->data() + first);
   Trace::Step step{&op, static_cast<uint32_t>(trace_.code.size()), -1};
   if (at::autocast::is_autocast_enabled(at::kCPU)) {

@@ -17,13 +17,17 @@ namespace torchcc::detail {
 
 /// One storage, for as long as a recording lasts. Weakly held: its memory may go, but its address does not come again.
 struct Memory {
+  static constexpr size_t kNone = SIZE_MAX;
+
   c10::weak_intrusive_ptr<c10::StorageImpl> storage;
   c10::SmallVector<ValueId, 2> values{};  ///< in the order of their appearance
   bool is_external = false;
   bool is_unwritten = false;  ///< memory of empty(), and no operator has written to it
   bool is_written = false;    ///< an operator wrote to it
+  bool is_read = false;       ///< an operator that is no view, or the result, used its content
   bool is_result = false;     ///< some of its values are in the result
   bool is_copied = false;     ///< its content came from outside the operators; the values are copies of a constant
+  size_t source = kNone;      ///< the memory of which a view operator made this as a copy (contiguous, to, reshape)
   at::Tensor original{};      ///< of external memory that is written to: a storage of the same bytes as before
   size_t hash = 0;
   int checks = 0;  ///< how many more reads compare the content with the hash
@@ -80,6 +84,7 @@ class Recorder {
   ValueId add_alias(const at::Tensor& tensor, Memory& memory);
   ValueId add_copy(const at::Tensor& tensor, ValueId old, size_t memory);
   void check(Memory& memory, const c10::StorageImpl& storage);
+  void check_source(Memory& copy, const Operator& op);
   void copy_original(Memory& memory, const c10::StorageImpl& storage);
 
   // assemble.cpp: the recording, afterwards
@@ -106,6 +111,7 @@ class Recorder {
   std::vector<int32_t> uses_;             ///< per value: by operators
   c10::SmallVector<ValueId, 8> used_;     ///< tensors of the current operator's arguments, in order; -1: a number
   c10::SmallVector<size_t, 4> written_;   ///< memories that the current operator writes to
+  size_t first_used_ = Memory::kNone;     ///< memory of the current operator's first tensor
   at::Tensor random_state_;
   size_t argument_hash_ = 0;  ///< made with the first copy
   bool has_copies_ = false;

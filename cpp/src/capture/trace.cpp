@@ -192,6 +192,11 @@ const Operator& operator_of(const c10::OperatorHandle& handle) {
   return *entry;
 }
 
+const Operator& operator_named(const char* name) {
+  const c10::OperatorHandle handle = c10::Dispatcher::singleton().findSchemaOrThrow(name, "");
+  return operator_of(handle);
+}
+
 void append_as_strided(Trace& trace, ValueId root, ValueId view) {
   const int64_t* words = trace.value(view);
   const auto add = [&](Tag tag, int64_t word) {

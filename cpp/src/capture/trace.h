@@ -56,8 +56,15 @@ struct Operator {
   int probability = -1;  ///< position of the probability of dropout; -1 without one
 };
 
+/// Whether printing converts to a dtype.
+inline bool is_printed(int64_t dtype) {
+  return dtype == static_cast<int64_t>(at::kDouble) || dtype == static_cast<int64_t>(at::kComplexDouble);
+}
+
 /// The operator behind a dispatcher handle; looked up in a table of this thread.
 const Operator& operator_of(const c10::OperatorHandle& handle);
+/// The operator of a full name, without overload: "aten::clone".
+const Operator& operator_named(const char* name);
 
 /// The operator calls of one run of a function, in order.
 struct Trace {

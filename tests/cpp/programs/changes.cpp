@@ -66,11 +66,11 @@ BOOST_AUTO_TEST_CASE(weight_assigned) {
   check_changed(by_reference, [](Weights& w) { w.second = torch::randn({4}); });
 }
 
-BOOST_AUTO_TEST_CASE(first_weight_assigned) {
+BOOST_AUTO_TEST_CASE(first_weight_assigned, *boost::unit_test::label("slow")) {
   check_changed(by_reference, [](Weights& w) { w.first = torch::randn({4}); });
 }
 
-BOOST_AUTO_TEST_CASE(weight_assigned_while_its_old_value_lives_on) {
+BOOST_AUTO_TEST_CASE(weight_assigned_while_its_old_value_lives_on, *boost::unit_test::label("slow")) {
   std::vector<Tensor> old;
   check_changed(by_reference, [&](Weights& w) {
     old.push_back(w.second);
@@ -82,7 +82,7 @@ BOOST_AUTO_TEST_CASE(weights_swapped) {
   check_changed(by_reference, [](Weights& w) { std::swap(w.first, w.second); });
 }
 
-BOOST_AUTO_TEST_CASE(last_weights_swapped) {
+BOOST_AUTO_TEST_CASE(last_weights_swapped, *boost::unit_test::label("slow")) {
   check_changed(by_reference, [](Weights& w) { std::swap(w.second, w.third); });
 }
 
@@ -90,7 +90,7 @@ BOOST_AUTO_TEST_CASE(flag_flipped) {
   check_changed(by_reference, [](Weights& w) { w.negate = true; });
 }
 
-BOOST_AUTO_TEST_CASE(number_changed) {
+BOOST_AUTO_TEST_CASE(number_changed, *boost::unit_test::label("slow")) {
   check_changed(by_reference, [](Weights& w) { w.factor = 0.25; });
 }
 
@@ -98,11 +98,11 @@ BOOST_AUTO_TEST_CASE(data_of_a_weight_replaced) {
   check_changed(by_reference, [](Weights& w) { w.second.set_data(torch::randn({4})); });
 }
 
-BOOST_AUTO_TEST_CASE(dtype_of_a_weight_replaced) {
+BOOST_AUTO_TEST_CASE(dtype_of_a_weight_replaced, *boost::unit_test::label("slow")) {
   check_changed(by_reference, [](Weights& w) { w.second.set_data(torch::randn({4}, torch::kDouble)); });
 }
 
-BOOST_AUTO_TEST_CASE(weight_resized) {
+BOOST_AUTO_TEST_CASE(weight_resized, *boost::unit_test::label("slow")) {
   check_changed(by_reference, [](Weights& w) { w.second.resize_({1}).normal_(); });
 }
 
@@ -110,11 +110,11 @@ BOOST_AUTO_TEST_CASE(weight_written_through_data_ptr) {
   check_changed(by_reference, [](Weights& w) { w.second.data_ptr<float>()[2] = 50; });
 }
 
-BOOST_AUTO_TEST_CASE(weights_made_to_share_memory) {
+BOOST_AUTO_TEST_CASE(weights_made_to_share_memory, *boost::unit_test::label("slow")) {
   check_changed(by_reference, [](Weights& w) { w.second.set_data(w.first); });
 }
 
-BOOST_AUTO_TEST_CASE(captured_flag_flipped) {
+BOOST_AUTO_TEST_CASE(captured_flag_flipped, *boost::unit_test::label("slow")) {
   check_changed(
       [] {
         auto flag = std::make_shared<bool>(false);
@@ -143,7 +143,7 @@ BOOST_AUTO_TEST_CASE(module_set_to_train) {
   check_changed(make, [](nn::SequentialImpl& net) { net.train(); });
 }
 
-BOOST_AUTO_TEST_CASE(part_of_a_captured_module_set_to_train) {
+BOOST_AUTO_TEST_CASE(part_of_a_captured_module_set_to_train, *boost::unit_test::label("slow")) {
   const auto make = [] {
     nn::Sequential net(nn::Linear(4, 6), nn::BatchNorm1d(6));
     net->eval();
@@ -168,7 +168,7 @@ BOOST_AUTO_TEST_CASE(parameters_loaded) {
   check_changed(make, load, freezing_options());
 }
 
-BOOST_AUTO_TEST_CASE(module_converted) {
+BOOST_AUTO_TEST_CASE(module_converted, *boost::unit_test::label("slow")) {
   check_changed(
       [] {
         auto net = network();
@@ -226,7 +226,7 @@ BOOST_AUTO_TEST_CASE(exception_of_the_program) {
   BOOST_TEST(compiled.stats().calls == 7);  // the one that threw left nothing behind
 }
 
-BOOST_AUTO_TEST_CASE(exception_of_an_operator) {
+BOOST_AUTO_TEST_CASE(exception_of_an_operator, *boost::unit_test::label("slow")) {
   const torch::NoGradGuard no_grad;
   auto compiled = torchcc::compile([](Tensor x, Tensor y) { return x.exp().matmul(y).relu(); }, plain_options());
   for (int call = 1; call <= 6; ++call) {

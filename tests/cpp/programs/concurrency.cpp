@@ -92,7 +92,7 @@ BOOST_AUTO_TEST_SUITE(concurrency)
 
 BOOST_AUTO_TEST_CASE(threads_call_a_blocking_function) { call_together(false); }
 
-BOOST_AUTO_TEST_CASE(threads_call_a_background_function) { call_together(true); }
+BOOST_AUTO_TEST_CASE(threads_call_a_background_function, *boost::unit_test::label("slow")) { call_together(true); }
 
 BOOST_AUTO_TEST_CASE(background_compilation_never_blocks) {
   const torch::NoGradGuard no_grad;
@@ -150,7 +150,7 @@ BOOST_AUTO_TEST_CASE(functions_of_their_own_in_each_thread) {
   });
 }
 
-BOOST_AUTO_TEST_CASE(unknown_option_of_inductor) {
+BOOST_AUTO_TEST_CASE(unknown_option_of_inductor, *boost::unit_test::label("slow")) {
   Options options = plain_options();
   options.options["no_such_option"] = true;
   const torch::NoGradGuard no_grad;

@@ -42,7 +42,7 @@ BOOST_AUTO_TEST_CASE(conv2d) {
   });
 }
 
-BOOST_AUTO_TEST_CASE(conv2d_with_channels_last_input) {
+BOOST_AUTO_TEST_CASE(conv2d_with_channels_last_input, *boost::unit_test::label("slow")) {
   check([] {
     nn::Conv2d net(nn::Conv2dOptions(3, 4, 3).padding(1));
     return program(
@@ -131,7 +131,7 @@ BOOST_AUTO_TEST_CASE(padding_and_resampling) {
   });
 }
 
-BOOST_AUTO_TEST_CASE(grid_sampling) {
+BOOST_AUTO_TEST_CASE(grid_sampling, *boost::unit_test::label("slow")) {
   check([] {
     return program(
         [](Tensor image, Tensor angle) {

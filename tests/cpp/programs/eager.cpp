@@ -430,6 +430,33 @@ BOOST_AUTO_TEST_CASE(printing) {
   }
 }
 
+BOOST_AUTO_TEST_CASE(printing_of_other_layouts) {
+  const Redirect redirect;
+  check(
+      [] {
+        return program(
+            [](Tensor x) {
+              std::clog << (x * 2).t() << '\n' << x.flatten() << '\n';
+              return x.abs();
+            },
+            [](int) { return std::tuple(torch::randn({3, 4})); });
+      },
+      {.eager = "printing"});
+  const std::string printed = redirect.text();
+  BOOST_TEST(std::count(printed.begin(), printed.end(), '{') == 20, printed);
+}
+
+BOOST_AUTO_TEST_CASE(double_on_the_way) {
+  check([] {
+    return program(
+        [](Tensor x) {
+          const Tensor wide = x.to(torch::kDouble).t().contiguous();
+          return std::tuple(wide.view(-1) * 2, (x + 1).to(torch::kDouble), wide.to(torch::kFloat).sum());
+        },
+        [](int) { return std::tuple(torch::randn({3, 4})); });
+  });
+}
+
 BOOST_AUTO_TEST_CASE(operators_in_another_thread) {
   check(
       [] {

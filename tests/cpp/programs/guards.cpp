@@ -91,7 +91,7 @@ BOOST_AUTO_TEST_CASE(other_tensors_as_arguments) {
   BOOST_TEST(base() == "replayed");
 }
 
-BOOST_AUTO_TEST_CASE(unaligned_arguments_are_replayed) {
+BOOST_AUTO_TEST_CASE(unaligned_arguments_are_replayed, *boost::unit_test::label("slow")) {
   const torch::NoGradGuard no_grad;
   Twin twin([](Tensor x, Tensor w) { return torch::relu(x.mm(w)) + x.sum(0); });
   twin.warm(torch::randn({32, 32}), torch::randn({32, 32}));

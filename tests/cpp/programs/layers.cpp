@@ -38,7 +38,7 @@ BOOST_AUTO_TEST_CASE(linear) {
   });
 }
 
-BOOST_AUTO_TEST_CASE(linear_module_itself) {
+BOOST_AUTO_TEST_CASE(linear_module_itself, *boost::unit_test::label("slow")) {
   check([] {
     nn::Linear net(nn::LinearOptions(8, 4).bias(false));
     return program(net, rows(3, 8), tensors_of(net));
@@ -114,7 +114,7 @@ BOOST_AUTO_TEST_CASE(batch_norm_in_training) {
   });
 }
 
-BOOST_AUTO_TEST_CASE(batch_norm_2d_in_training_as_module) {
+BOOST_AUTO_TEST_CASE(batch_norm_2d_in_training_as_module, *boost::unit_test::label("slow")) {
   check([] {
     nn::BatchNorm2d net(nn::BatchNorm2dOptions(3).momentum(0.3));
     return program(net, [](int) { return std::tuple(torch::randn({2, 3, 4, 4})); }, tensors_of(net));
@@ -188,14 +188,14 @@ BOOST_AUTO_TEST_CASE(sequential) {
   });
 }
 
-BOOST_AUTO_TEST_CASE(module_holder) {
+BOOST_AUTO_TEST_CASE(module_holder, *boost::unit_test::label("slow")) {
   check([] {
     Residual net(8);
     return program(net, rows(3, 8), tensors_of(net));
   });
 }
 
-BOOST_AUTO_TEST_CASE(module_by_shared_pointer) {
+BOOST_AUTO_TEST_CASE(module_by_shared_pointer, *boost::unit_test::label("slow")) {
   check([] {
     auto net = std::make_shared<ResidualImpl>(8);
     return program(net, rows(3, 8), tensors_of(net));

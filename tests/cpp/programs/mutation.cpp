@@ -51,7 +51,7 @@ BOOST_AUTO_TEST_CASE(argument_written_into) {
   });
 }
 
-BOOST_AUTO_TEST_CASE(argument_written_into_without_a_result) {
+BOOST_AUTO_TEST_CASE(argument_written_into_without_a_result, *boost::unit_test::label("slow")) {
   check([] {
     return program([](Tensor& x, const Tensor& y) { x.mul_(0.5).index_put_({Slice(0, 2)}, y[0]); }, two({3, 4}));
   });
@@ -120,7 +120,7 @@ BOOST_AUTO_TEST_CASE(results_that_alias_each_other) {
   });
 }
 
-BOOST_AUTO_TEST_CASE(results_that_are_arguments) {
+BOOST_AUTO_TEST_CASE(results_that_are_arguments, *boost::unit_test::label("slow")) {
   check([] {
     return program(
         [](Tensor x, Tensor y) {
@@ -131,7 +131,7 @@ BOOST_AUTO_TEST_CASE(results_that_are_arguments) {
   });
 }
 
-BOOST_AUTO_TEST_CASE(result_that_is_a_captured_tensor) {
+BOOST_AUTO_TEST_CASE(result_that_is_a_captured_tensor, *boost::unit_test::label("slow")) {
   check([] {
     const Tensor weight = torch::randn({4});
     return program(
@@ -143,7 +143,7 @@ BOOST_AUTO_TEST_CASE(result_that_is_a_captured_tensor) {
   });
 }
 
-BOOST_AUTO_TEST_CASE(one_tensor_for_two_arguments) {
+BOOST_AUTO_TEST_CASE(one_tensor_for_two_arguments, *boost::unit_test::label("slow")) {
   check([] {
     return program(
         [](Tensor x, Tensor y) {
@@ -171,7 +171,7 @@ BOOST_AUTO_TEST_CASE(overlapping_arguments) {
   });
 }
 
-BOOST_AUTO_TEST_CASE(argument_that_is_also_captured) {
+BOOST_AUTO_TEST_CASE(argument_that_is_also_captured, *boost::unit_test::label("slow")) {
   check([] {
     const Tensor weight = torch::randn({4});
     return program(
@@ -234,7 +234,7 @@ BOOST_AUTO_TEST_CASE(weights_that_change_between_calls) {
   });
 }
 
-BOOST_AUTO_TEST_CASE(frozen_weights_that_change_between_calls) {
+BOOST_AUTO_TEST_CASE(frozen_weights_that_change_between_calls, *boost::unit_test::label("slow")) {
   check(
       [] {
         nn::Sequential net(nn::Linear(5, 8), nn::ReLU(), nn::Linear(8, 3));

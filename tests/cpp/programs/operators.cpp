@@ -202,11 +202,11 @@ BOOST_AUTO_TEST_CASE(reductions) {
   check([] {
     return program(
         [](Tensor x) {
-          return std::tuple(x.sum(), x.sum({0, 2}), x.mean(1, /*keepdim=*/true), x.prod(), x.prod(1), x.std(),
-                            x.var(1, false), x.amax({0, 1}), x.amin(), torch::aminmax(x), x.norm(), x.norm(1, 2),
-                            x.logsumexp(1), torch::std_mean(x, 1), (x > 1).any(), (x > 0).all(1),
-                            x.count_nonzero(std::optional<int64_t>(1)), x.nansum(), torch::softmax(x, 1), x.median(),
-                            x.sum(torch::kFloat), torch::quantile(x.flatten(), 0.25));
+          return std::tuple(x.sum(), x.sum(at::IntArrayRef({0, 2})), x.mean(1, /*keepdim=*/true), x.prod(), x.prod(1),
+                            x.std(), x.var(1, false), x.amax({0, 1}), x.amin(), torch::aminmax(x), x.norm(),
+                            x.norm(1, 2), x.logsumexp(1), torch::std_mean(x, at::OptionalIntArrayRef(1)), (x > 1).any(),
+                            (x > 0).all(1), x.count_nonzero(std::optional<int64_t>(1)), x.nansum(),
+                            torch::softmax(x, 1), x.median(), x.sum(torch::kFloat), torch::quantile(x.flatten(), 0.25));
         },
         [](int) { return std::tuple(positive({3, 4, 2})); });
   });

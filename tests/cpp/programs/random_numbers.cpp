@@ -93,7 +93,7 @@ BOOST_AUTO_TEST_CASE(same_numbers_as_eager) {
 }
 
 // What eager code draws after a compiled call must not repeat what the compiled call drew.
-BOOST_AUTO_TEST_CASE(stream_goes_on_after_a_call) {
+BOOST_AUTO_TEST_CASE(stream_goes_on_after_a_call, *boost::unit_test::label("slow")) {
   const torch::NoGradGuard no_grad;
   auto compiled = torchcc::compile([] { return torch::rand({64}); }, plain_options());
   for (int call = 0; call < 6; ++call) {

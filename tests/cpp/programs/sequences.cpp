@@ -80,7 +80,7 @@ BOOST_AUTO_TEST_CASE(multi_head_attention) {
   });
 }
 
-BOOST_AUTO_TEST_CASE(self_attention_with_mask) {
+BOOST_AUTO_TEST_CASE(self_attention_with_mask, *boost::unit_test::label("slow")) {
   check([] {
     nn::MultiheadAttention net(nn::MultiheadAttentionOptions(8, 2));
     return program(

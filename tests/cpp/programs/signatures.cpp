@@ -33,11 +33,11 @@ BOOST_AUTO_TEST_CASE(function_pointer) {
   check([] { return program(&free_function, two); });
 }
 
-BOOST_AUTO_TEST_CASE(functor) {
+BOOST_AUTO_TEST_CASE(functor, *boost::unit_test::label("slow")) {
   check([] { return program(Affine{torch::randn({4}), torch::randn({4})}, one); });
 }
 
-BOOST_AUTO_TEST_CASE(standard_function) {
+BOOST_AUTO_TEST_CASE(standard_function, *boost::unit_test::label("slow")) {
   check([] { return program(std::function<Tensor(Tensor)>([](const Tensor& x) { return scaled(x, 3).cos(); }), one); });
 }
 
@@ -80,7 +80,7 @@ BOOST_AUTO_TEST_CASE(containers_of_tensors) {
   });
 }
 
-BOOST_AUTO_TEST_CASE(undefined_tensor_as_argument) {
+BOOST_AUTO_TEST_CASE(undefined_tensor_as_argument, *boost::unit_test::label("slow")) {
   check([] {
     return program([](Tensor x, Tensor mask) { return mask.defined() ? x * mask : x.exp(); },
                    [](int) { return std::tuple(torch::randn({3}), Tensor()); });
@@ -107,7 +107,7 @@ BOOST_AUTO_TEST_CASE(nothing_as_result) {
   });
 }
 
-BOOST_AUTO_TEST_CASE(no_arguments) {
+BOOST_AUTO_TEST_CASE(no_arguments, *boost::unit_test::label("slow")) {
   check([] {
     const Tensor state = torch::randn({4});
     return program([state] { return state.mul_(0.9).sum(); }, [](int) { return std::tuple(); },
@@ -119,7 +119,7 @@ BOOST_AUTO_TEST_CASE(no_operators) {
   check([] { return program([](Tensor x, Tensor y) { return std::pair(y, x); }, two); });
 }
 
-BOOST_AUTO_TEST_CASE(empty_tensors) {
+BOOST_AUTO_TEST_CASE(empty_tensors, *boost::unit_test::label("slow")) {
   check([] {
     return program(
         [](Tensor x, Tensor none) { return std::pair(torch::cat({x, none}) * 2, none.sum() + none.numel()); },
@@ -127,7 +127,7 @@ BOOST_AUTO_TEST_CASE(empty_tensors) {
   });
 }
 
-BOOST_AUTO_TEST_CASE(scalars_as_tensors) {
+BOOST_AUTO_TEST_CASE(scalars_as_tensors, *boost::unit_test::label("slow")) {
   check([] {
     return program([](Tensor x, Tensor factor, Tensor shift) { return x * factor + shift; },
                    [](int) {
@@ -170,7 +170,7 @@ BOOST_AUTO_TEST_CASE(nested_modes) {
       {.tolerance = 300});  // of bfloat16
 }
 
-BOOST_AUTO_TEST_CASE(autocast_around_the_call) {
+BOOST_AUTO_TEST_CASE(autocast_around_the_call, *boost::unit_test::label("slow")) {
   const Autocast autocast(true);
   check([] {
     nn::Sequential net(nn::Linear(4, 8), nn::LayerNorm(nn::LayerNormOptions({8})), nn::GELU(), nn::Linear(8, 2));
@@ -192,7 +192,7 @@ BOOST_AUTO_TEST_CASE(inference_mode_around_the_call) {
   });
 }
 
-BOOST_AUTO_TEST_CASE(inference_mode_inside) {
+BOOST_AUTO_TEST_CASE(inference_mode_inside, *boost::unit_test::label("slow")) {
   check([] {
     nn::Linear net(4, 4);
     return program(
@@ -204,7 +204,7 @@ BOOST_AUTO_TEST_CASE(inference_mode_inside) {
   });
 }
 
-BOOST_AUTO_TEST_CASE(other_default_dtype) {
+BOOST_AUTO_TEST_CASE(other_default_dtype, *boost::unit_test::label("slow")) {
   torch::set_default_dtype(caffe2::TypeMeta::Make<double>());
   check([] {
     return program([](Tensor x) { return x + torch::ones({4}) * torch::arange(4) / 3 + torch::full({4}, 0.1); }, one);
