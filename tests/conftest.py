@@ -31,7 +31,24 @@ _TARGETS = {
     "tsan": ("runtime_tests",),
 }
 
+# Files with tests that take minutes; two lists that take about as long. Tests of one file share what they build.
+_LONG = (("test_demo.py", "test_consumers.py"), ("test_cpp.py", "test_benchmarks.py"))
+
 _KEPT = 7 * 24 * 3600  # seconds that packages of other sources stay in the cache
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Lets the two processes begin with long tests, and end with short ones, which they can share.
+
+    Each gets half of the list at first, in this order.
+    """
+    programs = [item for item in items if item.path.name == "test_programs.py"]
+    one, other = (
+        [*programs[start::2], *(item for item in items if item.path.name in files)] for start, files in enumerate(_LONG)
+    )
+    short = [item for item in items if item not in one and item not in other]
+    half = max(0, (len(items) + 1) // 2 - len(one))
+    items[:] = [*one, *short[:half], *other, *short[half:]]
 
 
 def _cache() -> Path:

@@ -101,6 +101,7 @@ def test_plain_prefix_path(environment: dict[str, str], site: Path, tmp_path: Pa
     assert f"found {site / 'torchcc' / 'cmake'}" in output
 
 
+@pytest.mark.slow
 def test_without_cmake(environment: dict[str, str], tmp_path: Path) -> None:
     shutil.copytree(HERE / "plain", tmp_path, dirs_exist_ok=True)
     out = tmp_path / "out"

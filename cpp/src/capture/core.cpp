@@ -80,10 +80,12 @@ Run::Run(Core& core, const Leaves& arguments) {
   Variant* variant = state.find(arguments);
   std::shared_ptr<const Recording> previous;
   {
-    const std::lock_guard lock(state.mutex);
+    std::unique_lock lock(state.mutex);
     if (variant == nullptr) {
       if (state.is_full() && !state.may_be_dropped(arguments)) {
         state.note_surplus(arguments);
+        lock.unlock();
+        state.warn();
         return;
       }
       if (!state.variants.empty() && is_logged(Topic::guards)) {
@@ -129,6 +131,7 @@ void Run::finish(const Leaves& results, bool unchanged) {
   recording->result_constants.assign(results.constants.begin(), results.constants.end());
   Variant* variant = nullptr;
   const std::shared_ptr<Recording> ready = core.commit(std::move(state_->guards), std::move(recording), variant);
+  core.warn();
   if (ready == nullptr) return;
   if (core.options.background) {
     run_in_background([weak = std::weak_ptr(state_->core), variant, ready] {

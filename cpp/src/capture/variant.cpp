@@ -4,10 +4,12 @@
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
+#include <utility>
 
 #include <ATen/Parallel.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/core/ivalue.h>
+#include <c10/util/Exception.h>
 #include <torch/csrc/jit/serialization/pickle.h>
 #include <torch/csrc/lazy/core/hash.h>
 #include <torchcc/error.h>
@@ -125,9 +127,20 @@ Variant& CoreState::add_variant(Guards guards) {
   return *variants.back();
 }
 
-std::string CoreState::surplus_reason(const std::string& changed) const {
-  return "there are " + std::to_string(variants.size()) +
-         " variants already (CompileOptions::max_variants); what keeps changing: " + changed;
+void CoreState::refuse_surplus(const std::string& changed) {
+  ++surplus;
+  reason = "there are " + std::to_string(variants.size()) +
+           " variants already (CompileOptions::max_variants); what keeps changing: " + changed;
+  if (!std::exchange(has_warned, true)) warning = "torchcc: " + options.name + ": " + reason;
+}
+
+void CoreState::warn() {
+  std::string text;
+  {
+    const std::lock_guard lock(mutex);
+    text.swap(warning);
+  }
+  if (!text.empty()) TORCH_WARN(text);
 }
 
 bool CoreState::may_be_dropped(const Leaves& arguments) const {
@@ -141,10 +154,7 @@ bool CoreState::may_be_dropped(const Leaves& arguments) const {
 
 void CoreState::note_surplus(const Leaves& arguments) {
   ++guard_misses;
-  const std::string changed =
-      variants.empty() ? "" : variants.back()->guards.misfit(arguments, modes(), environment(), watch);
-  reason = surplus_reason(changed);
-  if (++surplus == 1) log(Topic::guards, options.name, reason);
+  refuse_surplus(variants.empty() ? "" : variants.back()->guards.misfit(arguments, modes(), environment(), watch));
 }
 
 void CoreState::stay_eager(Variant& variant, std::string text) {
@@ -179,8 +189,7 @@ std::shared_ptr<Recording> CoreState::commit(Guards guards, std::unique_ptr<Reco
   variant = find_recorded(guards, *made);
   if (variant == nullptr && is_full()) {
     ++futile;
-    ++surplus;
-    reason = surplus_reason("a C++ variable that the function captures");
+    refuse_surplus("a C++ variable that the function captures");
     return nullptr;
   }
   if (variant == nullptr) {

@@ -62,6 +62,8 @@ struct CoreState : std::enable_shared_from_this<CoreState> {
   std::vector<std::unique_ptr<Variant>> variants;
   std::shared_ptr<const Recording> latest;
   std::string reason;
+  std::string warning;  ///< to be given by warn()
+  bool has_warned = false;
   int64_t pending = 0;  ///< compilations
   int64_t futile = 0;   ///< recordings, when there were as many variants as allowed, that fitted none
 
@@ -76,6 +78,8 @@ struct CoreState : std::enable_shared_from_this<CoreState> {
   bool may_be_dropped(const Leaves& arguments) const;
   /// Counts a call that stays eager because there are as many variants as allowed.
   void note_surplus(const Leaves& arguments);
+  /// Warns of what note_surplus() and commit() have noted, once. To be called without the mutex.
+  void warn();
   /// Takes in a recorded call. Returns the recording if it is to be compiled now.
   std::shared_ptr<Recording> commit(Guards guards, std::unique_ptr<Recording> recording, Variant*& variant);
   /// Gets code for a recording that commit() returned, from the cache or the compiler. Does not throw.
@@ -86,7 +90,7 @@ struct CoreState : std::enable_shared_from_this<CoreState> {
  private:
   Variant* find_recorded(const Guards& guards, const Recording& made);
   Variant& add_variant(Guards guards);
-  std::string surplus_reason(const std::string& changed) const;
+  void refuse_surplus(const std::string& changed);
   void stay_eager(Variant& variant, std::string reason);
   struct Code {
     std::shared_ptr<const Library> library{};

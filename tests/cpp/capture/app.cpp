@@ -1,8 +1,8 @@
 // A program as users write it, for tests of what can go wrong around it: it calls a compiled function some times,
 // compares each result with the same code run eagerly, and prints what happened, one fact a line.
 //
-//   app [--calls N] [--background] [--timeout SECONDS] [--threads N] [--weights-change CALL] [--seed N] [--inductor
-//   NAME]
+//   app [--calls N] [--width N] [--background] [--no-freeze] [--faster-only] [--timeout SECONDS] [--threads N]
+//       [--weights-change CALL] [--seed N] [--inductor NAME]
 #include <torch/torch.h>
 #include <torchcc/compile.h>
 
@@ -23,7 +23,7 @@ struct Settings {
   int64_t width = 128;      ///< of the network's middle
   int weights_change = -1;  ///< before this call, the weights are changed in place
   int64_t seed = 1;
-  torchcc::CompileOptions options{.name = "app"};
+  torchcc::CompileOptions options{.name = "app", .allow_slower = true};
 };
 
 Settings parse(int argc, char** argv) {
@@ -36,6 +36,10 @@ Settings parse(int argc, char** argv) {
     }
     if (option == "--no-freeze") {
       settings.options.freeze = false;
+      continue;
+    }
+    if (option == "--faster-only") {
+      settings.options.allow_slower = false;
       continue;
     }
     const char* value = ++i < argc ? argv[i] : "";

@@ -78,7 +78,7 @@ BOOST_AUTO_TEST_CASE(weight_assigned_while_its_old_value_lives_on, *boost::unit_
   });
 }
 
-BOOST_AUTO_TEST_CASE(weights_swapped) {
+BOOST_AUTO_TEST_CASE(weights_swapped, *boost::unit_test::label("slow")) {
   check_changed(by_reference, [](Weights& w) { std::swap(w.first, w.second); });
 }
 
@@ -86,7 +86,7 @@ BOOST_AUTO_TEST_CASE(last_weights_swapped, *boost::unit_test::label("slow")) {
   check_changed(by_reference, [](Weights& w) { std::swap(w.second, w.third); });
 }
 
-BOOST_AUTO_TEST_CASE(flag_flipped) {
+BOOST_AUTO_TEST_CASE(flag_flipped, *boost::unit_test::label("slow")) {
   check_changed(by_reference, [](Weights& w) { w.negate = true; });
 }
 
@@ -94,7 +94,7 @@ BOOST_AUTO_TEST_CASE(number_changed, *boost::unit_test::label("slow")) {
   check_changed(by_reference, [](Weights& w) { w.factor = 0.25; });
 }
 
-BOOST_AUTO_TEST_CASE(data_of_a_weight_replaced) {
+BOOST_AUTO_TEST_CASE(data_of_a_weight_replaced, *boost::unit_test::label("slow")) {
   check_changed(by_reference, [](Weights& w) { w.second.set_data(torch::randn({4})); });
 }
 
@@ -124,7 +124,7 @@ BOOST_AUTO_TEST_CASE(captured_flag_flipped, *boost::unit_test::label("slow")) {
       [](bool& flag) { flag = true; });
 }
 
-BOOST_AUTO_TEST_CASE(captured_function_replaced) {
+BOOST_AUTO_TEST_CASE(captured_function_replaced, *boost::unit_test::label("slow")) {
   check_changed(
       [] {
         auto inner = std::make_shared<std::function<Tensor(const Tensor&)>>([](const Tensor& x) { return x.sin(); });
@@ -237,7 +237,7 @@ BOOST_AUTO_TEST_CASE(exception_of_an_operator, *boost::unit_test::label("slow"))
   BOOST_TEST(compiled.stats().replayed == 4, compiled.stats().str());
 }
 
-BOOST_AUTO_TEST_CASE(exception_that_the_program_catches) {
+BOOST_AUTO_TEST_CASE(exception_that_the_program_catches, *boost::unit_test::label("slow")) {
   check(
       [] {
         return program(

@@ -77,7 +77,7 @@ BOOST_AUTO_TEST_CASE(conv_transpose2d) {
   });
 }
 
-BOOST_AUTO_TEST_CASE(conv_transpose3d) {
+BOOST_AUTO_TEST_CASE(conv_transpose3d, *boost::unit_test::label("slow")) {
   check([] {
     return chain(nn::Sequential(nn::ConvTranspose3d(nn::ConvTranspose3dOptions(2, 2, 2).stride(2).bias(false))),
                  {1, 2, 3, 3, 3});

@@ -172,7 +172,7 @@ BOOST_AUTO_TEST_CASE(other_modes_of_pytorch) {
   BOOST_TEST(base() == "replayed");
 }
 
-BOOST_AUTO_TEST_CASE(gradients_switched_on_and_off) {
+BOOST_AUTO_TEST_CASE(gradients_switched_on_and_off, *boost::unit_test::label("slow")) {
   Twin twin([](Tensor x, Tensor w) { return (x * w).sum(); });
   const Tensor x = torch::randn({4}), w = torch::randn({4});
   twin.warm(x, w);  // grad mode is on, but nothing requires grad
@@ -188,6 +188,11 @@ BOOST_AUTO_TEST_CASE(gradients_switched_on_and_off) {
 }
 
 BOOST_AUTO_TEST_CASE(more_variants_than_allowed) {
+  struct Warnings : c10::WarningHandler {
+    void process(const c10::Warning& warning) override { texts.push_back(warning.msg()); }
+    std::vector<std::string> texts;
+  } warnings;
+  const c10::WarningUtils::WarningHandlerGuard guard(&warnings);
   const torch::NoGradGuard no_grad;
   Options options = plain_options();
   options.max_variants = 2;
@@ -199,10 +204,12 @@ BOOST_AUTO_TEST_CASE(more_variants_than_allowed) {
     BOOST_TEST(missing(twin.stats().reason, "max_variants&float32[" + std::to_string(size) + "]") == "");
   }
   BOOST_TEST(twin.stats().variants.size() == 2);
+  BOOST_TEST_REQUIRE(warnings.texts.size() == 1);
+  BOOST_TEST(missing(warnings.texts[0], "more_variants_than_allowed&what keeps changing&float32[3]") == "");
   twin.warm(torch::randn({1}));
 }
 
-BOOST_AUTO_TEST_CASE(results_of_a_moved_copy) {
+BOOST_AUTO_TEST_CASE(results_of_a_moved_copy, *boost::unit_test::label("slow")) {
   const torch::NoGradGuard no_grad;
   auto compiled = torchcc::compile([](Tensor x) { return x.sin(); }, plain_options());
   auto copy = compiled;

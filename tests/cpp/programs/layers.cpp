@@ -178,7 +178,7 @@ BOOST_AUTO_TEST_CASE(distances) {
   });
 }
 
-BOOST_AUTO_TEST_CASE(sequential) {
+BOOST_AUTO_TEST_CASE(sequential, *boost::unit_test::label("slow")) {
   check([] {
     nn::Sequential net({{"first", nn::Linear(8, 16).ptr()},
                         {"act", nn::Functional(torch::relu).ptr()},

@@ -57,7 +57,7 @@ BOOST_AUTO_TEST_CASE(argument_written_into_without_a_result, *boost::unit_test::
   });
 }
 
-BOOST_AUTO_TEST_CASE(view_of_a_larger_tensor_written_into) {
+BOOST_AUTO_TEST_CASE(view_of_a_larger_tensor_written_into, *boost::unit_test::label("slow")) {
   check([] {
     auto whole = std::make_shared<Tensor>();
     return program([](Tensor part) { part.mul_(0.5).select(0, 1).add_(1); },
@@ -106,7 +106,7 @@ BOOST_AUTO_TEST_CASE(results_that_alias_arguments) {
   });
 }
 
-BOOST_AUTO_TEST_CASE(results_that_alias_each_other) {
+BOOST_AUTO_TEST_CASE(results_that_alias_each_other, *boost::unit_test::label("slow")) {
   check([] {
     return program(
         [](Tensor x) {
@@ -183,7 +183,7 @@ BOOST_AUTO_TEST_CASE(argument_that_is_also_captured, *boost::unit_test::label("s
   });
 }
 
-BOOST_AUTO_TEST_CASE(values_without_uses) {
+BOOST_AUTO_TEST_CASE(values_without_uses, *boost::unit_test::label("slow")) {
   check([] {
     return program(
         [](Tensor x, Tensor unused) {

@@ -41,7 +41,7 @@ BOOST_AUTO_TEST_CASE(standard_function, *boost::unit_test::label("slow")) {
   check([] { return program(std::function<Tensor(Tensor)>([](const Tensor& x) { return scaled(x, 3).cos(); }), one); });
 }
 
-BOOST_AUTO_TEST_CASE(generic_lambda) {
+BOOST_AUTO_TEST_CASE(generic_lambda, *boost::unit_test::label("slow")) {
   check([] { return program([](const auto& x, auto... rest) { return (x + ... + rest).sin(); }, two); });
 }
 
@@ -100,7 +100,7 @@ BOOST_AUTO_TEST_CASE(results_of_many_kinds) {
   });
 }
 
-BOOST_AUTO_TEST_CASE(nothing_as_result) {
+BOOST_AUTO_TEST_CASE(nothing_as_result, *boost::unit_test::label("slow")) {
   check([] {
     const Tensor log = torch::randn({3, 4});
     return program([log](Tensor x) { log.add_(x); }, one, [log] { return std::vector<Tensor>{log}; });
@@ -144,7 +144,7 @@ BOOST_AUTO_TEST_CASE(nested_compiled_function) {
   });
 }
 
-BOOST_AUTO_TEST_CASE(nested_modes) {
+BOOST_AUTO_TEST_CASE(nested_modes, *boost::unit_test::label("slow")) {
   check(
       [] {
         nn::Linear net(4, 4);
