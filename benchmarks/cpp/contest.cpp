@@ -1,12 +1,11 @@
 // Runs a model in several ways, timed on request; benchmarks/contest.py says how it is talked to.
-//   contest MODEL FOLDER THREADS CONTENDER...
+//   contest MODEL FOLDER THREADS CONTENDER
 
 #include <chrono>
 #include <fstream>
 #include <functional>
 #include <iostream>
 #include <iterator>
-#include <map>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -69,30 +68,22 @@ double nanoseconds_per_call(const Call& call, size_t count) {
 }  // namespace
 
 int main(int count, char** arguments) try {
-  if (count < 5) throw std::runtime_error("usage: contest MODEL FOLDER THREADS CONTENDER...");
+  if (count != 5) throw std::runtime_error("usage: contest MODEL FOLDER THREADS CONTENDER");
   const std::string folder = arguments[2];
   at::set_num_threads(std::stoi(arguments[3]));
   const torch::NoGradGuard no_grad;
   const benchmarks::Weights weights = load_weights(folder + "/weights.pt");
   const at::Tensor& x = weights.at("input");
   const benchmarks::Model model = benchmarks::make_model(arguments[1], weights);
-  std::map<std::string, Call> calls;
-  nlohmann::json state{{"differences", nlohmann::json::object()}, {"eager", ""}};
-  for (int i = 4; i < count; ++i) {
-    Call& call = calls[arguments[i]];
-    call = make_call(arguments[i], model, folder, x);
-    for (int j = 0; j < 4; ++j) call();  // TorchScript optimises what it has seen
-    state["differences"][arguments[i]] = (call() - weights.at("output")).abs().max().item<double>();
-  }
+  const Call call = make_call(arguments[4], model, folder, x);
+  for (int i = 0; i < 4; ++i) call();  // TorchScript optimises what it has seen
+  const auto difference = (call() - weights.at("output")).abs().max().item<double>();
   const torchcc::CompileStats stats = model.stats();
-  if (stats.calls > 0 && stats.replayed == 0) state["eager"] = stats.reason;
+  const bool is_eager = stats.calls > 0 && stats.replayed == 0;
   std::cerr << stats.str();
-  std::cout << state.dump() << std::endl;
-  std::string contender;
+  std::cout << nlohmann::json{{"difference", difference}, {"eager", is_eager ? stats.reason : ""}}.dump() << std::endl;
   size_t repeats = 0;
-  while (std::cin >> contender >> repeats) {
-    std::cout << nanoseconds_per_call(calls.at(contender), repeats) << std::endl;
-  }
+  while (std::cin >> repeats) std::cout << nanoseconds_per_call(call, repeats) << std::endl;
   return 0;
 } catch (const std::exception& error) {
   std::cerr << error.what() << '\n';

@@ -14,6 +14,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/csrc/inductor/aoti_runner/model_container_runner_cpu.h>
 #include <torchcc/error.h>
 
@@ -200,6 +201,10 @@ Library::~Library() {
 }
 
 void Library::run(AtenTensorHandle* inputs, AtenTensorHandle* outputs) const {
+  // What is compiled has its casts in it, and no gradients: PyTorch's operators in it do neither.
+  static constexpr c10::DispatchKeySet kDone =
+      c10::autograd_dispatch_keyset_with_ADInplaceOrView | c10::DispatchKeySet(c10::DispatchKey::AutocastCPU);
+  const c10::impl::ExcludeDispatchKeyGuard below(kDone);
   if (exclusive_) {
     const std::unique_lock lock(exclusion);
     run_ready(inputs, outputs);
