@@ -355,7 +355,8 @@ std::unique_ptr<Recording> Recorder::finish(c10::ArrayRef<const at::Tensor*> res
     input.owners = input.captured->owners() - owners_in(results, tensor.unsafeGetTensorImpl());
     input.storage_owners = input.captured->storage_owners() - sharers_in(results, tensor) - (input.written ? 1 : 0);
   }
-  recording->trace = std::move(trace_);
+  // A copy has no more room than it needs.
+  recording->trace = trace_.code.size() * 2 < trace_.code.capacity() ? Trace(trace_) : std::move(trace_);
   recording->random_state = random_state_;
   recording->has_copies = has_copies_;
   recording->argument_hash = argument_hash_;

@@ -7,7 +7,7 @@
 #include <typeinfo>
 
 #include <cxxabi.h>
-#include <dlfcn.h>
+#include <link.h>
 #include <pthread.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -45,9 +45,17 @@ bool is_in_stack_of_this_thread(const void* address) {
   return address >= stack.first && address < stack.second;
 }
 
+/// Whether an address is in a loaded segment of the program or of a library. Other than dladdr, which does the same,
+/// this does not look for the name of a symbol, which takes long in libtorch.
 bool is_program_data(const void* address) {
-  Dl_info info;
-  return dladdr(address, &info) != 0;
+  auto wanted = reinterpret_cast<uintptr_t>(address);
+  const auto holds = [](dl_phdr_info* object, size_t, void* given) -> int {
+    const uintptr_t offset = *static_cast<uintptr_t*>(given) - object->dlpi_addr;
+    return std::any_of(object->dlpi_phdr, object->dlpi_phdr + object->dlpi_phnum, [&](const auto& segment) {
+      return segment.p_type == PT_LOAD && offset >= segment.p_vaddr && offset < segment.p_vaddr + segment.p_memsz;
+    });
+  };
+  return dl_iterate_phdr(holds, &wanted) != 0;
 }
 
 // The part of the heap that grows at its end. A mapping of its own, as for a large array, may go at any time.
@@ -94,6 +102,28 @@ uint64_t read_word(const std::byte* address, uint32_t size) {
 /// How many bytes a variable at an address may have, going by its alignment.
 uint32_t size_at(uintptr_t address) { return address % 8 == 0 ? 8 : address % 4 == 0 ? 4 : 1; }
 
+struct Plain {
+  virtual ~Plain() = default;
+};
+struct Other {
+  virtual ~Other() = default;
+};
+struct Single : Plain {};
+struct Several : Plain, Other {};
+
+/// Whether what is at an address is type information of a class: only that begins with one of these tables.
+bool is_class_type(const void* address) {
+  const auto table_of = [](const std::type_info& type) {
+    return *static_cast<const void* const*>(static_cast<const void*>(&type));
+  };
+  static const std::array<const void*, 3> tables{table_of(typeid(Plain)), table_of(typeid(Single)),
+                                                 table_of(typeid(Several))};
+  const void* table = nullptr;
+  return reinterpret_cast<uintptr_t>(address) % 8 == 0 && is_program_data(address) &&
+         copy_memory(address, static_cast<void*>(&table), 8) == 8 &&
+         std::find(tables.begin(), tables.end(), table) != tables.end();
+}
+
 /// Whether the object at an address is of a class that derives from another, going by its type information. Reads
 /// nothing that may not be there.
 bool derives_from(const void* address, const std::type_info& base) {
@@ -103,9 +133,7 @@ bool derives_from(const void* address, const std::type_info& base) {
   if (reinterpret_cast<uintptr_t>(table) % 8 != 0 || !is_program_data(table)) return false;
   std::array<const void*, 2> header{};  // Itanium C++ ABI: the offset to the top of the object, and the type
   if (copy_memory(static_cast<const void* const*>(table) - 2, header.data(), 16) != 16) return false;
-  if (header[0] != nullptr || header[1] == nullptr || !is_program_data(header[1])) return false;
-  const void* type_table = nullptr;
-  if (copy_memory(header[1], static_cast<void*>(&type_table), 8) != 8 || !is_program_data(type_table)) return false;
+  if (header[0] != nullptr || !is_class_type(header[1])) return false;
   const auto* type = static_cast<const std::type_info*>(header[1]);
   while (type != nullptr) {
     if (*type == base) return true;

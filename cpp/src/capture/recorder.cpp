@@ -103,12 +103,12 @@ bool prints(const Operator& op, const c10::IValue* arguments) {
 // A double that stands for a number of C++ code takes part in type promotion as one; PyTorch marks it.
 bool is_number(const at::Tensor& tensor) { return tensor.unsafeGetTensorImpl()->is_wrapped_number(); }
 
-void write(std::vector<int64_t>& code, Tag tag, int64_t word) {
+void write(Words& code, Tag tag, int64_t word) {
   code.push_back(static_cast<int64_t>(tag));
   code.push_back(word);
 }
 
-void write_text(std::vector<int64_t>& code, std::string_view text) {
+void write_text(Words& code, std::string_view text) {
   write(code, Tag::text, static_cast<int64_t>(text.size()));
   for (size_t i = 0; i < text.size(); i += sizeof(int64_t)) {
     int64_t word = 0;
@@ -117,12 +117,12 @@ void write_text(std::vector<int64_t>& code, std::string_view text) {
   }
 }
 
-void write_complex(std::vector<int64_t>& code, c10::complex<double> number) {
+void write_complex(Words& code, c10::complex<double> number) {
   write(code, Tag::complex, std::bit_cast<int64_t>(number.real()));
   code.push_back(std::bit_cast<int64_t>(number.imag()));
 }
 
-void write_number(std::vector<int64_t>& code, const c10::Scalar& number) {
+void write_number(Words& code, const c10::Scalar& number) {
   if (number.isComplex()) {
     write_complex(code, number.toComplexDouble());
   } else if (number.isFloatingPoint()) {
@@ -166,7 +166,8 @@ Recorder::Recorder(c10::ArrayRef<const at::Tensor*> arguments, const Recording* 
     argument_values_.back() = same >= 0 ? same : add_external(*tensor);
     if (same < 0) externals_.back().argument = static_cast<int64_t>(arguments_.size()) - 1;
   }
-  const size_t steps = previous == nullptr ? 64 : previous->trace.steps.size();
+  // Enough at first for most functions: growing moves everything.
+  const size_t steps = previous == nullptr ? 1024 : previous->trace.steps.size();
   trace_.steps.reserve(steps);
   trace_.code.reserve(16 * steps);
   trace_.values.reserve(8 * steps);
@@ -207,8 +208,13 @@ ValueId Recorder::find(const at::Tensor& tensor, const Memory& memory) const {
 }
 
 ValueId Recorder::add_value(const at::Tensor& tensor) {
-  trace_.value_begin.push_back(static_cast<uint32_t>(trace_.values.size()));
-  append_words(trace_.values, tensor);
+  std::vector<uint32_t>& begin = trace_.value_begin;
+  if (!begin.empty() && has_words(tensor, trace_.values.data() + begin.back())) {
+    begin.push_back(begin.back());
+  } else {
+    begin.push_back(static_cast<uint32_t>(trace_.values.size()));
+    append_words(trace_.values, tensor);
+  }
   uses_.push_back(0);
   return static_cast<ValueId>(trace_.value_begin.size()) - 1;
 }
@@ -218,8 +224,8 @@ ValueId Recorder::add_external(const at::Tensor& tensor) {
   c10::StorageImpl* storage = tensor.storage().unsafeGetStorageImpl();
   const auto [entry, is_new] = memory_of_.emplace(storage, memories_.size());
   if (is_new) {
-    Memory& memory =
-        memories_.emplace_back(Memory{.storage = tensor.storage().getWeakStorageImpl(), .is_external = true});
+    Memory& memory = memories_.emplace_back(tensor.storage().getWeakStorageImpl());
+    memory.is_external = true;
     if (checks_content_) {
       const auto watched = watched_.find(storage);
       memory.hash = watched != watched_.end() ? watched->second : hash_of(*storage);
@@ -362,7 +368,7 @@ void Recorder::use_all(const Operator& op, const c10::IValue* arguments) {
 
 void Recorder::encode(const c10::IValue& value, const Operator& op, const Operator::Argument& argument,
                       size_t& position) {
-  std::vector<int64_t>& code = trace_.code;
+  Words& code = trace_.code;
   if (value.isTensor()) {
     const ValueId id = used_[position++];
     if (id >= 0) {
@@ -408,7 +414,7 @@ ValueId Recorder::give_tensor(const at::Tensor& tensor, const Operator& op) {
     const ValueId known = find(tensor, memories_[entry->second]);
     if (known >= 0) return known;
   } else {
-    Memory& memory = memories_.emplace_back(Memory{.storage = tensor.storage().getWeakStorageImpl()});
+    Memory& memory = memories_.emplace_back(tensor.storage().getWeakStorageImpl());
     memory.is_unwritten = op.is_uninitialized;
     if (op.is_view) check_source(memory, op);
     if (checks_content_) {

@@ -19,6 +19,8 @@ namespace torchcc::detail {
 struct Memory {
   static constexpr size_t kNone = SIZE_MAX;
 
+  explicit Memory(c10::weak_intrusive_ptr<c10::StorageImpl> of) : storage(std::move(of)) {}
+
   c10::weak_intrusive_ptr<c10::StorageImpl> storage;
   c10::SmallVector<ValueId, 2> values{};  ///< in the order of their appearance
   bool is_external = false;

@@ -57,8 +57,8 @@ struct Result {
     view_of_output
   };
   Source source = Source::undefined;
-  size_t index = 0;           ///< of the argument, of the input (captured), or of the output
-  std::vector<int64_t> view;  ///< of a view: words as in Trace::values; of an argument: the offset from its own
+  size_t index = 0;  ///< of the argument, of the input (captured), or of the output
+  Words view;        ///< of a view: words as in Trace::values; of an argument: the offset from its own
 };
 
 /// What one recorded call left behind.

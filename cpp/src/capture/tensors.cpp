@@ -1,9 +1,5 @@
 #include "tensors.h"
 
-#include <algorithm>
-
-#include "trace.h"
-
 namespace torchcc::detail {
 namespace {
 
@@ -13,24 +9,32 @@ int64_t flags_of(const at::Tensor& tensor) {
 
 }  // namespace
 
-void append_words(std::vector<int64_t>& to, const at::Tensor& tensor) {
+void append_words(Words& to, const at::Tensor& tensor) {
   const at::IntArrayRef sizes = tensor.sizes();
   const at::IntArrayRef strides = tensor.strides();
   to.push_back(static_cast<int64_t>(tensor.scalar_type()));
   to.push_back(flags_of(tensor));
   to.push_back(tensor.storage_offset());
   to.push_back(static_cast<int64_t>(sizes.size()));
-  to.insert(to.end(), sizes.begin(), sizes.end());
-  to.insert(to.end(), strides.begin(), strides.end());
+  for (const int64_t size : sizes) to.push_back(size);
+  for (const int64_t stride : strides) to.push_back(stride);
 }
 
 bool has_words(const at::Tensor& tensor, const int64_t* words) {
   const at::IntArrayRef sizes = tensor.sizes();
   const at::IntArrayRef strides = tensor.strides();
-  return words[kRank] == static_cast<int64_t>(sizes.size()) && words[kOffset] == tensor.storage_offset() &&
-         words[kDtype] == static_cast<int64_t>(tensor.scalar_type()) &&
-         std::equal(sizes.begin(), sizes.end(), words + kSizes) &&
-         std::equal(strides.begin(), strides.end(), words + kSizes + words[kRank]) && words[kFlags] == flags_of(tensor);
+  if (words[kRank] != static_cast<int64_t>(sizes.size()) || words[kOffset] != tensor.storage_offset() ||
+      words[kDtype] != static_cast<int64_t>(tensor.scalar_type()) || words[kFlags] != flags_of(tensor)) {
+    return false;
+  }
+  const int64_t* given = words + kSizes;  // a loop, since these are too few for the call that std::equal becomes
+  for (const int64_t size : sizes) {
+    if (*given++ != size) return false;
+  }
+  for (const int64_t stride : strides) {
+    if (*given++ != stride) return false;
+  }
+  return true;
 }
 
 std::pair<int64_t, int64_t> extent(const int64_t* words) {

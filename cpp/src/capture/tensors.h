@@ -2,10 +2,11 @@
 
 #include <cstdint>
 #include <utility>
-#include <vector>
 
 #include <ATen/core/Tensor.h>
 #include <c10/core/DispatchKeySet.h>
+
+#include "trace.h"
 
 namespace torchcc::detail {
 
@@ -20,7 +21,7 @@ inline bool is_ordinary(const at::Tensor& tensor) {
 }
 
 /// Appends what makes a value, besides its storage: dtype, flags, offset, rank, sizes, strides (see ValueWord).
-void append_words(std::vector<int64_t>& to, const at::Tensor& tensor);
+void append_words(Words& to, const at::Tensor& tensor);
 
 /// Whether a tensor is what the words say.
 bool has_words(const at::Tensor& tensor, const int64_t* words);

@@ -224,14 +224,14 @@ std::string difference(const Trace& before, const Trace& after) {
   for (size_t i = 0; i < steps; ++i) {
     const Trace::Step& a = before.steps[i];
     const Trace::Step& b = after.steps[i];
-    const std::string at = "operator " + std::to_string(i) + " (" + a.op->name + "): ";
-    if (a.op->name != b.op->name) return at + "it was " + b.op->name + " in the next call";
-    if (a.autocast != b.autocast) return at + "autocast differs";
+    const auto at = [&] { return "operator " + std::to_string(i) + " (" + a.op->name + "): "; };
+    if (a.op != b.op) return at() + "it was " + b.op->name + " in the next call";
+    if (a.autocast != b.autocast) return at() + "autocast differs";
     const size_t size = before.end_of(i) - a.begin;
     if (size != after.end_of(i) - b.begin ||
         !std::equal(before.code.begin() + a.begin, before.code.begin() + a.begin + static_cast<std::ptrdiff_t>(size),
                     after.code.begin() + b.begin)) {
-      return at + step_difference(before, after, i);
+      return at() + step_difference(before, after, i);
     }
   }
   if (before.steps.size() != after.steps.size()) {

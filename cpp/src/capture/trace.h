@@ -6,8 +6,12 @@
 
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <c10/core/ScalarType.h>
+#include <c10/util/SmallVector.h>
 
 namespace torchcc::detail {
+
+/// A sequence that grows by a word at a time, which this does with less than std::vector.
+using Words = c10::SmallVector<int64_t, 0>;
 
 /// A tensor of a trace: one (storage, offset, sizes, strides, dtype). The position in Trace::value_begin.
 using ValueId = int64_t;
@@ -74,9 +78,9 @@ struct Trace {
     int16_t autocast = -1;  ///< the dtype of CPU autocast while it ran; -1 when that was off
   };
   std::vector<Step> steps;
-  std::vector<int64_t> code;
-  std::vector<int64_t> values;  ///< per value: dtype, flags, offset, rank, sizes, strides
-  std::vector<uint32_t> value_begin;
+  Words code;
+  Words values;                       ///< dtype, flags, offset, rank, sizes, strides, and so on for the next
+  std::vector<uint32_t> value_begin;  ///< of each value, in `values`; the same for neighbours that are alike
 
   size_t end_of(size_t step) const { return step + 1 < steps.size() ? steps[step + 1].begin : code.size(); }
   const int64_t* value(ValueId id) const { return values.data() + value_begin[static_cast<size_t>(id)]; }

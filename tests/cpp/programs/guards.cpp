@@ -1,5 +1,7 @@
 // What changes around a function after it was compiled: other arguments, other modes, other captured values,
 // exceptions.
+#include <array>
+
 #include "autocast.h"
 #include "harness.h"
 
@@ -55,6 +57,12 @@ Options many_variants() {
 }
 
 enum class Mode { add, multiply };
+
+// Data that has everything of an object with virtual functions but the type information: a table of the program, and in
+// front of it a zero and an address of the program's data, behind which no name is.
+const std::array<uintptr_t, 2> kNoType{reinterpret_cast<uintptr_t>(&kNoType), 16};
+const std::array<const void*, 3> kTable{nullptr, &kNoType, nullptr};
+const void* const kLookalike = &kTable[2];
 
 }  // namespace
 
@@ -206,6 +214,13 @@ BOOST_AUTO_TEST_CASE(more_variants_than_allowed) {
   BOOST_TEST(twin.stats().variants.size() == 2);
   BOOST_TEST_REQUIRE(warnings.texts.size() == 1);
   BOOST_TEST(missing(warnings.texts[0], "more_variants_than_allowed&what keeps changing&float32[3]") == "");
+  twin.warm(torch::randn({1}));
+}
+
+BOOST_AUTO_TEST_CASE(captured_data_that_looks_like_an_object) {
+  const torch::NoGradGuard no_grad;
+  const void* const* captured = &kLookalike;
+  Twin twin([captured](Tensor x) { return *captured == nullptr ? x : x.sin(); });
   twin.warm(torch::randn({1}));
 }
 
