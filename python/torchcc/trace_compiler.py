@@ -23,9 +23,11 @@ from torchcc.trace import Trace
 _WORTH = 1.03
 
 # Compiled code counts as slower than the operators themselves when it takes this many times as long; nearer ones may be
-# chance. Calls shorter than that (seconds) are not judged: running the operators from Python costs too much of it.
+# chance. Calls shorter than so many seconds, or so many for each operator, are not judged: running the operators from
+# Python costs too much of it.
 _LOSS = 1.1
 _JUDGED = 2e-4
+_JUDGED_PER_OPERATOR = 2e-5
 
 
 @dataclass(frozen=True)
@@ -206,10 +208,11 @@ def speedup(recording: Recording, given: Sequence[int], run: Run, against: str, 
 def why_eager(recording: Recording, given: Sequence[int], run: Run) -> str:
     """Says that the recorded operators are faster than ``run``, if they are, on the recorded inputs; else nothing."""
     cases = (run, given), (eager(recording.trace), range(len(recording.inputs)))
+    least = min(_JUDGED, _JUDGED_PER_OPERATOR * len(recording.trace.ops))
     with torch.no_grad():
         for seconds, loss in ((0.0, 1 / _LOSS), (1.0, _LOSS)):  # a few calls mostly show that there is no question
             compiled, operators = _fastest(recording, *cases, seconds=seconds)
-            if compiled < _JUDGED or compiled < loss * operators:
+            if compiled < least or compiled < loss * operators:
                 return ""
     return f"eager is faster: PyTorch's operators take {operators * 1e6:.0f} us, compiled code {compiled * 1e6:.0f} us"
 
