@@ -17,7 +17,7 @@ SETTINGS: dict[str, dict[str, str]] = {
         "LSAN_OPTIONS": f"suppressions={HERE / 'cpp' / 'lsan.supp'}:use_tls=0:print_suppressions=0",
         "UBSAN_OPTIONS": "print_stacktrace=1",
     },
-    "tsan": {"TSAN_OPTIONS": "halt_on_error=1"},
+    "tsan": {"TSAN_OPTIONS": f"halt_on_error=1:suppressions={HERE / 'cpp' / 'tsan.supp'}"},
 }
 
 
