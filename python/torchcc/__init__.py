@@ -7,6 +7,7 @@ that C++ programs use without Python.
 from torchcc._version import __version__
 from torchcc.builder import Built, build
 from torchcc.errors import ArgumentError, CaptureError, CompileError, Error, PackageError
+from torchcc.exporter import Exported, Method, export
 from torchcc.region import Region, region
 
 __all__ = [
@@ -15,9 +16,12 @@ __all__ = [
     "CaptureError",
     "CompileError",
     "Error",
+    "Exported",
+    "Method",
     "PackageError",
     "Region",
     "__version__",
     "build",
+    "export",
     "region",
 ]

@@ -6,8 +6,11 @@ Each function says which module it leans on, so that a new PyTorch release can b
 from __future__ import annotations
 
 import contextlib
+import copy
 import difflib
 import functools
+import hashlib
+import json
 import os
 import platform
 import re
@@ -32,6 +35,8 @@ LIBRARY_FOLDER = "data/aotinductor/"
 # must not run beside other compiled code. See Library::run in the runtime.
 _INTEGER_DIVISION = re.compile(r"\b(floor_divide_integral|remainder_integral|mod)\(")
 
+_SIMD_BITS = {"avx2": 256, "avx512": 512}
+
 # Up to this many elements, a loop is not worth a second thread; twice Inductor's own cpp.min_chunk_size.
 _SMALL = 8192
 
@@ -53,7 +58,11 @@ def _quiet() -> Iterator[None]:
 
 
 def export(
-    module: torch.nn.Module, args: tuple[Any, ...], dynamic_shapes: Any, prefer_general: bool
+    module: torch.nn.Module,
+    args: tuple[Any, ...],
+    dynamic_shapes: Any,
+    prefer_general: bool,
+    kwargs: Mapping[str, Any] | None = None,
 ) -> ExportedProgram:
     """``torch.export.export``, non-strict.
 
@@ -63,11 +72,14 @@ def export(
         dynamic_shapes: As torch.export takes them.
         prefer_general: Do not assume that symbolic sizes are at least 2, so that the code is right for 0 and 1 too.
             Leans on ``torch.fx.experimental._config.backed_size_oblivious``.
+        kwargs: Example keyword arguments.
     """
     from torch.fx.experimental import _config as fx_config
 
     with _quiet(), fx_config.patch(backed_size_oblivious=prefer_general):  # type: ignore[attr-defined]
-        return torch.export.export(module, args, dynamic_shapes=dynamic_shapes, strict=False)
+        return torch.export.export(
+            module, args, dict(kwargs) if kwargs else None, dynamic_shapes=dynamic_shapes, strict=False
+        )
 
 
 def save(program: ExportedProgram, file: Path) -> None:
@@ -138,6 +150,165 @@ def outputs(program: ExportedProgram) -> list[Any]:
     (output,) = [node for node in program.graph.nodes if node.op == "output"]
     skip = len(program.graph_signature.output_specs) - len(program.graph_signature.user_outputs)
     return [node.meta["val"] if isinstance(node, torch.fx.Node) else node for node in list(output.args[0])[skip:]]
+
+
+def leaf_names(program: ExportedProgram) -> tuple[list[str], list[str]]:
+    """Names of the leaves of the inputs and of the outputs, with dots for what is nested: ``"state.0"``.
+
+    An output that is one tensor is ``"out"``, those of a tuple are ``"out0"``, ``"out1"``. Leans on ``TreeSpec`` and
+    ``tree_flatten_with_path`` of ``torch.utils._pytree``, and on ``module_call_graph``.
+    """
+    pytree = torch.utils._pytree
+    call = program.module_call_graph[0].signature
+    spec = program.call_spec.in_spec
+    if spec is None or call is None:
+        raise ValueError("the program does not say how it is called")
+    arguments, keywords = pytree.tree_unflatten(list(range(spec.num_leaves)), spec)
+    positional = list(call.forward_arg_names or [])[: len(arguments)]
+    positional += [f"arg{position}" for position in range(len(positional), len(arguments))]
+    tree = {**dict(zip(positional, arguments, strict=True)), **keywords}
+    inputs = [""] * spec.num_leaves
+    for path, leaf in pytree.tree_flatten_with_path(tree)[0]:
+        inputs[leaf] = ".".join(map(_key_name, path))
+    out = program.call_spec.out_spec
+    if out is None:
+        raise ValueError("the program does not say what it gives")
+    results = pytree.tree_unflatten(list(range(out.num_leaves)), out)
+    outputs = []
+    for path, _ in pytree.tree_flatten_with_path(results)[0]:
+        parts = [_key_name(key) for key in path]
+        if not path:
+            parts = ["out"]
+        elif isinstance(path[0], pytree.SequenceKey):
+            parts[0] = f"out{parts[0]}" if out.num_leaves > 1 else "out"
+        outputs.append(".".join(parts))
+    return inputs, outputs
+
+
+def _key_name(key: Any) -> str:
+    return str(next(getattr(key, name) for name in ("key", "idx", "name") if hasattr(key, name)))
+
+
+def _leaf_nodes(program: ExportedProgram) -> list[torch.fx.Node]:
+    signature = program.graph_signature
+    held = {
+        *signature.inputs_to_parameters,
+        *signature.inputs_to_buffers,
+        *signature.inputs_to_lifted_tensor_constants,
+        *signature.inputs_to_lifted_custom_objs,
+    }
+    return [node for node in program.graph.nodes if node.op == "placeholder" and node.name not in held]
+
+
+def positions(program: ExportedProgram, names: Iterable[str]) -> list[int]:
+    """Positions among the leaves of the inputs, of inputs by their names in the graph."""
+    wanted = set(names)
+    return [position for position, node in enumerate(_leaf_nodes(program)) if node.name in wanted]
+
+
+def input_leaves(program: ExportedProgram) -> list[Any]:
+    """Fake values of all leaves of the inputs, in order: also of those that are burnt in, which are themselves."""
+    return [node.meta.get("val") for node in _leaf_nodes(program)]
+
+
+def named_arguments(module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments by the names that ``forward`` has for them. Leans on ``torch.export.dynamic_shapes._combine_args``."""
+    from torch.export.dynamic_shapes import _combine_args
+
+    combined: dict[str, Any] = _combine_args(module.forward, args, dict(kwargs))
+    return combined
+
+
+def dynamic_leaves(arguments: Mapping[str, Any], dynamic_shapes: Any) -> dict[str, Any]:
+    """What ``dynamic_shapes`` says about each leaf of some arguments, by the names of :func:`leaf_names`.
+
+    Leans on ``torch.export.dynamic_shapes._tree_map_with_path``.
+    """
+    from torch.export.dynamic_shapes import _tree_map_with_path
+
+    tree: Any = arguments
+    if isinstance(dynamic_shapes, tuple | list):
+        tree = type(dynamic_shapes)(arguments.values())
+    found: dict[str, Any] = {}
+    names = list(arguments)
+
+    def note(path: Any, leaf: Any, dimensions: Any) -> None:
+        first, *rest = (_key_name(key) for key in path)
+        found[".".join([first if first in arguments else names[int(first)], *rest])] = dimensions
+
+    _tree_map_with_path(note, tree, dynamic_shapes, tree_name="inputs")
+    return found
+
+
+def plain_symbol(size: Any) -> sympy.Symbol | None:
+    """The symbol that a size is; ``None`` when it is a number or an expression."""
+    expression = size.node.expr if isinstance(size, torch.SymInt) else None
+    return expression if expression is not None and expression.is_Symbol else None
+
+
+def number_range(number: Any) -> tuple[int | None, int | None]:
+    """Allowed values of an input that is a number."""
+    if not isinstance(number, torch.SymInt):
+        return None, None
+    bounds = number.node.shape_env.bound_sympy(number.node.expr)
+    low, high = (int(bound) if bound.is_Integer else None for bound in (bounds.lower, bounds.upper))
+    return low, high
+
+
+def examples(program: ExportedProgram) -> list[Any]:
+    """Leaves of the example arguments, in order; empty when the program has none."""
+    if program.example_inputs is None:
+        return []
+    return list(torch.utils._pytree.tree_leaves(program.example_inputs, is_leaf=lambda one: one is None))
+
+
+def run(program: ExportedProgram, leaves: Sequence[Any]) -> tuple[list[Any], dict[str, torch.Tensor]]:
+    """Runs a program in Python on a copy of its weights.
+
+    Returns:
+        Leaves of its outputs, and its buffers afterwards.
+    """
+    with _quiet():
+        module = copy.deepcopy(program.module())
+    assert program.call_spec.in_spec is not None
+    args, kwargs = torch.utils._pytree.tree_unflatten(list(leaves), program.call_spec.in_spec)
+    with torch.no_grad():
+        results = module(*args, **kwargs)
+    leaves = torch.utils._pytree.tree_leaves(results, is_leaf=lambda one: one is None)
+    return leaves, dict(module.named_buffers())
+
+
+def weights(program: ExportedProgram) -> dict[str, torch.Tensor]:
+    """Parameters, buffers and constants by name."""
+    return {
+        name: one
+        for name, one in {**program.constants, **program.state_dict}.items()
+        if isinstance(one, torch.Tensor)
+    }
+
+
+def size_ranges(program: ExportedProgram) -> dict[sympy.Symbol, tuple[int, int | None]]:
+    """Allowed values of the program's symbols."""
+
+    def number(bound: Any) -> int | None:
+        return int(bound) if bound.is_Integer else None
+
+    return {
+        symbol: (max(0, number(one.lower) or 0), number(one.upper))
+        for symbol, one in program.range_constraints.items()
+    }
+
+
+def weight_names(program: ExportedProgram) -> list[str]:
+    """Names of the parameters, buffers and constants that the graph uses, in its order."""
+    signature = program.graph_signature
+    names = {
+        **signature.inputs_to_parameters,
+        **signature.inputs_to_buffers,
+        **signature.inputs_to_lifted_tensor_constants,
+    }
+    used = (node for node in program.graph.nodes if node.op == "placeholder" and node.name in names and node.users)
+    return list(dict.fromkeys(names[node.name] for node in used))
 
 
 def output_containers(program: ExportedProgram) -> set[type]:
@@ -219,8 +390,10 @@ def draws_random_numbers(program: ExportedProgram) -> bool:
 
 
 @functools.cache
-def cpu_target() -> tuple[str, str | None, tuple[str, ...]]:
+def cpu_target(isa: str = "") -> tuple[str, str | None, tuple[str, ...]]:
     """What compiled code for this CPU is called, the ``-march`` value for it, and the CPU features that it needs.
+
+    With ``isa``, ``"avx2"`` or ``"avx512"``, the same for this instruction set, as far as Inductor would use it here.
 
     Leans on ``torch._inductor.cpu_vec_isa``. Inductor's default is ``-march=native``, which needs whatever this machine
     happens to have; a named level runs on more machines. Before torch 2.13 there is no choice (``None``).
@@ -231,7 +404,8 @@ def cpu_target() -> tuple[str, str | None, tuple[str, ...]]:
     machine = platform.machine()
     if machine != "x86_64":
         return f"cpu-{machine}", None, ()
-    isa = str(pick_vec_isa())
+    with config.patch({"cpp.simdlen": _SIMD_BITS[isa]} if isa else {}):
+        isa = str(pick_vec_isa())
     if not hasattr(config.cpp, "march"):
         name = next((level for level in ("avx512", "avx2") if isa.startswith(level)), "native")
         return f"cpu-x86_64-{name}", None, toolchain.native_features(toolchain.cxx())
@@ -252,6 +426,8 @@ def compile(
     into_outputs: bool,
     folder: Path | None = None,
     copied: Mapping[int, Sequence[int]] | None = None,
+    weights: Sequence[str] = (),
+    isa: str = "",
 ) -> Compiled:
     """Compiles with AOTInductor for this machine.
 
@@ -264,6 +440,8 @@ def compile(
         into_outputs: Compile the form that takes the outputs as further inputs, writes into them, and returns nothing.
         folder: Where to leave the files; by default in Inductor's cache.
         copied: Positions of outputs that get memory of their own, whatever Inductor would do, and their strides.
+        weights: Parameters and buffers that become inputs, behind the program's own; all others are burnt in.
+        isa: As in :func:`cpu_target`.
     """
     from torch._export.utils import _compiling_state_context
     from torch._inductor import config
@@ -273,13 +451,15 @@ def compile(
     for guards in [node for node in module.graph.nodes if node.target == "_guards_fn"]:
         module.graph.erase_node(guards)  # the runtime checks the inputs
     in_spec, out_spec = (torch.utils._pytree.treespec_dumps(spec) for spec in (module._in_spec, module._out_spec))
+    if _take_only_tensors(module) | _take_weights_as_inputs(module, program, weights):
+        in_spec = out_spec = ""
     if into_outputs:
         _take_outputs_as_inputs(module)
         in_spec = out_spec = ""
     module.graph.set_codegen(torch.fx.graph.CodeGen())
     module.recompile()
     fakes = [node.meta["val"] for node in module.graph.nodes if node.op == "placeholder"]
-    _, march, _ = cpu_target()
+    _, march, _ = cpu_target(isa)
     settings: dict[str, Any] = {
         "aot_inductor.package": True,
         **({"aot_inductor.output_path": str(folder)} if folder else {}),
@@ -295,6 +475,7 @@ def compile(
         ),
         **({"aot_inductor.enable_line_tables": False} if hasattr(config.aot_inductor, "enable_line_tables") else {}),
         **({"cpp.march": march} if march else {}),
+        **({"cpp.simdlen": _SIMD_BITS[isa]} if isa else {}),
         **({"post_grad_custom_post_pass": _copying(len(outputs(program)), copied)} if copied else {}),
         **options,
     }
@@ -459,6 +640,73 @@ def _take_outputs_as_inputs(module: Any) -> None:
     output.args = ((),)
 
 
+def _take_only_tensors(module: Any) -> bool:
+    """Leaves out inputs that are burnt in and outputs that are nothing, and makes tensors of outputs that are numbers.
+
+    Returns:
+        Whether there were any.
+    """
+    graph = module.graph
+    changed = False
+    for node in [node for node in graph.nodes if node.op == "placeholder"]:
+        value = node.meta.get("val")
+        if not isinstance(value, torch.Tensor | torch.SymInt | torch.SymFloat | torch.SymBool):
+            node.replace_all_uses_with(value)
+            graph.erase_node(node)
+            changed = True
+    (output,) = [node for node in graph.nodes if node.op == "output"]
+    kept: list[Any] = []
+    results = flatten(output.args[0])
+    for result in results:
+        value = result.meta["val"] if isinstance(result, torch.fx.Node) else result
+        if value is None or isinstance(value, str):
+            changed = True
+        elif isinstance(value, torch.Tensor):
+            kept.append(result)
+        else:
+            changed = True
+            dtype = getattr(torch, number_dtype(value))
+            with graph.inserting_before(output):
+                kept.append(graph.call_function(torch.ops.aten.scalar_tensor.default, (result,), {"dtype": dtype}))
+            kept[-1].meta["val"] = torch.empty((), dtype=dtype)
+    if changed:
+        output.args = (tuple(kept),)
+    return changed
+
+
+def number_dtype(number: Any) -> str:
+    """The dtype that a number of Python, or a symbolic one, has as a tensor."""
+    if isinstance(number, bool | torch.SymBool):
+        return "bool"
+    return "int64" if isinstance(number, int | torch.SymInt) else "float64"
+
+
+def _take_weights_as_inputs(module: Any, program: ExportedProgram, weights: Sequence[str]) -> bool:
+    """Makes inputs of parameters and buffers, in the given order, behind the others. Returns whether there were any."""
+    graph = module.graph
+    signature = program.graph_signature
+    names = {
+        **signature.inputs_to_parameters,
+        **signature.inputs_to_buffers,
+        **signature.inputs_to_lifted_tensor_constants,
+    }
+    fakes = {
+        names[node.name]: node.meta["val"]
+        for node in program.graph.nodes
+        if node.op == "placeholder" and node.name in names
+    }
+    last = next((node for node in reversed(graph.nodes) if node.op == "placeholder"), None)
+    for position, weight in enumerate(weights):
+        anchor = graph.inserting_after(last) if last is not None else graph.inserting_before(next(iter(graph.nodes)))
+        with anchor:
+            last = graph.placeholder(f"torchcc_weight{position}")
+        last.meta["val"] = fakes[weight]
+        for node in [node for node in graph.nodes if node.op == "get_attr" and node.target == weight]:
+            node.replace_all_uses_with(last)
+            graph.erase_node(node)
+    return bool(weights)
+
+
 def _is_small(module: Any) -> bool:
     """Whether no tensor of the graph can have more than a few thousand elements."""
     for node in module.graph.nodes:
@@ -484,16 +732,67 @@ def write_archive(
     libraries: Mapping[str, Sequence[str]],
     extra_files: Mapping[str, str],
 ) -> None:
-    """Writes a ``.pt2`` archive. Leans on ``torch.export.pt2_archive._package.package_pt2``."""
-    from torch.export.pt2_archive._package import package_pt2
+    """Writes a ``.pt2`` archive. Weights that several programs have under the same names are stored once.
 
-    with _quiet():
-        package_pt2(
-            str(file),
-            exported_programs=dict(programs),
-            aoti_files={name: list(files) for name, files in libraries.items()},
-            extra_files=dict(extra_files),
-        )
+    Leans on ``torch.export.pt2_archive._package.package_pt2``, and on the order in which it writes: the weights of a
+    program, then the record that says which file is which.
+    """
+    from torch.export.pt2_archive import _package
+
+    class Writer(_package.PT2ArchiveWriter):
+        def __init__(self, target: Any) -> None:
+            super().__init__(target)
+            self._waiting: dict[str, bytes] = {}
+            self._known: dict[tuple[str, ...], str] = {}
+            self._count = 0
+
+        def count_prefix(self, prefix: str) -> int:
+            return self._count if _is_weight(prefix) else super().count_prefix(prefix)
+
+        def write_bytes(self, name: str, data: bytes) -> None:
+            if _is_weight(name):
+                self._waiting[name] = data
+            else:
+                super().write_bytes(name, data)
+
+        def write_string(self, name: str, data: str) -> None:
+            if name.endswith("_config.json"):
+                data = self._write_weights(name.rpartition("/")[0], json.loads(data))
+            super().write_string(name, data)
+
+        def _write_weights(self, folder: str, content: dict[str, Any]) -> str:
+            owners: dict[str, list[str]] = {}
+            for weight, entry in content["config"].items():
+                owners.setdefault(entry["path_name"], []).append(weight)
+            names = {}
+            for path, weights in owners.items():
+                data = self._waiting.pop(f"{folder}/{path}")
+                key = (folder, *sorted(weights), hashlib.sha256(data).hexdigest())
+                if key not in self._known:
+                    self._known[key] = path
+                    super().write_bytes(f"{folder}/{path}", data)
+                names[path] = self._known[key]
+                self._count += 1
+            for entry in content["config"].values():
+                entry["path_name"] = names[entry["path_name"]]
+            return json.dumps(content)
+
+    original = _package.PT2ArchiveWriter
+    _package.PT2ArchiveWriter = Writer  # type: ignore[misc]
+    try:
+        with _quiet():
+            _package.package_pt2(
+                str(file),
+                exported_programs=dict(programs),
+                aoti_files={name: list(files) for name, files in libraries.items()},
+                extra_files=dict(extra_files),
+            )
+    finally:
+        _package.PT2ArchiveWriter = original  # type: ignore[misc]
+
+
+def _is_weight(record: str) -> bool:
+    return record.startswith(("data/weights/", "data/constants/")) and not record.endswith(".json")
 
 
 def load_library(library: str) -> Callable[[Iterable[torch.Tensor]], list[torch.Tensor]]:

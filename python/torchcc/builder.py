@@ -92,7 +92,7 @@ def build(
         namespace,
         [source.name for source in files],
         [
-            {"signature": f.signature, "doc": c.region.doc, "out": bool(f.files_out)}
+            {"signature": f.signature, "doc": c.region.doc, "out": bool(f.variants[0].files_out)}
             for f, c in zip(functions, captured, strict=True)
         ],
     )
@@ -203,9 +203,13 @@ def _compile(
             package.Function(
                 signature=one.signature,
                 program=one.program,
-                files=call.files,
-                files_out=into.files if into else (),
-                exclusive=call.exclusive or bool(into and into.exclusive),
+                variants=[
+                    package.Variant(
+                        files=call.files,
+                        files_out=into.files if into else (),
+                        exclusive=call.exclusive or bool(into and into.exclusive),
+                    )
+                ],
             )
         )
     return functions, checks

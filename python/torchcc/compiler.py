@@ -2,7 +2,8 @@
 
 It reads one JSON object per line from standard input and answers each on standard output, with one line or more::
 
-    {"id": 1, "program": "x.pt2", "into_outputs": false, "options": {}, "imports": [], "log": "x.log"}
+    {"id": 1, "program": "x.pt2", "into_outputs": false, "options": {}, "imports": [], "log": "x.log",
+     "weights": [], "isa": ""}
     {"id": 1, "files": ["...so"], "exclusive": false, "seconds": 8.5}
     {"id": 1, "error": "first line of the exception"}
 
@@ -69,7 +70,13 @@ def _answer(request: Mapping[str, Any]) -> dict[str, Any]:
             for file in request["imports"]:
                 if Path(file).stem not in sys.modules:
                     workers.import_file(Path(file))
-            compiled = _torch.compile(_torch.load(request["program"]), request["options"], request["into_outputs"])
+            compiled = _torch.compile(
+                _torch.load(request["program"]),
+                request["options"],
+                request["into_outputs"],
+                weights=request["weights"],
+                isa=request["isa"],
+            )
         return {
             "id": request["id"],
             "files": compiled.files,

@@ -20,7 +20,7 @@ from torchcc.errors import PackageError, message
 from torchcc.signature import Signature
 
 #: The manifest's format; the runtime reads exactly one (kFormatVersion in cpp/src/runtime/manifest.h).
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 MANIFEST = "torchcc.json"
 
@@ -33,18 +33,49 @@ TEMPORARY = ".torchcc-"
 
 
 @dataclass(frozen=True)
-class Function:
-    """One function of a package: its signature, graph, and the files that AOTInductor made for it.
+class Variant:
+    """One compiled form of a function.
 
-    ``program`` is ``None`` when only compiled code is shipped. ``files_out`` is empty when there is no form that writes
-    into given outputs.
+    Attributes:
+        files: What AOTInductor made.
+        files_out: The same for the form that writes into given outputs; empty when there is none.
+        exclusive: Whether the code must run alone (integer division).
+        weights: Names of the weights that the code takes as inputs; all others are burnt in.
+        target: What it was compiled for, as in :func:`torchcc._torch.cpu_target`; empty for this machine.
+        torch: Major and minor version of torch; empty for this one.
+        cpu_features: What the code needs, if ``target`` is given.
+    """
+
+    files: Sequence[str]
+    files_out: Sequence[str] = ()
+    exclusive: bool = False
+    weights: Sequence[str] = ()
+    target: str = ""
+    torch: str = ""
+    cpu_features: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Function:
+    """One function of a package.
+
+    Attributes:
+        signature: What it takes and gives.
+        program: Its graph; ``None`` when only compiled code is shipped.
+        variants: Compiled forms, the best first.
+        group: Functions of one group share their weights; by default each has its own.
     """
 
     signature: Signature
     program: ExportedProgram | None
-    files: Sequence[str]
-    files_out: Sequence[str]
-    exclusive: bool
+    variants: Sequence[Variant]
+    group: str = ""
+
+
+def others(variants: Sequence[Variant], new: Sequence[Variant]) -> list[Variant]:
+    """The variants of which ``new`` has none for the same target and torch that burns in the same weights."""
+    taken = {(one.target, one.torch or _torch.tree_version(), tuple(one.weights)) for one in new}
+    return [one for one in variants if (one.target, one.torch, tuple(one.weights)) not in taken]
 
 
 def write(
@@ -68,9 +99,10 @@ def write(
     programs = {key: one.program for key, one in zip(keys, functions, strict=True) if one.program is not None}
     libraries: dict[str, Sequence[str]] = {}
     for key, function in zip(keys, functions, strict=True):
-        libraries[key] = function.files
-        if function.files_out:
-            libraries[f"{key}__out"] = function.files_out
+        for folder, variant in zip(_folders(key, function), function.variants, strict=True):
+            libraries[folder] = variant.files
+            if variant.files_out:
+                libraries[f"{folder}__out"] = variant.files_out
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=file.parent, prefix=f"{TEMPORARY}{os.getpid()}-") as folder:
         # Twice: the manifest states checksums of what is beside it, and the archive's root folder is the file's name.
@@ -200,7 +232,12 @@ def _manifest(archive: Path, keys: Sequence[str], functions: Sequence[Function])
             {
                 "signature": function.signature.to_json(),
                 "graph": f"models/{key}.json" if function.program else "",
-                "variants": [_variant(key, function)],
+                "model": key,
+                "group": function.group or key,
+                "variants": [
+                    _variant(folder, variant)
+                    for folder, variant in zip(_folders(key, function), function.variants, strict=True)
+                ],
             }
             for key, function in zip(keys, functions, strict=True)
         ],
@@ -209,17 +246,23 @@ def _manifest(archive: Path, keys: Sequence[str], functions: Sequence[Function])
     return json.dumps(content, indent=1)
 
 
-def _variant(key: str, function: Function) -> dict[str, Any]:
+def _folders(key: str, function: Function) -> list[str]:
+    """Where the variants of a function are; the first one is where PyTorch's own loader looks."""
+    return [key if not position else f"{key}__{position}" for position in range(len(function.variants))]
+
+
+def _variant(folder: str, variant: Variant) -> dict[str, Any]:
     target, _, features = _torch.cpu_target()
     return {
-        "target": target,
-        "torch": _torch.tree_version(),
-        "cpu_features": list(features),
-        "library": _record(key, function.files, ".so"),
-        "library_out": _record(f"{key}__out", function.files_out, ".so"),
-        "extern_ops": _record(key, function.files, ".json"),
-        "extern_ops_out": _record(f"{key}__out", function.files_out, ".json"),
-        "exclusive": function.exclusive,
+        "target": variant.target or target,
+        "torch": variant.torch or _torch.tree_version(),
+        "cpu_features": list(variant.cpu_features if variant.target else features),
+        "library": _record(folder, variant.files, ".so"),
+        "library_out": _record(f"{folder}__out", variant.files_out, ".so"),
+        "extern_ops": _record(folder, variant.files, ".json"),
+        "extern_ops_out": _record(f"{folder}__out", variant.files_out, ".json"),
+        "exclusive": variant.exclusive,
+        "weights": list(variant.weights),
     }
 
 

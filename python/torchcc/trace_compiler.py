@@ -240,9 +240,7 @@ def _write(
     function = package.Function(
         signature=_signature(recording.trace, given),
         program=None if request.freeze else _torch.storable(program),
-        files=compiled.files,
-        files_out=(),
-        exclusive=compiled.exclusive,
+        variants=[package.Variant(compiled.files, exclusive=compiled.exclusive)],
     )
     extras = {package.TRACE: request.trace.read_text(), package.KEY: request.key}
     package.write(request.package, [function], extras, private=True)

@@ -30,6 +30,7 @@ class Job:
         options: Inductor's options.
         imports: Python files to import first, for the custom operators that they define.
         log: File that receives what the compiler prints.
+        weights, isa: As :func:`torchcc._torch.compile` takes them.
     """
 
     title: str
@@ -38,6 +39,8 @@ class Job:
     options: Mapping[str, Any]
     imports: tuple[str, ...]
     log: str
+    weights: tuple[str, ...] = ()
+    isa: str = ""
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ def add(key: str, age: float = 0, size: int = 1000) -> Path:
     code.write_bytes(bytes(size))
     signature = Signature("step", (Value("x", "float32", (2, 3)),), (Value("out", "float32", (2,)),))
     file = cache.folder() / f"{key}.pt2"
-    function = package.Function(signature, None, [str(code)], (), exclusive=False)
+    function = package.Function(signature, None, [package.Variant([str(code)])])
     package.write(file, [function], {package.KEY: key}, private=True)
     os.utime(file, (time.time() - age, time.time() - age))
     return file

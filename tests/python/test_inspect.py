@@ -98,7 +98,7 @@ def test_package_as_lines(tmp_path: Path) -> None:
         (Value("out0", "float32", (["*", 2, "n"],)), Value("out1", "bool")),
         (Symbol("n", 1, 9),),
     )
-    function = package.Function(signature, None, [str(code)], [str(code)], exclusive=False)
+    function = package.Function(signature, None, [package.Variant([str(code)], [str(code)])])
     recorder, outputs = recorded()
     extras = {package.TRACE: json.dumps(recorder.trace(outputs))}
     package.write(tmp_path / "step.pt2", [function], extras)

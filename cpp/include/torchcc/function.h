@@ -7,6 +7,8 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <string_view>
+#include <utility>
 #include <vector>
 
 #include <ATen/core/Tensor.h>
@@ -50,18 +52,47 @@ class Argument {
   };
 };
 
-/// What runs behind a function, and why.
-struct Stats {
-  std::string backend;               ///< "compiled"
-  std::string target;                ///< what the code was compiled for, e.g. "cpu-x86_64-avx512"
-  std::vector<std::string> reasons;  ///< one line per variant of the package that was passed over
+/// An argument by name, for Function's call operator; a tensor must outlive the call.
+struct NamedArgument {
+  std::string_view name;
+  Argument value;
 };
 
-/// A compiled function. A handle that is cheap to copy and safe to call from many threads at once; calls take no lock.
+/// A tensor by name: a weight, or one of the results of a call.
+using NamedTensor = std::pair<std::string, at::Tensor>;
+
+/// What a call by name gives: the results in the signature's order, which can also be asked for by name. Plain data.
+class Outputs {
+ public:
+  explicit Outputs(std::vector<NamedTensor> values) : values_(std::move(values)) {}
+
+  /// The result of this name, or at this position. Throws ArgumentError, with the names that exist, when there is none.
+  const at::Tensor& operator[](std::string_view name) const;
+  const at::Tensor& operator[](size_t position) const;
+  size_t size() const { return values_.size(); }
+  auto begin() const { return values_.begin(); }
+  auto end() const { return values_.end(); }
+
+ private:
+  std::vector<NamedTensor> values_;
+};
+
+/// What runs behind a function, and why.
+struct Stats {
+  std::string backend;               ///< "compiled", or "portable": torch.export's graph, operator by operator
+  std::string target;                ///< what the code was compiled for, e.g. "cpu-x86_64-avx512"; empty for portable
+  std::vector<std::string> reasons;  ///< one line per variant of the package that was passed over
+  int64_t portable_calls = 0;        ///< calls that ran the portable graph
+  std::string portable_reason;       ///< why the latest of these did; empty when there is nothing else
+};
+
+/// A function of a package. A handle that is cheap to copy and safe to call from many threads at once; calls take no
+/// lock, except those of a function that writes into its own buffers (a cache), which run one after the other.
 ///
-/// Every call checks its arguments against signature() and throws ArgumentError when one does not fit. A tensor whose
-/// layout is not contiguous is copied first, so results are right for any strides. Results never carry gradients: an
-/// input that requires grad while grad mode is on is refused.
+/// Every call checks its arguments against signature() and throws ArgumentError when one does not fit. Results are right
+/// for any strides: compiled code gets contiguous copies where it needs them. Where an argument or a weight requires grad
+/// and grad mode is on, the portable graph runs, and the results carry gradients; a function without one refuses the
+/// call.
 class Function {
  public:
   /// An empty handle; calling it throws ArgumentError.
@@ -75,6 +106,11 @@ class Function {
   template <class... Args>
   at::Tensor operator()(const Args&... args) const;
 
+  /// Calls the function by the names of its inputs, in any order: `encoder({{"ids", ids}, {"mask", mask}})`. Nested inputs
+  /// have names with dots: "state.0". Throws ArgumentError for a name that is missing, unknown, or given twice.
+  Outputs operator()(std::initializer_list<NamedArgument> arguments) const;
+  Outputs operator()(std::span<const NamedArgument> arguments) const;
+
   /// Calls the function; one tensor per output.
   std::vector<at::Tensor> call(std::span<const Argument> arguments) const;
   std::vector<at::Tensor> call(std::initializer_list<Argument> arguments) const;
@@ -86,6 +122,19 @@ class Function {
 
   /// As call() and call_out(), without a vector: `outputs` has one slot for each output.
   void call_into(std::span<at::Tensor> outputs, std::span<const Argument> arguments) const;
+
+  /// Parameters, buffers and constants by their names in Python, as the next call uses them. The tensors are the
+  /// function's own: a change in place is seen. All functions that came from one model share them. Empty for a region,
+  /// and for a package of compiled code alone.
+  std::vector<NamedTensor> weights() const;
+
+  /// Replaces a weight for all functions of the same model; set_weights() several at once. Calls that run meanwhile see
+  /// either all old weights or all new ones. The tensor is kept, not copied, where it has the strides of the one that it
+  /// replaces and the function does not write into it. Compiled code in which weights are burnt in is not used from then
+  /// on: code that takes them as inputs runs in its place, or else the portable graph, and stats() says so. Throws
+  /// ArgumentError for an unknown name and for another dtype or other sizes; then nothing is changed.
+  void set_weight(std::string_view name, const at::Tensor& tensor) const;
+  void set_weights(std::span<const NamedTensor> weights) const;
 
  private:
   friend struct detail::Access;

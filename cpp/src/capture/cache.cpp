@@ -65,8 +65,7 @@ std::shared_ptr<const Library> load_file(const CacheKey& key, const fs::path& fi
   if (archive.read("extra/torchcc_key.txt", kKeyLimit) != key.text) {
     archive.fail("code for this trace", "code for another one with the same hash", "remove the file");
   }
-  const Package package = load(file);
-  return Access::library(package[package.names().front()]);
+  return load_code(archive);
 }
 
 }  // namespace

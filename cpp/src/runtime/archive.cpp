@@ -1,6 +1,12 @@
 #include "archive.h"
 
+#include <cerrno>
+#include <cstdlib>
 #include <cstring>
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include <caffe2/serialize/inline_container.h>
 #include <torchcc/error.h>
@@ -39,6 +45,25 @@ std::string first_sentence(const char* text) {
   return line.substr(0, line.find(". "));
 }
 
+// What PyTorch's writer aligns records to.
+constexpr size_t kAlignment = 64;
+
+/// The whole file; null when it cannot be mapped.
+std::shared_ptr<std::byte> map_file(const std::filesystem::path& file, size_t size) {
+  const int descriptor = ::open(file.c_str(), O_RDONLY | O_CLOEXEC);
+  if (descriptor < 0) return nullptr;
+  void* address = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE, descriptor, 0);
+  ::close(descriptor);
+  if (address == MAP_FAILED) return nullptr;
+  return {static_cast<std::byte*>(address), [size](std::byte* begin) { ::munmap(begin, size); }};
+}
+
+std::shared_ptr<std::byte> allocate(size_t size) {
+  void* address = std::aligned_alloc(kAlignment, (size / kAlignment + 1) * kAlignment);
+  if (address == nullptr) throw std::bad_alloc();
+  return {static_cast<std::byte*>(address), [](std::byte* begin) { std::free(begin); }};
+}
+
 template <class Open>
 auto open_reader(const Archive& archive, uint64_t size, Open open) {
   if (size == 0) archive.fail("a .pt2 package", "an empty file");
@@ -60,6 +85,7 @@ Archive::Archive(const std::filesystem::path& file) : origin_(file.string()) {
   if (code) fail("a .pt2 package", code.message());
   reader_ = open_reader(*this, size_,
                         [&] { return std::make_unique<caffe2::serialize::PyTorchStreamReader>(file.string()); });
+  mapping_ = map_file(file, size_);
 }
 
 Archive::Archive(std::span<const std::byte> bytes) : origin_("package in memory"), size_(bytes.size()) {
@@ -105,6 +131,23 @@ std::string Archive::read(const std::string& record, uint64_t size, uint32_t crc
   return bytes;
 }
 
-uint32_t checksum(const std::string& bytes) { return crc32_fast(bytes.data(), bytes.size()); }
+std::shared_ptr<std::byte> Archive::map(const std::string& record, uint64_t size, uint32_t crc32) {
+  if (mapping_ != nullptr && size > 0 && reader_->hasRecord(record)) {
+    const uint64_t offset = reader_->getRecordOffset(record);
+    std::byte* begin = mapping_.get() + offset;
+    // A record that is compressed, or not aligned, fails here and is read.
+    if (offset % kAlignment == 0 && offset <= size_ && size <= size_ - offset && checksum(begin, size) == crc32) {
+      return {mapping_, begin};
+    }
+  }
+  const std::string bytes = read(record, size, crc32);
+  std::shared_ptr<std::byte> copy = allocate(size);
+  std::memcpy(copy.get(), bytes.data(), size);
+  return copy;
+}
+
+std::vector<std::string> Archive::records() { return reader_->getAllRecords(); }
+
+uint32_t checksum(const void* bytes, size_t size) { return crc32_fast(bytes, size); }
 
 }  // namespace torchcc::detail

@@ -6,6 +6,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <vector>
 
 namespace caffe2::serialize {
 class PyTorchStreamReader;
@@ -28,6 +29,12 @@ class Archive {
   /// The whole record, unchecked; refused above `limit` bytes.
   std::string read(const std::string& record, uint64_t limit);
 
+  /// The record's bytes, checked, in memory that can be written to: for a file, its pages (shared with all others that
+  /// read it, copied where they are written to); else a copy. Aligned to 64 bytes.
+  std::shared_ptr<std::byte> map(const std::string& record, uint64_t size, uint32_t crc32);
+  /// Names of all records.
+  std::vector<std::string> records();
+
   /// Throws PackageError about this archive.
   [[noreturn]] void fail(const std::string& expected, const std::string& got,
                          const std::string& fix = "build it again with `torchcc build`, or copy the file again") const;
@@ -35,10 +42,12 @@ class Archive {
  private:
   std::string origin_;
   uint64_t size_ = 0;
+  std::shared_ptr<std::byte> mapping_;  ///< of the whole file; null for bytes in memory
   std::unique_ptr<caffe2::serialize::PyTorchStreamReader> reader_;
 };
 
 /// CRC-32 as zip files use it (ISO 3309).
-uint32_t checksum(const std::string& bytes);
+uint32_t checksum(const void* bytes, size_t size);
+inline uint32_t checksum(const std::string& bytes) { return checksum(bytes.data(), bytes.size()); }
 
 }  // namespace torchcc::detail

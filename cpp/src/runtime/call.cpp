@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <array>
 #include <memory>
+#include <mutex>
 
 #include <ATen/MemoryOverlap.h>
 #include <ATen/ScalarOps.h>
@@ -11,7 +12,9 @@
 #include <ATen/core/grad_mode.h>
 #include <c10/util/SmallVector.h>
 #include <torch/csrc/inductor/aoti_torch/utils.h>
+#include <torchcc/error.h>
 
+#include "message.h"
 #include "refusal.h"
 #include "state.h"
 
@@ -86,14 +89,16 @@ bool is_plain(const at::Tensor& tensor, c10::DeviceType device) {
          !tensor.key_set().has_any(kWrappers);
 }
 
-void check_input(const FunctionState& state, size_t index, const InputCheck& check, const at::Tensor& tensor,
+/// Returns whether the result has to carry a gradient.
+bool check_input(const FunctionState& state, size_t index, const InputCheck& check, const at::Tensor& tensor,
                  int64_t* symbols) {
   const Signature& signature = state.signature;
   if (!is_plain(tensor, check.device) || tensor.scalar_type() != check.dtype ||
       tensor.sizes().size() != check.sizes.size()) [[unlikely]] {
     refuse_tensor(signature, index, tensor);
   }
-  if (tensor.requires_grad() && at::GradMode::is_enabled()) [[unlikely]]
+  const bool needs_grad = tensor.requires_grad() && at::GradMode::is_enabled();
+  if (needs_grad && state.program == nullptr) [[unlikely]]
     refuse_grad(signature, index);
   const at::IntArrayRef sizes = tensor.sizes();
   for (size_t d = 0; d < sizes.size(); ++d) {
@@ -120,6 +125,7 @@ void check_input(const FunctionState& state, size_t index, const InputCheck& che
       case SizeCheck::Kind::expression: break;  // after all symbols are bound
     }
   }
+  return needs_grad;
 }
 
 void check_expressions(const FunctionState& state, const at::Tensor* const* tensors, const int64_t* symbols) {
@@ -190,6 +196,7 @@ struct Bound {
   Scratch<const at::Tensor*, 16> tensors;
   Scratch<int64_t, 8> symbols;
   c10::SmallVector<at::Tensor, 8> owned;  ///< the numbers of the call, as tensors
+  bool needs_grad = false;
 };
 
 void bind(const FunctionState& state, std::span<const Argument> arguments, Bound& bound) {
@@ -206,7 +213,7 @@ void bind(const FunctionState& state, std::span<const Argument> arguments, Bound
       continue;
     }
     const at::Tensor& tensor = arguments[i].tensor();
-    check_input(state, i, checks[i], tensor, bound.symbols.data());
+    if (check_input(state, i, checks[i], tensor, bound.symbols.data())) bound.needs_grad = true;
     if (checks[i].is_number) check_number_tensor(signature, i, tensor);
     bound.tensors[i] = &tensor;
   }
@@ -278,17 +285,102 @@ void finish_mutations(const FunctionState& state, const Bound& bound, const Writ
   }
 }
 
+void run_code(const FunctionState& state, const Library& library, const Bound& bound, std::span<at::Tensor> outputs,
+              const Weights::Set* weights, const std::vector<size_t>& positions) {
+  Handles in(bound.tensors.size() + positions.size());
+  WriteBacks write_backs;
+  add_inputs(state, bound, in, write_backs);
+  for (const size_t position : positions) in.push_back(weights->tensors[position]);
+  Scratch<AtenTensorHandle, 8> out(outputs.size());
+  library.run(in.release(), out.data());
+  for (size_t i = 0; i < outputs.size(); ++i) {
+    // Code that gives one tensor twice gives one handle twice.
+    const AtenTensorHandle* same = std::find(out.data(), out.data() + i, out[i]);
+    outputs[i] = same == out.data() + i ? take(out[i]) : outputs[static_cast<size_t>(same - out.data())];
+  }
+  if (state.mutates) finish_mutations(state, bound, write_backs);
+}
+
+/// Whether the weights that are burnt into compiled code are still what they were.
+bool is_current(const FunctionState& state, const Weights::Set& weights) {
+  return weights.is_original && std::all_of(state.burnt_in.begin(), state.burnt_in.end(), [&](size_t position) {
+           return weights.tensors[position]._version() == weights.versions[position];
+         });
+}
+
+/// Results of the graph as tensors; Python's None and strings are none of the signature's outputs.
+void take_results(const FunctionState& state, std::vector<c10::IValue> results, std::span<at::Tensor> outputs) {
+  size_t next = 0;
+  for (c10::IValue& result : results) {
+    if (result.isNone() || result.isString()) continue;
+    if (next == outputs.size()) throw Error(state.signature.name + ": the graph gives more results than its signature");
+    if (result.isTensor()) {
+      outputs[next++] = std::move(result).toTensor();
+    } else {
+      outputs[next] = at::detail::scalar_tensor_static(result.toScalar(), state.signature.outputs[next].dtype, at::kCPU);
+      ++next;
+    }
+  }
+  if (next != outputs.size()) throw Error(state.signature.name + ": the graph gives fewer results than its signature");
+}
+
+c10::IValue graph_argument(const portable::Program::Input& input, const at::Tensor& tensor) {
+  if (!input.is_number) return tensor;
+  const at::Scalar number = tensor.item();
+  if (number.isFloatingPoint()) return number.toDouble();
+  if (number.isBoolean()) return number.toBool();
+  return number.toLong();
+}
+
+void run_graph(const FunctionState& state, const Bound& bound, std::span<at::Tensor> outputs,
+               const Weights::Set& weights, const char* reason) {
+  state.portable_calls.fetch_add(1, std::memory_order_relaxed);
+  state.portable_reason.store(reason, std::memory_order_relaxed);
+  std::vector<c10::IValue> arguments;
+  arguments.reserve(bound.tensors.size());
+  for (const portable::Program::Input& input : state.program->inputs()) {
+    if (input.kind != portable::Program::Input::Kind::argument) continue;
+    arguments.push_back(graph_argument(input, *bound.tensors[arguments.size()]));
+  }
+  take_results(state, state.program->run(std::move(arguments), weights.tensors, state.program_weights), outputs);
+  if (at::GradMode::is_enabled()) return;
+  for (size_t i = 0; i < bound.tensors.size(); ++i) {
+    if (state.signature.inputs[i].mutated) mark_changed(*bound.tensors[i]);
+  }
+}
+
+/// Calls that may take weights, or run the graph.
+void call_with_weights(const FunctionState& state, const Bound& bound, std::span<at::Tensor> outputs) {
+  std::unique_lock<std::mutex> lock;
+  if (state.writes_weights) lock = std::unique_lock(state.weights->writing());
+  const std::shared_ptr<const Weights::Set> weights = state.weights->current();
+  bool needs_grad = bound.needs_grad;
+  if (at::GradMode::is_enabled()) {
+    for (const size_t position : state.program_weights) {
+      needs_grad = needs_grad || weights->tensors[position].requires_grad();
+    }
+  }
+  if (needs_grad) {
+    run_graph(state, bound, outputs, *weights, "a gradient is wanted, which compiled code does not have");
+  } else if (state.library != nullptr && is_current(state, *weights)) {
+    run_code(state, *state.library, bound, outputs, weights.get(), state.library_weights);
+  } else if (state.updatable.library != nullptr) {
+    run_code(state, *state.updatable.library, bound, outputs, weights.get(), state.updatable.weights);
+  } else {
+    run_graph(state, bound, outputs, *weights,
+              state.library == nullptr ? "" : "a weight was changed that is burnt into the compiled code");
+  }
+}
+
 void call(const FunctionState& state, std::span<at::Tensor> outputs, std::span<const Argument> arguments) {
   Bound bound(state);
   bind(state, arguments, bound);
   if (state.mutates) check_mutated(state, bound);
-  Handles in(arguments.size());
-  WriteBacks write_backs;
-  add_inputs(state, bound, in, write_backs);
-  Scratch<AtenTensorHandle, 8> out(outputs.size());
-  state.library->run(in.release(), out.data());
-  for (size_t i = 0; i < outputs.size(); ++i) outputs[i] = take(out[i]);
-  if (state.mutates) finish_mutations(state, bound, write_backs);
+  if (state.is_plain && !bound.needs_grad) [[likely]] {
+    run_code(state, *state.library, bound, outputs, nullptr, {});
+  } else {
+    call_with_weights(state, bound, outputs);
+  }
 }
 
 int64_t evaluate(const Size& size, const Bound& bound) {
@@ -319,6 +411,11 @@ void call_out(const FunctionState& state, std::span<at::Tensor> outputs, std::sp
   if (state.library_out == nullptr) refuse_outputs(state.signature);
   Bound bound(state);
   bind(state, arguments, bound);
+  if (bound.needs_grad) [[unlikely]] {
+    for (size_t i = 0; i < bound.tensors.size(); ++i) {
+      if (bound.tensors[i]->requires_grad()) refuse_grad(state.signature, i);
+    }
+  }
   if (state.mutates) check_mutated(state, bound);
   for (size_t i = 0; i < outputs.size(); ++i) {
     check_output(state, i, outputs[i], bound);
@@ -328,6 +425,12 @@ void call_out(const FunctionState& state, std::span<at::Tensor> outputs, std::sp
         std::any_of(outputs.begin(), outputs.begin() + static_cast<std::ptrdiff_t>(i), shares)) [[unlikely]] {
       refuse_output_overlap(state.signature, i, outputs[i].sizes());
     }
+  }
+  if (!state.is_plain && !is_current(state, *state.weights->current())) {
+    std::vector<at::Tensor> results(outputs.size());
+    call_with_weights(state, bound, results);
+    for (size_t i = 0; i < outputs.size(); ++i) outputs[i].copy_(results[i]);
+    return;
   }
   Handles in(arguments.size() + outputs.size());
   WriteBacks write_backs;
@@ -382,7 +485,81 @@ void FunctionState::prepare(const std::string& origin) {
 
 const Signature& Function::signature() const { return detail::require(state_).signature; }
 
-Stats Function::stats() const { return detail::require(state_).stats; }
+Stats Function::stats() const {
+  const detail::FunctionState& state = detail::require(state_);
+  Stats stats = state.stats;
+  stats.portable_calls = state.portable_calls;
+  stats.portable_reason = state.portable_reason;
+  return stats;
+}
+
+Outputs Function::operator()(std::span<const NamedArgument> arguments) const {
+  const detail::FunctionState& state = detail::require(state_);
+  const std::vector<Value>& inputs = state.signature.inputs;
+  std::vector<const Argument*> found(inputs.size());
+  for (const NamedArgument& argument : arguments) {
+    const auto input =
+        std::find_if(inputs.begin(), inputs.end(), [&](const Value& one) { return one.name == argument.name; });
+    if (input == inputs.end()) detail::refuse_name(state.signature, argument.name);
+    const Argument*& entry = found[static_cast<size_t>(input - inputs.begin())];
+    if (entry != nullptr) detail::refuse_twice(state.signature, argument.name);
+    entry = &argument.value;
+  }
+  std::vector<Argument> ordered;
+  ordered.reserve(inputs.size());
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    if (found[i] == nullptr) detail::refuse_missing(state.signature, i);
+    ordered.push_back(*found[i]);
+  }
+  std::vector<at::Tensor> results = call(ordered);
+  std::vector<NamedTensor> outputs;
+  outputs.reserve(results.size());
+  for (size_t i = 0; i < results.size(); ++i) {
+    outputs.emplace_back(state.signature.outputs[i].name, std::move(results[i]));
+  }
+  return Outputs(std::move(outputs));
+}
+
+Outputs Function::operator()(std::initializer_list<NamedArgument> arguments) const {
+  return (*this)(std::span<const NamedArgument>(arguments.begin(), arguments.size()));
+}
+
+const at::Tensor& Outputs::operator[](std::string_view name) const {
+  std::string names;
+  for (const auto& [known, tensor] : values_) {
+    if (known == name) return tensor;
+    names += (names.empty() ? "" : ", ") + known;
+  }
+  throw ArgumentError(detail::message("no output '" + std::string(name) + "'",
+                                      {{"expected", "one of: " + names}, {"got", std::string(name)}}));
+}
+
+const at::Tensor& Outputs::operator[](size_t position) const {
+  if (position < values_.size()) return values_[position].second;
+  throw ArgumentError(detail::message("no output " + std::to_string(position),
+                                      {{"expected", "a position below " + std::to_string(values_.size())},
+                                       {"got", std::to_string(position)}}));
+}
+
+std::vector<NamedTensor> Function::weights() const {
+  const detail::FunctionState& state = detail::require(state_);
+  std::vector<NamedTensor> named;
+  if (state.weights == nullptr) return named;
+  const auto set = state.weights->current();
+  for (size_t i = 0; i < set->tensors.size(); ++i) named.emplace_back(state.weights->names()[i], set->tensors[i]);
+  return named;
+}
+
+void Function::set_weights(std::span<const NamedTensor> weights) const {
+  const detail::FunctionState& state = detail::require(state_);
+  if (state.weights == nullptr) detail::refuse_weights(state.signature);
+  state.weights->replace(state.signature.name, weights);
+}
+
+void Function::set_weight(std::string_view name, const at::Tensor& tensor) const {
+  const NamedTensor one(std::string(name), tensor);
+  set_weights({&one, 1});
+}
 
 std::vector<at::Tensor> Function::call(std::span<const Argument> arguments) const {
   std::vector<at::Tensor> outputs(signature().outputs.size());

@@ -167,6 +167,7 @@ Variant parse_variant(const json& node, const Signature& signature, const std::m
   variant.extern_ops = node.at("extern_ops").get<std::string>();
   variant.extern_ops_out = node.at("extern_ops_out").get<std::string>();
   variant.exclusive = node.at("exclusive").get<bool>();
+  variant.weights = node.at("weights").get<std::vector<std::string>>();
   if (variant.library.empty()) bad("a variant without a library");
   if (!variant.library_out.empty() && has_unknown_sizes(signature.outputs)) {
     bad("a variant of " + signature.name + " that writes into outputs of unknown size");
@@ -192,6 +193,10 @@ Manifest parse_manifest(const json& root) {
     for (const FunctionEntry& other : manifest.functions) {
       if (other.signature.name == entry.signature.name) bad("two functions named " + entry.signature.name);
     }
+    entry.graph = node.at("graph").get<std::string>();
+    entry.model = node.at("model").get<std::string>();
+    entry.group = node.at("group").get<std::string>();
+    if (!entry.graph.empty() && manifest.records.count(entry.graph) == 0) bad("no entry for the record " + entry.graph);
     for (const json& variant : node.at("variants")) {
       entry.variants.push_back(parse_variant(variant, entry.signature, manifest.records));
     }
@@ -206,7 +211,7 @@ Manifest parse_manifest(const json& root) {
 Manifest read_manifest(Archive& archive) {
   if (!archive.has(kManifestRecord)) {
     archive.fail("a package made by torchcc, with a record " + std::string(kManifestRecord), "a .pt2 file without one",
-                 "make it with `torchcc build`; packages that PyTorch itself wrote cannot be loaded");
+                 "make it with `torchcc build` or `torchcc export`");
   }
   const std::string text = archive.read(kManifestRecord, kManifestLimit);
   const std::string stated = archive.read(kChecksumRecord, 64);

@@ -12,7 +12,7 @@ namespace torchcc::detail {
 class Archive;
 
 /// The manifest's format that this runtime reads. Raised with every change that an older runtime would misread.
-inline constexpr int64_t kFormatVersion = 1;
+inline constexpr int64_t kFormatVersion = 2;
 
 /// A checked file inside the archive.
 struct Record {
@@ -29,11 +29,15 @@ struct Variant {
   std::string library_out;                ///< record of the form that writes into given outputs; may be empty
   std::string extern_ops;                 ///< record of the JSON of operators without a C entry point; may be empty
   std::string extern_ops_out;
-  bool exclusive = false;  ///< see Library::Source
+  bool exclusive = false;            ///< see Library::Source
+  std::vector<std::string> weights;  ///< that the code takes as inputs, behind those of the signature
 };
 
 struct FunctionEntry {
   Signature signature;
+  std::string graph;  ///< record of torch.export's graph; may be empty
+  std::string model;  ///< under which name the package has the graph's weights
+  std::string group;  ///< functions of the same group share their weights
   std::vector<Variant> variants;
 };
 

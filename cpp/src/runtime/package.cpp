@@ -1,6 +1,9 @@
 #include <torchcc/package.h>
 
+#include <algorithm>
+
 #include <torch/version.h>
+#include <torchcc/error.h>
 
 #include "archive.h"
 #include "cpu.h"
@@ -12,7 +15,17 @@ namespace torchcc {
 namespace detail {
 namespace {
 
-using Records = std::map<std::string, std::string>;
+/// What a package holds, read and checked.
+struct Contents {
+  std::string origin;
+  Weights::Records records;
+  std::map<std::string, std::shared_ptr<Weights>> weights;  ///< by group: functions of one group share them
+};
+
+// These are mapped, not copied.
+bool is_weight(const std::string& record) {
+  return (record.starts_with("data/weights/") || record.starts_with("data/constants/")) && !record.ends_with(".json");
+}
 
 /// Why a variant cannot run here; empty when it can.
 std::string misfit(const Variant& variant) {
@@ -33,54 +46,163 @@ Library::Source source_of(const FunctionEntry& entry, const Variant& variant, co
   return source;
 }
 
-std::shared_ptr<const Library> load_library(Library::Source source, const Records& records, const std::string& code,
+std::shared_ptr<const Library> load_library(Library::Source source, const Contents& contents, const std::string& code,
                                             const std::string& extern_ops, size_t inputs, size_t outputs) {
-  source.code = records.at(code);
-  if (!extern_ops.empty()) source.extern_ops = records.at(extern_ops);
+  source.code = contents.records.texts.at(code);
+  if (!extern_ops.empty()) source.extern_ops = contents.records.texts.at(extern_ops);
   return std::make_shared<const Library>(source, inputs, outputs);
 }
 
-Function bind_function(const FunctionEntry& entry, const Records& records, const std::string& origin) {
+[[noreturn]] void fail_function(const FunctionEntry& entry, const std::string& origin, const std::string& expected,
+                                const std::string& got, const std::string& fix) {
+  throw PackageError(message(origin + ": function '" + entry.signature.name + "' cannot run here",
+                             {{"expected", expected}, {"got", got}, {"fix", fix}}));
+}
+
+/// The positions of weights by name.
+std::vector<size_t> positions_of(const std::vector<std::string>& names, const FunctionEntry& entry,
+                                 const Contents& contents, const Weights& weights) {
+  std::vector<size_t> positions;
+  for (const std::string& name : names) {
+    positions.push_back(weights.find(entry.model, name));
+    if (positions.back() == weights.names().size()) {
+      fail_function(entry, contents.origin, "a package with all weights of its graph", "none named '" + name + "'",
+                    "make the package again");
+    }
+  }
+  return positions;
+}
+
+void bind_graph(FunctionState& state, const FunctionEntry& entry, const Contents& contents) {
+  if (entry.graph.empty()) return;
+  state.program = portable::Program::parse(
+      contents.records.texts.at(entry.graph), [&](const std::string& expected, const std::string& got) {
+        fail_function(entry, contents.origin, expected, got, "make the package again with this version of torchcc");
+      });
+  state.weights = contents.weights.at(entry.group);
+  state.program_weights = positions_of(state.program->weights(), entry, contents, *state.weights);
+  size_t arguments = 0;
+  for (const auto& input : state.program->inputs()) {
+    arguments += input.kind == portable::Program::Input::Kind::argument ? 1 : 0;
+  }
+  if (arguments != entry.signature.inputs.size()) {
+    fail_function(entry, contents.origin, std::to_string(entry.signature.inputs.size()) + " inputs of the graph",
+                  std::to_string(arguments), "make the package again");
+  }
+  for (size_t i = 0; i < state.program_weights.size(); ++i) {
+    if (!state.program->writes_weight(i)) continue;
+    state.weights->note_written(state.program_weights[i]);
+    state.writes_weights = true;
+  }
+}
+
+void bind_variant(FunctionState& state, const FunctionEntry& entry, const Variant& variant, const Contents& contents) {
+  const Library::Source source = source_of(entry, variant, contents.origin);
+  const size_t inputs = entry.signature.inputs.size() + variant.weights.size();
+  const size_t outputs = entry.signature.outputs.size();
+  std::vector<size_t> taken;
+  if (!variant.weights.empty()) {
+    if (state.weights == nullptr) {
+      fail_function(entry, contents.origin, "a graph beside code that takes weights", "none", "make the package again");
+    }
+    taken = positions_of(variant.weights, entry, contents, *state.weights);
+  }
+  std::vector<size_t> burnt_in;
+  for (size_t i = 0; i < state.program_weights.size(); ++i) {
+    const size_t position = state.program_weights[i];
+    const bool is_taken = std::find(taken.begin(), taken.end(), position) != taken.end();
+    if (!is_taken && state.program->uses_weight(i)) burnt_in.push_back(position);
+  }
+  if (!taken.empty() && burnt_in.empty()) {
+    if (state.updatable.library != nullptr) return;
+    state.updatable = {load_library(source, contents, variant.library, variant.extern_ops, inputs, outputs),
+                       variant.target, std::move(taken)};
+    return;
+  }
+  if (state.library != nullptr) return;
+  state.library = load_library(source, contents, variant.library, variant.extern_ops, inputs, outputs);
+  if (!variant.library_out.empty()) {
+    state.library_out = load_library(source, contents, variant.library_out, variant.extern_ops_out, inputs + outputs, 0);
+  }
+  state.library_weights = std::move(taken);
+  state.burnt_in = std::move(burnt_in);
+  state.stats.target = variant.target;
+}
+
+Function bind_function(const FunctionEntry& entry, const Contents& contents) {
   auto state = std::make_shared<FunctionState>();
   state->signature = entry.signature;
-  state->prepare(origin);
-  const size_t inputs = entry.signature.inputs.size();
-  const size_t outputs = entry.signature.outputs.size();
+  state->prepare(contents.origin);
+  std::string without_graph;
+  try {
+    bind_graph(*state, entry, contents);
+  } catch (const PackageError& error) {
+    // Compiled code may still run; the graph may need an operator that this program does not have.
+    without_graph = error.what();
+    state->program = nullptr;
+    state->weights = nullptr;
+    state->stats.reasons.push_back("portable: " + one_line(without_graph));
+  }
   for (const Variant& variant : entry.variants) {
     if (const std::string reason = misfit(variant); !reason.empty()) {
       state->stats.reasons.push_back(variant.target + ": " + reason);
-      continue;
+    } else {
+      bind_variant(*state, entry, variant, contents);
     }
-    const Library::Source source = source_of(entry, variant, origin);
-    state->library = load_library(source, records, variant.library, variant.extern_ops, inputs, outputs);
-    if (!variant.library_out.empty()) {
-      state->library_out =
-          load_library(source, records, variant.library_out, variant.extern_ops_out, inputs + outputs, 0);
-    }
-    state->stats.backend = "compiled";
-    state->stats.target = variant.target;
-    return Access::function(std::move(state));
   }
-  std::string reasons;
-  for (const std::string& reason : state->stats.reasons) reasons += (reasons.empty() ? "" : "; ") + reason;
-  throw PackageError(
-      message(origin + ": function '" + entry.signature.name + "' cannot run here",
-              {{"expected", "compiled code for this machine and this torch"},
-               {"got", reasons.empty() ? "a package without compiled code" : reasons},
-               {"fix", "build it with `torchcc build` on a machine like this one, with this version of torch"}}));
+  const bool is_compiled = state->library != nullptr || state->updatable.library != nullptr;
+  if (!is_compiled && !without_graph.empty()) throw PackageError(without_graph);
+  if (!is_compiled && state->program == nullptr) {
+    std::string reasons;
+    for (const std::string& reason : state->stats.reasons) reasons += (reasons.empty() ? "" : "; ") + reason;
+    fail_function(entry, contents.origin, "compiled code for this machine and this torch, or a graph",
+                  reasons.empty() ? "a package without either" : reasons,
+                  "build it with `torchcc build` on a machine like this one, with this version of torch");
+  }
+  state->is_plain = state->library != nullptr && state->burnt_in.empty() && state->library_weights.empty();
+  state->stats.backend = is_compiled ? "compiled" : "portable";
+  if (state->library == nullptr) state->stats.target = state->updatable.target;
+  return Access::function(std::move(state));
 }
+
+}  // namespace
+
+std::shared_ptr<const Library> load_code(Archive& archive) {
+  const Manifest manifest = read_manifest(archive);
+  FunctionEntry entry = manifest.functions.front();
+  entry.graph.clear();
+  Contents contents;
+  contents.origin = archive.origin();
+  for (const auto& [name, record] : manifest.records) {
+    if (name.starts_with("data/aotinductor/")) contents.records.texts[name] = archive.read(name, record.size, record.crc32);
+  }
+  return Access::state(bind_function(entry, contents))->library;
+}
+
+namespace {
 
 Package load(Archive& archive) {
   const Manifest manifest = read_manifest(archive);
+  Contents contents;
+  contents.origin = archive.origin();
   // Every record that the manifest lists is checked, used or not: a damaged package is refused as a whole.
-  Records contents;
   for (const auto& [name, record] : manifest.records) {
-    contents[name] = archive.read(name, record.size, record.crc32);
+    if (is_weight(name)) {
+      contents.records.bytes[name] = {archive.map(name, record.size, record.crc32), record.size};
+    } else {
+      contents.records.texts[name] = archive.read(name, record.size, record.crc32);
+    }
+  }
+  for (const FunctionEntry& entry : manifest.functions) {
+    if (entry.graph.empty()) continue;
+    std::shared_ptr<Weights>& weights = contents.weights[entry.group];
+    if (weights == nullptr) weights = std::make_shared<Weights>();
+    weights->add(archive, entry.model, contents.records);
   }
   auto state = std::make_shared<PackageState>();
   state->origin = archive.origin();
   for (const FunctionEntry& entry : manifest.functions) {
-    state->functions.emplace_back(entry.signature.name, bind_function(entry, contents, archive.origin()));
+    state->functions.emplace_back(entry.signature.name, bind_function(entry, contents));
   }
   return Access::package(std::move(state));
 }

@@ -183,6 +183,30 @@ void refuse_grad(const Signature& signature, size_t index) {
          "call under torch::NoGradGuard or c10::InferenceMode, or pass " + signature.inputs[index].name + ".detach()");
 }
 
+void refuse_name(const Signature& signature, std::string_view name) {
+  std::string names;
+  for (const Value& input : signature.inputs) names += (names.empty() ? "" : ", ") + input.name;
+  refuse(signature, signature.name + ": there is no argument '" + std::string(name) + "'",
+         names.empty() ? "no arguments" : "one of: " + names, std::string(name), "correct the name");
+}
+
+void refuse_twice(const Signature& signature, std::string_view name) {
+  refuse(signature, signature.name + ": argument '" + std::string(name) + "' is given twice", "each name once",
+         "two values", "remove one of them");
+}
+
+void refuse_missing(const Signature& signature, size_t index) {
+  const Value& input = signature.inputs[index];
+  refuse(signature, which(signature, signature.inputs, index) + " is missing", input.type(), "nothing",
+         "add {\"" + input.name + "\", ...}");
+}
+
+void refuse_weights(const Signature& signature) {
+  refuse(signature, signature.name + ": it has no weights that can be set",
+         "a function of a package that holds torch.export's graph", "compiled code alone, with its weights in it",
+         "make the package with `torchcc export`");
+}
+
 void refuse_self_overlap(const Signature& signature, size_t index, const at::Tensor& tensor) {
   refuse(signature, which(signature, signature.inputs, index) + " is written to and overlaps itself",
          "a tensor with one place in memory per element", layout_text(tensor),

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include <ATen/core/Tensor.h>
@@ -60,6 +61,18 @@ constexpr c10::DispatchKeySet kWrappers({c10::DispatchKey::Python, c10::Dispatch
 
 /// An output that shares memory with another tensor of the call.
 [[noreturn, gnu::cold]] void refuse_output_overlap(const Signature& signature, size_t index, at::IntArrayRef sizes);
+
+/// A call by name with a name that no input has.
+[[noreturn, gnu::cold]] void refuse_name(const Signature& signature, std::string_view name);
+
+/// A call by name that gives an input twice.
+[[noreturn, gnu::cold]] void refuse_twice(const Signature& signature, std::string_view name);
+
+/// A call by name that leaves an input out.
+[[noreturn, gnu::cold]] void refuse_missing(const Signature& signature, size_t index);
+
+/// New weights for a function that has none.
+[[noreturn, gnu::cold]] void refuse_weights(const Signature& signature);
 
 /// Outputs for a function that has no variant which writes into them.
 [[noreturn, gnu::cold]] void refuse_outputs(const Signature& signature);

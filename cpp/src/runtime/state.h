@@ -1,5 +1,6 @@
 #pragma once
 
+#include <atomic>
 #include <memory>
 #include <string>
 #include <utility>
@@ -9,6 +10,8 @@
 #include <torchcc/package.h>
 
 #include "library.h"
+#include "program.h"
+#include "weights.h"
 
 namespace torchcc::detail {
 
@@ -26,14 +29,31 @@ struct InputCheck {
   std::vector<SizeCheck> sizes;
 };
 
+/// Compiled code that takes some weights as inputs, behind those of the signature.
+struct Code {
+  std::shared_ptr<const Library> library;
+  std::string target;
+  std::vector<size_t> weights;  ///< positions in FunctionState::weights
+};
+
 struct FunctionState {
   Signature signature;
   Stats stats;
   std::vector<InputCheck> checks;  ///< one per input
   bool has_expressions = false;    ///< some input size is an expression of symbols
   bool mutates = false;            ///< some input is written to
-  std::shared_ptr<const Library> library;
+  bool is_plain = false;           ///< `library` runs all calls, and takes nothing but the arguments
+  std::shared_ptr<const Library> library;      ///< code with weights burnt in; null when there is none
   std::shared_ptr<const Library> library_out;  ///< null when the package has none
+  std::vector<size_t> burnt_in;                ///< weights that are burnt into `library`
+  std::vector<size_t> library_weights;         ///< weights that `library` takes, since it writes into them
+  Code updatable;                              ///< code that takes all weights; its library is null when there is none
+  std::shared_ptr<const portable::Program> program;  ///< the graph; null when the package has none
+  std::vector<size_t> program_weights;               ///< the weights that `program` takes
+  std::shared_ptr<Weights> weights;                  ///< null without a graph
+  bool writes_weights = false;
+  mutable std::atomic<int64_t> portable_calls{0};
+  mutable std::atomic<const char*> portable_reason{""};
 
   /// Fills the derived fields from the signature. Throws PackageError when a symbol cannot be bound.
   void prepare(const std::string& origin);
@@ -50,12 +70,15 @@ struct Access {
     function.state_ = std::move(state);
     return function;
   }
-  static const std::shared_ptr<const Library>& library(const Function& function) { return function.state_->library; }
+  static const std::shared_ptr<const FunctionState>& state(const Function& function) { return function.state_; }
   static Package package(std::shared_ptr<const PackageState> state) {
     Package package;
     package.state_ = std::move(state);
     return package;
   }
 };
+
+/// The compiled code of a package's first function, without its graph. Throws PackageError.
+std::shared_ptr<const Library> load_code(Archive& archive);
 
 }  // namespace torchcc::detail

@@ -1,0 +1,201 @@
+"""Compares compiled code with the exported graph that it came from, on random inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from torchcc import _torch, compare as numbers, sizes
+from torchcc.errors import CompileError, message
+from torchcc.package import Function
+from torchcc.signature import Symbol, Value
+
+# How much further than the tolerance of its dtype a result may be off, relative to its largest value: a model rounds
+# more often than one operator.
+_DEPTH = 10.0
+
+
+def compare(function: Function, library: str, weights: Sequence[str]) -> str:
+    """Runs both at the sizes of the example, at small ones and at others that the ranges allow.
+
+    Args:
+        function: With its graph.
+        library: The compiled code.
+        weights: Names of the weights that it takes as inputs.
+
+    Returns:
+        What was compared, for people.
+
+    Raises:
+        CompileError: They differ.
+    """
+    program = function.program
+    assert program is not None
+    run = _torch.load_library(library)
+    held = _torch.weights(program)
+    random = _torch.draws_random_numbers(program)
+    compared = 0
+    skipped: list[str] = []
+    for seed, values in enumerate(size_sets(function)):
+        leaves = inputs(function, values, torch.Generator().manual_seed(1000 + seed))
+        try:
+            expected, buffers = _torch.run(program, [_copy(one) for one in leaves])
+        except Exception as error:
+            # The graph itself cannot do this size.
+            skipped.append(f"{_text(values)}: {type(error).__name__}: {str(error).splitlines()[0]}")
+            continue
+        given = [_copy(one) for one in tensors(function, leaves)]
+        state = [held[name].detach().clone() for name in weights]
+        got = run([*given, *state])
+        wanted = as_tensors(expected)
+        named = [value.name for value in function.signature.outputs]
+        if not random:
+            for name, one, other in zip(named, got, wanted, strict=True):
+                _check(function, f"output '{name}'", values, one, other)
+            for name, one in zip(weights, state, strict=True):
+                if name in buffers:
+                    _check(function, f"buffer '{name}'", values, one, buffers[name])
+        compared += 1
+    if not compared:
+        raise CompileError(
+            message(
+                f"function {function.signature.name}: it could not be checked",
+                expected="a graph that runs on inputs like the example",
+                got="\n".join(skipped),
+                fix="correct the example arguments",
+            )
+        )
+    text = f"{compared} sets of sizes" + (", shapes only: it draws random numbers" if random else "")
+    return text + (f"; the graph refused {'; '.join(skipped)}" if skipped else "")
+
+
+def size_sets(function: Function) -> Iterator[Mapping[str, int]]:
+    """Values for the symbols: those of the example, the smallest, and others."""
+    symbols = function.signature.symbols
+    own = _own_sizes(function)
+    seen: list[Mapping[str, int]] = []
+    for wanted in (None, 0, 1, 2, 7, 33):
+        values = {
+            symbol.name: own.get(symbol.name, symbol.minimum)
+            if wanted is None
+            else _clamp(wanted + position if wanted > 2 else wanted, symbol)
+            for position, symbol in enumerate(symbols)
+        }
+        if values not in seen:
+            seen.append(values)
+            yield values
+
+
+def _own_sizes(function: Function) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for value, example in _pairs(function):
+        if isinstance(example, torch.Tensor):
+            found.update((s, n) for s, n in zip(value.sizes, example.shape, strict=True) if isinstance(s, str))
+    return found
+
+
+def _clamp(value: int, symbol: Symbol) -> int:
+    value = max(value, symbol.minimum)
+    return value if symbol.maximum is None else min(value, symbol.maximum)
+
+
+def _pairs(function: Function) -> list[tuple[Value, Any]]:
+    """The signature's inputs and their examples; ``None`` where there is none."""
+    assert function.program is not None
+    names, _ = _torch.leaf_names(function.program)
+    examples = dict(zip(names, _torch.examples(function.program) or [None] * len(names), strict=True))
+    return [(value, examples.get(value.name)) for value in function.signature.inputs]
+
+
+def inputs(function: Function, values: Mapping[str, int], generator: torch.Generator) -> list[Any]:
+    """Fresh leaves of the graph's inputs for some sizes; what is burnt in stays as it is.
+
+    Numbers of a tensor are distributed as in the example; whole numbers are some of the example's.
+    """
+    program = function.program
+    assert program is not None
+    made = {value.name: _input(value, example, values, generator) for value, example in _pairs(function)}
+    names, _ = _torch.leaf_names(program)
+    return [made.get(name, leaf) for name, leaf in zip(names, _torch.input_leaves(program), strict=True)]
+
+
+def tensors(function: Function, leaves: Sequence[Any]) -> list[torch.Tensor]:
+    """The leaves that compiled code takes, numbers as tensors of rank 0."""
+    program = function.program
+    assert program is not None
+    by_name = dict(zip(_torch.leaf_names(program)[0], leaves, strict=True))
+    found = []
+    for value in function.signature.inputs:
+        leaf = by_name[value.name]
+        found.append(leaf if isinstance(leaf, torch.Tensor) else torch.tensor(leaf, dtype=getattr(torch, value.dtype)))
+    return found
+
+
+def as_tensors(results: Sequence[Any]) -> list[torch.Tensor]:
+    """Results of the graph as C++ gives them: numbers as tensors, and nothing for ``None`` and strings."""
+    return [
+        one if isinstance(one, torch.Tensor) else torch.tensor(one, dtype=getattr(torch, _torch.number_dtype(one)))
+        for one in results
+        if one is not None and not isinstance(one, str)
+    ]
+
+
+def _copy(one: Any) -> Any:
+    return one.clone() if isinstance(one, torch.Tensor) else one
+
+
+def _input(value: Value, example: Any, values: Mapping[str, int], generator: torch.Generator) -> Any:
+    if value.number:
+        return 1 if example is None else example
+    shape = [sizes.evaluate(size, values) for size in value.sizes]
+    dtype = getattr(torch, value.dtype)
+    if dtype.is_floating_point or dtype.is_complex:
+        wide = torch.complex128 if dtype.is_complex else torch.float64
+        noise = torch.randn(shape, generator=generator, dtype=wide)
+        if example is None or example.numel() < 2:
+            return noise.to(dtype)
+        spread, middle = example.to(wide).std(), example.to(wide).mean()
+        return (noise * spread + middle).to(dtype)
+    if example is None or not example.numel():
+        return torch.randint(0, 2, shape, generator=generator).to(dtype)
+    chosen = torch.randint(0, example.numel(), shape, generator=generator)
+    return example.flatten()[chosen]
+
+
+def _text(values: Mapping[str, int]) -> str:
+    return ", ".join(f"{key} = {value}" for key, value in values.items()) or "the example's sizes"
+
+
+def close(got: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Whether two results of one model count as equal."""
+    if got.shape != expected.shape or got.dtype != expected.dtype:
+        return False
+    if numbers.equal(got, expected):
+        return True
+    relative, _ = numbers.tolerances(expected.dtype)
+    finite = torch.isfinite(expected)
+    if not relative or not bool((finite == torch.isfinite(got)).all()) or not bool(finite.any()):
+        return False
+    largest = float(expected[finite].abs().max())
+    return numbers.largest_difference(got[finite], expected[finite]) <= _DEPTH * relative * largest
+
+
+def _check(
+    function: Function, what: str, values: Mapping[str, int], got: torch.Tensor, expected: torch.Tensor
+) -> None:
+    if close(got, expected):
+        return
+    if got.shape == expected.shape and got.dtype == expected.dtype:
+        detail = f"largest difference {numbers.largest_difference(got, expected):.3g}"
+    else:
+        detail = f"{got.dtype} {list(got.shape)} in place of {expected.dtype} {list(expected.shape)}"
+    raise CompileError(
+        message(
+            f"function {function.signature.name}: the compiled code differs from the graph in {what}",
+            expected=f"equal within rounding, with {_text(values)}",
+            got=detail,
+            fix="export it without this target (portable), or compute in float64 to see whether it is rounding",
+        )
+    )

@@ -1,0 +1,409 @@
+"""``torchcc.export``: whole models to packages that C++ loads, with compiled code for some machines or with none."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import Dim, ExportedProgram
+
+from torchcc import _torch, agreement, package, sizes, toolchain, workers
+from torchcc.errors import ArgumentError, CaptureError, message
+from torchcc.signature import Signature, Symbol, Value
+
+#: What ``targets`` may hold.
+TARGETS = ("portable", "native", "avx2", "avx512")
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a method of a module is called: example arguments, and which of their sizes may be others.
+
+    Attributes:
+        args: Example positional arguments: tensors, numbers, and tuples, lists, dicts and dataclasses of them.
+        kwargs: Example keyword arguments.
+        dynamic: As :func:`export` takes it.
+    """
+
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    dynamic: Any = None
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export wrote: the file, and per function and target how its code was checked."""
+
+    package: Path
+    checks: Mapping[str, str]
+
+
+def export(
+    file: Path | str,
+    module: torch.nn.Module,
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    dynamic: Any = None,
+    ranges: Mapping[str, tuple[int, int | None]] | None = None,
+    targets: Sequence[str] = ("native",),
+    methods: Mapping[str, Method] | None = None,
+    updatable: bool = False,
+    options: Mapping[str, Any] | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Exported:
+    """Exports a module with ``torch.export`` and writes a package.
+
+    The package always holds the portable graph. Call ``module.eval()`` first: the module is taken as it is. What is no
+    tensor among the example arguments (numbers, strings, ``None``) is burnt in; the C++ function takes tensors only.
+
+    Args:
+        file: Where to write, e.g. ``model.pt2``.
+        module: The model, on the CPU.
+        args, kwargs: Example arguments of ``forward``.
+        dynamic: Which sizes may be others than in the example: what ``torch.export.export`` takes as
+            ``dynamic_shapes``, where a dimension may also be a name, ``{"ids": {0: "batch", 1: "length"}}``.
+        ranges: Allowed values (minimum, maximum) of names, both ends included; a maximum of ``None`` is no limit.
+            Default: 1 and up.
+        targets: What to compile for: ``"native"`` (this machine), ``"avx2"``, ``"avx512"``; ``"portable"`` compiles
+            nothing. At run time the first that fits is used, else the portable graph.
+        methods: Methods to export in place of ``forward``, each under its name; they share their weights.
+        updatable: Compile code that takes the weights as inputs, so that they can be replaced at run time. By default
+            they are folded and packed into it, which is faster, and a weight that is replaced leaves the portable graph
+            to run.
+        options: Options of Inductor.
+        progress: Called with a title, the steps done and the steps in all.
+
+    Raises:
+        ArgumentError: A target, a method or a range makes no sense.
+        CaptureError: ``torch.export`` cannot capture the module, or C++ could not call it.
+        CompileError: The compiler failed, or its code gives other results than the graph.
+        OSError: The file cannot be written.
+    """
+    wanted = check_targets(targets)
+    given = dict(methods or {"forward": Method(args, dict(kwargs or {}), dynamic)})
+    if methods and (args or kwargs or dynamic):
+        raise ArgumentError(
+            message(
+                "torchcc.export: there are arguments for forward, and methods",
+                expected="one of both",
+                got="both",
+                fix='put them into methods={"forward": torchcc.Method(...)}',
+            )
+        )
+    functions = []
+    for name, method in given.items():
+        program, names = _capture(module, name, method, dict(ranges or {}))
+        functions.append(package.Function(signature_of(program, name, names), program, (), group="model"))
+    return compile_functions(Path(file), functions, wanted, updatable, dict(options or {}), progress)
+
+
+def check_targets(targets: Sequence[str]) -> tuple[str, ...]:
+    """The targets to compile for, the best first.
+
+    Raises:
+        ArgumentError: One is unknown, or cannot be compiled for here.
+    """
+    wanted = []
+    for target in dict.fromkeys(targets):
+        if target not in TARGETS:
+            raise ArgumentError(
+                message(
+                    f"unknown target '{target}'",
+                    expected=f"some of: {', '.join(TARGETS)}",
+                    got=target,
+                    fix="correct the name",
+                )
+            )
+        isa = "" if target == "native" else target
+        if target == "portable":
+            continue
+        name, _, _ = _torch.cpu_target(isa)
+        if isa and not name.endswith(isa):
+            raise ArgumentError(
+                message(
+                    f"the target '{target}' cannot be compiled on this machine",
+                    expected=f"a CPU that has {target}, on which the code can be checked",
+                    got=_torch.cpu_target()[0],
+                    fix=f"leave it out here, and add it with `torchcc compile --target {target}` on such a machine",
+                )
+            )
+        wanted.append((name, isa))
+    wanted.sort(key=lambda one: "avx512" not in one[0])
+    return tuple(isa for _, isa in dict(wanted).items())
+
+
+def _capture(
+    module: torch.nn.Module, name: str, method: Method, ranges: Mapping[str, tuple[int, int | None]]
+) -> tuple[ExportedProgram, dict[Any, str]]:
+    """The program, and the user's names of its symbols."""
+    if not callable(getattr(module, name, None)):
+        raise ArgumentError(
+            message(
+                f"torchcc.export: the module has no method '{name}'",
+                expected="the name of a method",
+                got=f"a {type(module).__name__}",
+                fix="correct the name",
+            )
+        )
+    called = _with_forward(module, name)
+    arguments = _arguments(called, name, method)
+    dims: dict[str, Any] = {}
+    dynamic = _dims(_complete(method.dynamic, arguments), ranges, dims)
+    if unknown := ranges.keys() - dims.keys():
+        raise ArgumentError(
+            message(
+                f"torchcc.export: there is a range for '{min(unknown)}', which is no size",
+                expected=f"one of: {', '.join(sorted(dims)) or 'no ranges, as no size is dynamic'}",
+                got=min(unknown),
+                fix="correct the name, or name the size in dynamic=",
+            )
+        )
+    small = any(ranges.get(dim, (1, None))[0] < 2 for dim in dims)
+    try:
+        program = _torch.export(
+            called,
+            tuple(method.args),
+            dynamic,
+            prefer_general=small,
+            kwargs=dict(method.kwargs),
+        )
+    except Exception as error:
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        raise CaptureError(
+            message(
+                f"{type(module).__name__}.{name}: torch.export cannot capture it",
+                expected="code whose operators do not depend on values, and on sizes only as dynamic= says",
+                got="\n".join([type(error).__name__ + ":", *lines[:12]]),
+                fix="see the message; torch.cond and torch.where replace branches on values",
+            )
+        ) from error
+    return program, _names_of(program, _torch.dynamic_leaves(arguments, dynamic) if dynamic is not None else {})
+
+
+def _arguments(module: torch.nn.Module, name: str, method: Method) -> dict[str, Any]:
+    try:
+        return _torch.named_arguments(module, tuple(method.args), method.kwargs)
+    except TypeError as error:
+        raise ArgumentError(
+            message(
+                f"{type(module).__name__}.{name}: it does not take these arguments",
+                expected="arguments that a call in Python could have",
+                got=str(error),
+                fix="correct args= and kwargs=",
+            )
+        ) from error
+
+
+def _complete(dynamic: Any, tree: Any) -> Any:
+    """``dynamic`` with ``None`` for everything that it leaves out."""
+    if isinstance(tree, Mapping) and (dynamic is None or isinstance(dynamic, Mapping)):
+        if dynamic is not None and (unknown := set(dynamic) - set(tree)):
+            raise ArgumentError(
+                message(
+                    f"torchcc.export: dynamic= has '{min(map(str, unknown))}', which is no argument",
+                    expected=f"some of: {', '.join(map(str, tree))}",
+                    got=min(map(str, unknown)),
+                    fix="correct the name",
+                )
+            )
+        return {key: _complete((dynamic or {}).get(key), one) for key, one in tree.items()}
+    if type(tree) in (tuple, list) and (dynamic is None or len(dynamic) == len(tree)):
+        return [_complete(one, leaf) for one, leaf in zip(dynamic or [None] * len(tree), tree, strict=True)]
+    return dynamic
+
+
+def _dims(tree: Any, ranges: Mapping[str, tuple[int, int | None]], dims: dict[str, Any]) -> Any:
+    """``dynamic`` with :class:`torch.export.Dim` in place of names."""
+    if isinstance(tree, str):
+        if tree not in dims:
+            minimum, maximum = ranges.get(tree, (1, None))
+            dims[tree] = Dim(tree, min=minimum, max=maximum)
+        return dims[tree]
+    if isinstance(tree, Mapping):
+        return {key: _dims(one, ranges, dims) for key, one in tree.items()}
+    if type(tree) in (tuple, list):
+        return type(tree)(_dims(one, ranges, dims) for one in tree)
+    return tree
+
+
+def _with_forward(module: torch.nn.Module, name: str) -> torch.nn.Module:
+    """A shallow copy of a module with one of its methods as ``forward``, so that weights keep their names."""
+    if name == "forward":
+        return module
+    made = copy.copy(module)
+    original = type(module)
+    made.__class__ = type(original.__name__, (original,), {"forward": getattr(original, name)})
+    return made
+
+
+def _names_of(program: ExportedProgram, dynamic: Mapping[str, Any]) -> dict[Any, str]:
+    """The names that ``dynamic`` gives to symbols, from what it says about each leaf."""
+    names: dict[Any, str] = {}
+    input_names, _ = _torch.leaf_names(program)
+    for input_name, leaf in zip(input_names, _torch.input_leaves(program), strict=True):
+        dimensions = dynamic.get(input_name)
+        if not isinstance(leaf, torch.Tensor) or not dimensions:
+            continue
+        for position, dim in dimensions.items() if isinstance(dimensions, Mapping) else enumerate(dimensions):
+            symbol = _torch.plain_symbol(leaf.shape[position])
+            name = getattr(dim, "__name__", "")
+            if symbol is not None and name.isidentifier():
+                names.setdefault(symbol, name)
+    return names
+
+
+def signature_of(program: ExportedProgram, name: str, names: Mapping[Any, str] | None = None) -> Signature:
+    """The signature of an exported program.
+
+    Args:
+        program: From ``torch.export``, or loaded from a file.
+        name: The function's name.
+        names: Names of symbols; the others are named after the input in which they are first.
+
+    Raises:
+        CaptureError: C++ could not call it.
+    """
+    input_names, output_names = _torch.leaf_names(program)
+    written, _ = _torch.mutations(program)
+    known = dict(names or {})
+    leaves = _torch.input_leaves(program)
+    mutated = {input_names[position] for position in _torch.positions(program, written)}
+    for input_name, leaf in zip(input_names, leaves, strict=True):
+        for position, size in enumerate(leaf.shape if isinstance(leaf, torch.Tensor) else ()):
+            symbol = _torch.plain_symbol(size)
+            if symbol is not None:
+                known.setdefault(symbol, f"{input_name.replace('.', '_')}_{position}")
+    inputs = tuple(
+        _value(name, input_name, leaf, known, input_name in mutated)
+        for input_name, leaf in zip(input_names, leaves, strict=True)
+        if isinstance(leaf, torch.Tensor | torch.SymInt | torch.SymFloat | torch.SymBool)
+    )
+    results = _torch.outputs(program)
+    outputs = tuple(
+        _value(name, output_name, result, known)
+        if isinstance(result, torch.Tensor)
+        else Value(output_name, _torch.number_dtype(result))
+        for output_name, result in zip(output_names, results, strict=True)
+        if result is not None and not isinstance(result, str)
+    )
+    plain = {size for value in inputs for size in value.sizes if isinstance(size, str)}
+    used = {symbol for value in (*inputs, *outputs) for size in value.sizes for symbol in sizes.symbols(size)}
+    for value in inputs:
+        for size in value.sizes:
+            if size is None or sizes.symbols(size) - plain:
+                raise CaptureError(
+                    message(
+                        f"{name}: the size of the argument '{value.name}' follows from no other",
+                        expected="for each free size an argument that has just it",
+                        got=value.type(),
+                        fix="make the size itself dynamic, not a multiple of it",
+                    )
+                )
+    ranges = {known[symbol]: bounds for symbol, bounds in _torch.size_ranges(program).items() if symbol in known}
+    symbols = tuple(Symbol(symbol, *ranges.get(symbol, (0, None))) for symbol in dict.fromkeys(known.values()))
+    return Signature(name, inputs, outputs, tuple(symbol for symbol in symbols if symbol.name in used | plain))
+
+
+def _value(function: str, name: str, leaf: Any, names: Mapping[Any, str], mutated: bool = False) -> Value:
+    if not isinstance(leaf, torch.Tensor):
+        minimum, maximum = _torch.number_range(leaf)
+        return Value(name, _torch.number_dtype(leaf), number=True, minimum=minimum, maximum=maximum)
+    if leaf.device.type != "cpu" or leaf.layout != torch.strided:
+        raise CaptureError(
+            message(
+                f"{function}: '{name}' is not a dense tensor on the CPU",
+                expected="dense tensors on the CPU",
+                got=f"{leaf.layout} on {leaf.device}",
+                fix="export the model with such tensors",
+            )
+        )
+    dtype = str(leaf.dtype).removeprefix("torch.")
+    return Value(name, dtype, tuple(_torch.read_size(size, names) for size in leaf.shape), mutated=mutated)
+
+
+def compile_functions(
+    file: Path,
+    functions: Sequence[package.Function],
+    targets: Sequence[str],
+    updatable: bool,
+    options: Mapping[str, Any],
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Exported:
+    """Compiles functions for targets (see :func:`check_targets`), compares the code with the graphs, and writes a package.
+
+    Variants that the functions have stay, behind the new ones; one for the same target and of the same kind goes.
+
+    Raises:
+        CompileError: The compiler failed, or its code gives other results than the graph.
+        OSError: The file cannot be written.
+    """
+    tell = progress or (lambda title, done, total: None)
+    if targets:
+        toolchain.require_compiler()
+    with tempfile.TemporaryDirectory(prefix="torchcc-") as folder:
+        work = Path(folder)
+        jobs: list[workers.Job] = []
+        owners: list[tuple[int, str]] = []
+        for position, function in enumerate(functions):
+            program = function.program
+            assert program is not None
+            saved = work / f"{position}.pt2"
+            if targets:
+                _torch.save(program, saved)
+            _, written = _torch.mutations(program)
+            weights = _torch.weight_names(program) if updatable else sorted(written)
+            for isa in targets:
+                owners.append((position, isa))
+                jobs.append(
+                    workers.Job(
+                        title=f"function {function.signature.name} for {_torch.cpu_target(isa)[0]}",
+                        program=str(saved),
+                        into_outputs=False,
+                        options={**({} if updatable else {"freezing": True}), **options},
+                        imports=(),
+                        log=str(work / f"{position}-{isa}.log"),
+                        weights=tuple(weights),
+                        isa=isa,
+                    )
+                )
+        done = [0]
+
+        def finished(job: workers.Job, result: workers.Result) -> None:
+            done[0] += 1
+            tell(f"compiled {job.title} in {result.seconds:.0f} s", done[0], 2 * len(jobs))
+
+        tell("compiling", 0, 2 * len(jobs))
+        results = dict(zip(owners, workers.compile_all(jobs, finished), strict=True))
+        made: list[list[package.Variant]] = [[] for _ in functions]
+        checks: dict[str, str] = {}
+        for ((position, isa), result), job in zip(results.items(), jobs, strict=True):
+            target, _, features = _torch.cpu_target(isa)
+            tell(f"verifying {job.title}", len(jobs) + len(checks), 2 * len(jobs))
+            function = functions[position]
+            (library,) = [one for one in result.files if one.endswith(".so")]
+            toolchain.require_shared_libstdcxx(library)
+            compared = agreement.compare(function, library, job.weights)
+            checks[f"{function.signature.name}, {target}"] = compared
+            made[position].append(
+                package.Variant(
+                    files=result.files,
+                    exclusive=result.exclusive,
+                    weights=job.weights,
+                    target=target,
+                    cpu_features=features,
+                )
+            )
+        whole = [
+            package.Function(
+                one.signature, one.program, [*new, *package.others(one.variants, new)], one.group
+            )
+            for one, new in zip(functions, made, strict=True)
+        ]
+        package.write(file, whole)
+    return Exported(file, checks)
