@@ -1,4 +1,4 @@
-"""What several tests need: the packages of regions.py and cpp/twin.py, and the C++ tests, built once.
+"""What several tests need: the packages of regions.py, cpp/twin.py and cpp/network.py, and the C++ tests, built once.
 
 Both are kept in torchcc's cache folder, so that a second run starts at once.
 """
@@ -72,10 +72,11 @@ def _key(*files: Path) -> str:
 
 @pytest.fixture(scope="session")
 def built() -> Path:
-    """The folder with ``regions.pt2``, ``regions.h``, ``regions.cpp`` and ``twin.pt2``."""
+    """The folder with ``regions.pt2``, ``regions.h``, ``regions.cpp``, ``twin.pt2`` and what cpp/network.py writes."""
     sources = {TESTS / "regions.py": "regions", TESTS / "cpp" / "twin.py": "twin"}
+    models = TESTS / "cpp" / "network.py"
     compiler = (file for file in Path(torchcc.__file__).parent.rglob("*") if file.suffix in (".py", ".jinja"))
-    folder = _cache() / "packages" / _key(*sources, *sorted(compiler))
+    folder = _cache() / "packages" / _key(*sources, models, *sorted(compiler))
     finished = folder / "finished"
     with _locked():
         if finished.exists():
@@ -85,6 +86,7 @@ def built() -> Path:
                 shutil.rmtree(old)
         for source, namespace in sources.items():
             _run(sys.executable, "-m", "torchcc", "build", source, "--out", folder, "--namespace", namespace)
+        _run(sys.executable, models, folder)
         finished.touch()
     return folder
 
@@ -95,8 +97,8 @@ def files(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pat
     from cpp.rewrite import rewrite
 
     folder = tmp_path_factory.mktemp("files")
-    for name in ("regions.pt2", "twin.pt2"):
-        shutil.copyfile(built / name, folder / name)
+    for file in built.glob("*.pt2"):
+        shutil.copyfile(file, folder / file.name)
     rewrite(built / "twin.pt2", folder / "rewritten")
     yield folder
     shutil.rmtree(folder)  # more than 100 MB

@@ -198,16 +198,19 @@ BOOST_AUTO_TEST_CASE(inference_tensors_outside_of_inference_mode) {
   BOOST_TEST(same(test::regions()["add_relu"](x, x), at::relu(x + x)));
 }
 
-BOOST_AUTO_TEST_CASE(gradients_are_refused_where_they_would_be_lost) {
+BOOST_AUTO_TEST_CASE(gradients_flow_through_the_graph) {
   const torchcc::Function function = test::regions()["add_relu"];
   const at::Tensor x = at::randn({16}).requires_grad_(true);
   const at::Tensor y = at::randn({16});
-  BOOST_CHECK_THROW(function(x, y), torchcc::ArgumentError);
+  const at::Tensor result = function(x, y);
+  BOOST_TEST(same(result.detach(), at::relu(x + y).detach()));
+  result.sum().backward();
+  BOOST_TEST(same(x.grad(), (x.detach() + y > 0).to(at::kFloat)));
+  BOOST_TEST(function.stats().portable_calls == 1);
   BOOST_TEST(same(function(x.detach(), y), at::relu(x + y).detach()));
   const at::NoGradGuard off;
-  const at::Tensor result = function(x, y);
-  BOOST_TEST(same(result, at::relu(x + y)));
-  BOOST_TEST(!result.requires_grad());
+  BOOST_TEST(!function(x, y).requires_grad());
+  BOOST_TEST(function.stats().portable_calls == 1);
 }
 
 BOOST_AUTO_TEST_CASE(autocast_changes_nothing) {

@@ -34,6 +34,14 @@ void attempt(const Bytes& bytes, Tally& tally) {
   ++tally.right;
 }
 
+void runs_its_graph(const torchcc::Function& function) {
+  const at::Tensor x = at::randn({16});
+  const at::Tensor y = at::randn({16});
+  BOOST_TEST(test::same(function(x, y), at::relu(x + y) + 1));
+  BOOST_TEST(function.stats().backend == "portable");
+  BOOST_TEST(function.stats().portable_calls == 1);
+}
+
 void report(const char* kind, const Tally& tally) {
   BOOST_TEST_MESSAGE(kind << ": " << tally.refused << " refused, " << tally.right << " loaded with right results");
 }
@@ -148,6 +156,10 @@ BOOST_AUTO_TEST_CASE(rewritten) {
     const std::string name = entry.path().filename().string();
     const int right = tally.right;
     BOOST_TEST_CONTEXT(name) {
+      if (name.starts_with("portable-")) {
+        runs_its_graph(torchcc::load(test::read(entry.path()))["add_relu"]);
+        continue;
+      }
       attempt(test::read(entry.path()), tally);
       BOOST_TEST((tally.right != right) == name.starts_with("good-"));
     }

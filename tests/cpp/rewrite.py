@@ -1,6 +1,7 @@
 """Makes packages that are wrong in one way each: whole zip files with right checksums, as a faulty tool writes them.
 
-``cpp/damage.cpp`` loads them all: names that start with ``good-`` have to load, names that start with ``bad-`` not.
+``cpp/damage.cpp`` loads them all: names that start with ``good-`` have to load, names that start with ``bad-`` not, and
+those that start with ``portable-`` have to run their graph.
 """
 
 from __future__ import annotations
@@ -32,6 +33,10 @@ def rewrite(package: Path, folder: Path) -> None:
         copied = copy.deepcopy(manifest)
         change(copied)
         _write(folder / f"bad-{name}.pt2", _with_manifest(records, json.dumps(copied)))
+    for name, change in _portable_changes().items():
+        copied = copy.deepcopy(manifest)
+        change(copied)
+        _write(folder / f"portable-{name}.pt2", _with_manifest(records, json.dumps(copied)))
     for name, text in _texts(json.dumps(manifest)).items():
         _write(folder / f"bad-{name}.pt2", _with_manifest(records, text))
 
@@ -145,7 +150,7 @@ def _paths(node: Any, prefix: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 
 # Keys that only people and Python read, and entries whose absence is a package of its own.
-_UNREAD = {"format", "graph", "producer"}
+_UNREAD = {"format", "producer"}
 
 
 def _manifest_changes(manifest: Any) -> dict[str, Change]:
@@ -164,7 +169,7 @@ def _manifest_changes(manifest: Any) -> dict[str, Change]:
     return {
         **changes,
         **{
-            f"version-{value}": _put("format_version", value=value) for value in (0, 2, -1, 2**63, 1.0, True, "1", None)
+            f"version-{value}": _put("format_version", value=value) for value in (0, 1, 3, -1, 2**63, 2.0, True, "2", None)
         },
         **{f"size-{value}": _put(*size, value=value) for value in (-1, 2**63, 2**70, 1.5, True, "n", [], ["+", 1])},
         **{f"crc-{value}": _put(*record, "crc32", value=value) for value in (-1, 2**32, 2**70, 0.5, "1", None)},
@@ -181,9 +186,9 @@ def _manifest_changes(manifest: Any) -> dict[str, Change]:
         "output-unknown": _put(*signature, "outputs", 0, "sizes", 0, "value", value=None),
         "inputs-fewer": _drop(*signature, "inputs", 0),
         "outputs-fewer": _put(*signature, "outputs", value=[]),
-        "variants-none": _put("functions", 0, "variants", value=[]),
-        "torch": _put(*variant, "torch", value="1.0"),
-        "cpu": _put(*variant, "cpu_features", value=["avx1024"]),
+        **{name: _both(change, _put("functions", 0, "graph", value="")) for name, change in _portable_changes().items()},
+        "weights-unknown": _put(*variant, "weights", value=["absent"]),
+        "graph-absent": _put("functions", 0, "graph", value="models/absent.json"),
         "library-absent": _put(*variant, "library", value="data/absent.so"),
         "library-none": _put(*variant, "library", value=""),
         "library-is-json": _put(*variant, "library", value="models/model.json"),
@@ -191,6 +196,24 @@ def _manifest_changes(manifest: Any) -> dict[str, Change]:
         "records-unlisted": _put("records", value={}),
         "records-more": _put("records", "data/absent", value={"size": 1, "crc32": 1}),
     }
+
+
+def _portable_changes() -> dict[str, Change]:
+    """Packages whose compiled code cannot run here, so that the graph has to."""
+    variant = ("functions", 0, "variants", 0)
+    return {
+        "variants-none": _put("functions", 0, "variants", value=[]),
+        "torch": _put(*variant, "torch", value="1.0"),
+        "cpu": _put(*variant, "cpu_features", value=["avx1024"]),
+    }
+
+
+def _both(first: Change, second: Change) -> Change:
+    def change(content: Any) -> None:
+        first(content)
+        second(content)
+
+    return change
 
 
 def _swap_libraries(variant: dict[str, Any]) -> None:

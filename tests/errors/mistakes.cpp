@@ -64,7 +64,11 @@ void arguments(const Tensors& t) {
     const at::Tensor mask = at::ones({2, 3}, at::kBool);
     t.blend.call({at::_nested_tensor_from_mask(at::ones({2, 3, 4}, at::kDouble), mask), t.a, 1.0, 1, true});
   });
-  mistake("requires grad", [&] { t.add_relu(t.x, t.x.clone().requires_grad_(true)); });
+  mistake("requires grad", [&] {
+    at::Tensor out = at::empty({16});
+    const at::Tensor y = t.x.clone().requires_grad_(true);
+    t.add_relu.call_out({&out, 1}, std::vector<torchcc::Argument>{t.x, y});
+  });
 }
 
 void sizes(const Tensors& t) {
@@ -112,6 +116,20 @@ void mutation(const Tensors& t) {
   mistake("written to, and the other argument too", [&] { t.accumulate(t.a, t.a); });
 }
 
+void models(const Tensors& t) {
+  const torchcc::Function network = torchcc::load(test::file("network-portable.pt2"))["forward"];
+  const at::Tensor x = at::ones({2, 8});
+  mistake("name that no argument has", [&] { network({{"y", x}}); });
+  mistake("argument twice", [&] { network({{"x", x}, {"x", x}}); });
+  mistake("argument left out", [&] { network(std::initializer_list<torchcc::NamedArgument>{}); });
+  mistake("output that is not there", [&] { network({{"x", x}})["y"]; });
+  mistake("position of no output", [&] { network({{"x", x}})[1]; });
+  mistake("weight that is not there", [&] { network.set_weight("middle.bias", x); });
+  mistake("weight of another size", [&] { network.set_weight("last.bias", x); });
+  mistake("weight that is undefined", [&] { network.set_weight("last.bias", at::Tensor()); });
+  mistake("weight of a function without any", [&] { t.add_relu.set_weight("last.bias", x); });
+}
+
 void running(const Tensors& t) {
   mistake("division by zero", [&] { test::regions()["divide"](t.seven, t.seven - 7); });
   mistake("index out of range", [&] { test::regions()["lookup"](at::ones({100, 8}), t.seven + 93); });
@@ -139,7 +157,7 @@ void files() {
   mistake("no bytes", [] { torchcc::load(std::span<const std::byte>()); });
   mistake("zip file of something else", [&] { rewritten("bad-only-text.pt2"); });
   mistake("package that torchcc did not make", [&] { rewritten("bad-no-manifest.pt2"); });
-  mistake("package of a later torchcc", [&] { rewritten("bad-version-2.pt2"); });
+  mistake("package of a later torchcc", [&] { rewritten("bad-version-3.pt2"); });
   mistake("damaged manifest", [&] { rewritten("bad-manifest-byte.pt2"); });
   mistake("manifest with a hole", [&] { rewritten("bad-missing-functions-0-signature-inputs-0-dtype.pt2"); });
   mistake("manifest with an unknown dtype", [&] { rewritten("bad-dtype.pt2"); });
@@ -174,6 +192,7 @@ int main() {
   numbers(tensors);
   outputs(tensors);
   mutation(tensors);
+  models(tensors);
   running(tensors);
   compiling();
   files();

@@ -33,12 +33,19 @@ class Package {
   std::shared_ptr<const detail::PackageState> state_;
 };
 
-/// Loads a package that `torchcc build` wrote. Everything is read, checked and bound here: the file may be removed or
-/// replaced afterwards. Nothing is unpacked into a folder that others can see. Throws PackageError when the file is
-/// missing, damaged, of another format version, made for another torch, or holds no code that this machine can run.
-Package load(const std::filesystem::path& file);
+/// How a package is loaded. A plain value.
+struct LoadOptions {
+  bool compiled = true;  ///< use compiled code that fits this machine; false: run the portable graphs
+};
+
+/// Loads a package that `torchcc build` or `torchcc export` wrote. Everything is read, checked and bound here: the file
+/// may be removed or replaced afterwards, but not overwritten in place, since weights stay mapped from it. Of each
+/// function the first compiled variant is taken that fits this machine and this torch, else its portable graph;
+/// Function::stats() says which and why. Nothing is unpacked into a folder that others can see. Throws PackageError when
+/// the file is missing, damaged or of another format version, or holds nothing that can run here.
+Package load(const std::filesystem::path& file, const LoadOptions& options = {});
 
 /// The same from memory; `bytes` may be freed afterwards.
-Package load(std::span<const std::byte> bytes);
+Package load(std::span<const std::byte> bytes, const LoadOptions& options = {});
 
 }  // namespace torchcc

@@ -657,6 +657,17 @@ void Program::note_written(size_t input) {
   if (inputs_[input].kind == Input::Kind::weight) written_[position] = true;
 }
 
+std::vector<std::string> Program::written_arguments() const {
+  std::vector<std::string> names;
+  for (size_t i = 0; i < inputs_.size(); ++i) {
+    const bool at_the_end = std::any_of(outputs_.begin(), outputs_.end(), [&](const Output& output) {
+      return output.kind == Output::Kind::write && output.input == i;
+    });
+    if (inputs_[i].kind == Input::Kind::argument && (at_the_end || block_->written[i])) names.push_back(inputs_[i].name);
+  }
+  return names;
+}
+
 std::shared_ptr<const Program> Program::parse(const std::string& text, const Fail& fail) {
   try {
     return Parser::parse(json::parse(text, [](int depth, json::parse_event_t, const json&) {

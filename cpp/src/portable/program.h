@@ -108,6 +108,9 @@ class Program {
   /// Whether the graph uses the weight at this position.
   bool uses_weight(size_t position) const { return used_[position]; }
 
+  /// Names of the caller's inputs that the graph writes into.
+  std::vector<std::string> written_arguments() const;
+
   /// Runs the graph. `arguments` are the caller's inputs; weights() are those of `weights` at `positions`; the results are the caller's
   /// outputs: tensors, numbers, strings and None. Throws Error, with the operator and its place in the model, when an
   /// operator fails.

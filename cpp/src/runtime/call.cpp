@@ -10,6 +10,7 @@
 #include <ATen/ScalarOps.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/core/grad_mode.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/util/SmallVector.h>
 #include <torch/csrc/inductor/aoti_torch/utils.h>
 #include <torchcc/error.h>
@@ -303,9 +304,8 @@ void run_code(const FunctionState& state, const Library& library, const Bound& b
 
 /// Whether the weights that are burnt into compiled code are still what they were.
 bool is_current(const FunctionState& state, const Weights::Set& weights) {
-  return weights.is_original && std::all_of(state.burnt_in.begin(), state.burnt_in.end(), [&](size_t position) {
-           return weights.tensors[position]._version() == weights.versions[position];
-         });
+  return std::all_of(state.burnt_in.begin(), state.burnt_in.end(),
+                     [&](size_t position) { return weights.is_current(position); });
 }
 
 /// Results of the graph as tensors; Python's None and strings are none of the signature's outputs.
@@ -349,6 +349,9 @@ void run_graph(const FunctionState& state, const Bound& bound, std::span<at::Ten
   }
 }
 
+/// Whether torchcc::compile records what this thread does. It sees the graph's operators, but not compiled code.
+bool is_recorded() { return c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::TESTING_ONLY_GenericMode); }
+
 /// Calls that may take weights, or run the graph.
 void call_with_weights(const FunctionState& state, const Bound& bound, std::span<at::Tensor> outputs) {
   std::unique_lock<std::mutex> lock;
@@ -360,7 +363,9 @@ void call_with_weights(const FunctionState& state, const Bound& bound, std::span
       needs_grad = needs_grad || weights->tensors[position].requires_grad();
     }
   }
-  if (needs_grad) {
+  if (state.program != nullptr && is_recorded()) {
+    run_graph(state, bound, outputs, *weights, "the call is part of a function that torchcc::compile records");
+  } else if (needs_grad) {
     run_graph(state, bound, outputs, *weights, "a gradient is wanted, which compiled code does not have");
   } else if (state.library != nullptr && is_current(state, *weights)) {
     run_code(state, *state.library, bound, outputs, weights.get(), state.library_weights);
@@ -376,7 +381,7 @@ void call(const FunctionState& state, std::span<at::Tensor> outputs, std::span<c
   Bound bound(state);
   bind(state, arguments, bound);
   if (state.mutates) check_mutated(state, bound);
-  if (state.is_plain && !bound.needs_grad) [[likely]] {
+  if (state.is_plain && !bound.needs_grad && (state.program == nullptr || !is_recorded())) [[likely]] {
     run_code(state, *state.library, bound, outputs, nullptr, {});
   } else {
     call_with_weights(state, bound, outputs);

@@ -208,6 +208,8 @@ Manifest parse_manifest(const json& root) {
 
 }  // namespace
 
+bool has_manifest(Archive& archive) { return archive.has(kManifestRecord) || archive.has(kChecksumRecord); }
+
 Manifest read_manifest(Archive& archive) {
   if (!archive.has(kManifestRecord)) {
     archive.fail("a package made by torchcc, with a record " + std::string(kManifestRecord), "a .pt2 file without one",

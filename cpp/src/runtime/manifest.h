@@ -47,6 +47,9 @@ struct Manifest {
   std::map<std::string, Record> records;
 };
 
+/// Whether it is a package that torchcc made.
+bool has_manifest(Archive& archive);
+
 /// Reads and checks the manifest. Throws PackageError.
 Manifest read_manifest(Archive& archive);
 

@@ -9,6 +9,7 @@
 #include "cpu.h"
 #include "manifest.h"
 #include "message.h"
+#include "plain.h"
 #include "state.h"
 
 namespace torchcc {
@@ -129,7 +130,7 @@ void bind_variant(FunctionState& state, const FunctionEntry& entry, const Varian
   state.stats.target = variant.target;
 }
 
-Function bind_function(const FunctionEntry& entry, const Contents& contents) {
+Function bind_function(const FunctionEntry& entry, const Contents& contents, const LoadOptions& options) {
   auto state = std::make_shared<FunctionState>();
   state->signature = entry.signature;
   state->prepare(contents.origin);
@@ -144,7 +145,8 @@ Function bind_function(const FunctionEntry& entry, const Contents& contents) {
     state->stats.reasons.push_back("portable: " + one_line(without_graph));
   }
   for (const Variant& variant : entry.variants) {
-    if (const std::string reason = misfit(variant); !reason.empty()) {
+    const std::string reason = options.compiled ? misfit(variant) : "LoadOptions::compiled is false";
+    if (!reason.empty()) {
       state->stats.reasons.push_back(variant.target + ": " + reason);
     } else {
       bind_variant(*state, entry, variant, contents);
@@ -176,23 +178,47 @@ std::shared_ptr<const Library> load_code(Archive& archive) {
   for (const auto& [name, record] : manifest.records) {
     if (name.starts_with("data/aotinductor/")) contents.records.texts[name] = archive.read(name, record.size, record.crc32);
   }
-  return Access::state(bind_function(entry, contents))->library;
+  return Access::state(bind_function(entry, contents, {}))->library;
 }
 
 namespace {
 
-Package load(Archive& archive) {
-  const Manifest manifest = read_manifest(archive);
-  Contents contents;
-  contents.origin = archive.origin();
-  // Every record that the manifest lists is checked, used or not: a damaged package is refused as a whole.
+/// Every record that the manifest lists is checked, used or not: a damaged package is refused as a whole.
+Weights::Records read_records(Archive& archive, const Manifest& manifest) {
+  Weights::Records records;
   for (const auto& [name, record] : manifest.records) {
     if (is_weight(name)) {
-      contents.records.bytes[name] = {archive.map(name, record.size, record.crc32), record.size};
+      records.bytes[name] = {archive.map(name, record.size, record.crc32), record.size};
     } else {
-      contents.records.texts[name] = archive.read(name, record.size, record.crc32);
+      records.texts[name] = archive.read(name, record.size, record.crc32);
     }
   }
+  return records;
+}
+
+/// The records of a file that states no checksums.
+Weights::Records read_plain_records(Archive& archive) {
+  constexpr uint64_t kLimit = uint64_t{1} << 40;
+  Weights::Records records;
+  for (const std::string& name : archive.records()) {
+    if (!name.starts_with("data/weights/") && !name.starts_with("data/constants/") && !name.starts_with("models/")) continue;
+    std::string content = archive.read(name, kLimit);
+    if (is_weight(name)) {
+      records.bytes[name] = {archive.map(name, content.size(), checksum(content)), content.size()};
+    } else {
+      records.texts[name] = std::move(content);
+    }
+  }
+  return records;
+}
+
+Package load(Archive& archive, const LoadOptions& options) {
+  const bool is_plain = !has_manifest(archive);
+  const Manifest manifest = is_plain ? read_plain(archive) : read_manifest(archive);
+  if (manifest.functions.empty()) read_manifest(archive);  // which says what is missing
+  Contents contents;
+  contents.origin = archive.origin();
+  contents.records = is_plain ? read_plain_records(archive) : read_records(archive, manifest);
   for (const FunctionEntry& entry : manifest.functions) {
     if (entry.graph.empty()) continue;
     std::shared_ptr<Weights>& weights = contents.weights[entry.group];
@@ -202,7 +228,7 @@ Package load(Archive& archive) {
   auto state = std::make_shared<PackageState>();
   state->origin = archive.origin();
   for (const FunctionEntry& entry : manifest.functions) {
-    state->functions.emplace_back(entry.signature.name, bind_function(entry, contents));
+    state->functions.emplace_back(entry.signature.name, bind_function(entry, contents, options));
   }
   return Access::package(std::move(state));
 }
@@ -210,14 +236,14 @@ Package load(Archive& archive) {
 }  // namespace
 }  // namespace detail
 
-Package load(const std::filesystem::path& file) {
+Package load(const std::filesystem::path& file, const LoadOptions& options) {
   detail::Archive archive(file);
-  return detail::load(archive);
+  return detail::load(archive, options);
 }
 
-Package load(std::span<const std::byte> bytes) {
+Package load(std::span<const std::byte> bytes, const LoadOptions& options) {
   detail::Archive archive(bytes);
-  return detail::load(archive);
+  return detail::load(archive, options);
 }
 
 const Function& Package::operator[](std::string_view name) const {

@@ -69,10 +69,10 @@ at::Tensor make(const Archive& archive, const std::string& name, const Entry& en
   if (entry.offset < 0 || entry.offset > INT64_MAX / 2 || reached < 0 || static_cast<uint64_t>(needed) > size / item) {
     archive.fail("the whole weight '" + name + "'", std::to_string(size) + " bytes of it");
   }
-  const auto elements = static_cast<int64_t>(size / item);
-  const at::Tensor whole =
-      at::from_blob(bytes.get(), {elements}, [keep = bytes](void*) {}, at::TensorOptions().dtype(entry.dtype));
-  return whole.as_strided(entry.sizes, entry.strides, entry.offset);
+  // Not a view of a tensor of all bytes: a parameter may not be one.
+  return at::from_blob(
+      bytes.get() + static_cast<uint64_t>(entry.offset) * item, entry.sizes, entry.strides, [keep = bytes](void*) {},
+      at::TensorOptions().dtype(entry.dtype));
 }
 
 bool is_same(const at::Tensor& a, const at::Tensor& b) {
@@ -105,7 +105,7 @@ void Weights::add(const Archive& archive, const std::string& model, const Record
           names_.push_back(is_known ? model + "." + name : name);
           is_parameter_.push_back(entry.is_parameter);
           set->tensors.push_back(tensor);
-          set->versions.push_back(tensor._version());
+          set->loaded.push_back(Set::state_of(tensor));
         }
         positions_[{model, name}] = position;
       }

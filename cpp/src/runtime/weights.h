@@ -22,8 +22,16 @@ class Weights {
   /// One consistent state. Immutable but for what is in the tensors.
   struct Set {
     std::vector<at::Tensor> tensors;
-    std::vector<uint32_t> versions;  ///< of the tensors, when they were loaded
-    bool is_original = true;         ///< none was replaced
+    std::vector<std::pair<const void*, uint32_t>> loaded;  ///< memory and version of each, when it was loaded
+    bool is_original = true;                               ///< none was replaced
+
+    /// Whether the weight at this position is what was loaded.
+    bool is_current(size_t position) const {
+      return is_original && loaded[position] == state_of(tensors[position]);
+    }
+    static std::pair<const void*, uint32_t> state_of(const at::Tensor& tensor) {
+      return {tensor.storage().unsafeGetStorageImpl(), tensor._version()};
+    }
   };
 
   /// The archive's records, checked: texts, and the memory of weights.
