@@ -15,6 +15,7 @@ from benchmarks import harness
 #: Name of the module in this folder, and what it measures.
 BENCHMARKS = {
     "call_overhead": "what a call costs beside the compiled code, and how calls from many threads scale",
+    "packages": "the portable engine, compiled packages against the plain loader, and swaps of weights",
     "capture": "what recording and replay cost, and compiled C++ against other ways to run a model",
 }
 

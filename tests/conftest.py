@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from torchcc import native, paths, toolchain
 TESTS = Path(__file__).resolve().parent
 
 _TARGETS = {
-    "release": ("runtime_tests", "mistakes", "programs", "capture_app"),
+    "release": ("runtime_tests", "mistakes", "programs", "capture_app", "exports"),
     "asan-ubsan": ("runtime_tests",),
     "tsan": ("runtime_tests",),
 }
@@ -100,6 +101,9 @@ def files(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pat
     for file in built.glob("*.pt2"):
         shutil.copyfile(file, folder / file.name)
     rewrite(built / "twin.pt2", folder / "rewritten")
+    for name in ("network", "plain"):
+        with zipfile.ZipFile(built / f"{name}.pt2") as archive:
+            archive.extractall(folder / "unpacked" / name)
     yield folder
     shutil.rmtree(folder)  # more than 100 MB
 

@@ -1,10 +1,12 @@
-// torchcc-run: calls a function of a package on tensors in files, for `torchcc run`, `torchcc verify` and `torchcc bench`.
+// torchcc-run: calls a function of a package on tensors in files, for `torchcc run`, `torchcc verify` and `torchcc
+// bench`.
 //
 //   torchcc-run PACKAGE FUNCTION INPUTS OUTPUTS [--portable] [--seconds S] [--threads N] [--operators LIBRARY]...
 //
 // INPUTS is what Python's torch.save() writes of a tuple of calls, each a tuple of tensors in the signature's order;
-// OUTPUTS gets a tuple of results, each a tuple of tensors. Prints one line of JSON: the backend, the target, why others
-// were passed over, the seconds that loading took, and, with --seconds, the median nanoseconds of the last call's repetitions.
+// OUTPUTS gets a tuple of results, each a tuple of tensors. Prints one line of JSON: the backend, the target, why
+// others were passed over, the seconds that loading took, and, with --seconds, the median nanoseconds of the last
+// call's repetitions.
 
 #include <algorithm>
 #include <chrono>

@@ -8,6 +8,7 @@ from torchcc._version import __version__
 from torchcc.builder import Built, build
 from torchcc.errors import ArgumentError, CaptureError, CompileError, Error, PackageError
 from torchcc.exporter import Exported, Method, export
+from torchcc.loading import load
 from torchcc.region import Region, region
 
 __all__ = [
@@ -23,5 +24,6 @@ __all__ = [
     "__version__",
     "build",
     "export",
+    "load",
     "region",
 ]

@@ -11,6 +11,8 @@ import difflib
 import functools
 import hashlib
 import json
+import logging
+import math
 import os
 import platform
 import re
@@ -86,6 +88,41 @@ def save(program: ExportedProgram, file: Path) -> None:
     """``torch.export.save``."""
     with _quiet():
         torch.export.save(program, file)
+
+
+def without_own_containers(program: ExportedProgram) -> ExportedProgram:
+    """A program that a process without the user's classes can load: flat where it takes or gives such containers.
+
+    Dataclasses and named tuples are stored by the names of their classes, which are often in ``__main__``. Leans on
+    ``ModuleCallEntry`` of ``torch.export``, and on fields of ``ExportedProgram``.
+    """
+    pytree = torch.utils._pytree
+    specs = [program.call_spec.in_spec, program.call_spec.out_spec]
+    known = {tuple, list, dict, None}
+    if None in specs or all(spec.type in known for outer in specs for spec in _all_specs(outer)):
+        return program
+    count_in, count_out = (spec.num_leaves for spec in specs if spec is not None)
+    call = program.module_call_graph[0].signature
+    assert call is not None
+    made = copy.copy(program)
+    made._module_call_graph = [
+        torch.export.ModuleCallEntry(
+            "",
+            torch.export.ModuleCallSignature(
+                call.inputs,
+                call.outputs,
+                in_spec=pytree.tree_structure(((0,) * count_in, {})),
+                out_spec=pytree.tree_structure((0,) * count_out),
+            ),
+        )
+    ]
+    made._example_inputs = (tuple(examples(program)), {}) if program.example_inputs is not None else None
+    made._guards_code = []  # they name the inputs as they were
+    return made
+
+
+def _all_specs(spec: Any) -> list[Any]:
+    return [spec, *(inner for child in spec.children() for inner in _all_specs(child))]
 
 
 def load(file: str) -> ExportedProgram:
@@ -211,12 +248,33 @@ def input_leaves(program: ExportedProgram) -> list[Any]:
     return [node.meta.get("val") for node in _leaf_nodes(program)]
 
 
+def contiguous(tree: Any) -> Any:
+    """The same with contiguous tensors in place of others."""
+    return torch.utils._pytree.tree_map(
+        lambda one: one.contiguous() if isinstance(one, torch.Tensor) and one.layout == torch.strided else one, tree
+    )
+
+
 def named_arguments(module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments by the names that ``forward`` has for them. Leans on ``torch.export.dynamic_shapes._combine_args``."""
     from torch.export.dynamic_shapes import _combine_args
 
     combined: dict[str, Any] = _combine_args(module.forward, args, dict(kwargs))
     return combined
+
+
+def parts(tree: Any) -> list[Any] | None:
+    """What a registered container that is none of Python's own holds, a dataclass for instance; ``None`` for others.
+
+    For such a container torch.export takes a list as dynamic shapes. Leans on ``BUILTIN_TYPES`` and ``SUPPORTED_NODES``
+    of ``torch.utils._pytree``.
+    """
+    pytree = torch.utils._pytree
+    kind = pytree._get_node_type(tree)
+    if kind in pytree.BUILTIN_TYPES or kind not in pytree.SUPPORTED_NODES:
+        return None
+    held, _ = pytree.SUPPORTED_NODES[kind].flatten_fn(tree)
+    return list(held)
 
 
 def dynamic_leaves(arguments: Mapping[str, Any], dynamic_shapes: Any) -> dict[str, Any]:
@@ -281,9 +339,7 @@ def run(program: ExportedProgram, leaves: Sequence[Any]) -> tuple[list[Any], dic
 def weights(program: ExportedProgram) -> dict[str, torch.Tensor]:
     """Parameters, buffers and constants by name."""
     return {
-        name: one
-        for name, one in {**program.constants, **program.state_dict}.items()
-        if isinstance(one, torch.Tensor)
+        name: one for name, one in {**program.constants, **program.state_dict}.items() if isinstance(one, torch.Tensor)
     }
 
 
@@ -294,8 +350,7 @@ def size_ranges(program: ExportedProgram) -> dict[sympy.Symbol, tuple[int, int |
         return int(bound) if bound.is_Integer else None
 
     return {
-        symbol: (max(0, number(one.lower) or 0), number(one.upper))
-        for symbol, one in program.range_constraints.items()
+        symbol: (max(0, number(one.lower) or 0), number(one.upper)) for symbol, one in program.range_constraints.items()
     }
 
 
@@ -382,11 +437,45 @@ def mutations(program: ExportedProgram) -> tuple[set[str], set[str]]:
 def draws_random_numbers(program: ExportedProgram) -> bool:
     """Whether two runs on the same inputs may differ."""
     return any(
-        torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+        torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()) and not _is_off(node)
         for module in program.graph_module.modules()
         if isinstance(module, torch.fx.GraphModule)
         for node in module.graph.nodes
     )
+
+
+def _is_off(node: torch.fx.Node) -> bool:
+    """Whether an operator with dropout in it drops nothing: in evaluation, or with a probability of zero."""
+    arguments = schema(node.target).arguments
+    given = {one.name: value for one, value in zip(arguments, node.args, strict=False)} | node.kwargs
+    values = {
+        one.name: given.get(one.name, one.default_value if one.has_default_value() else None) for one in arguments
+    }
+    return any(
+        values.get(name) in (0, False)
+        for name in ("p", "dropout_p", "dropout", "train", "training")
+        if values.get(name) is not None
+    )
+
+
+def broken_guard(program: ExportedProgram, module: torch.nn.Module, leaves: Sequence[Any]) -> str:
+    """What the program assumes about its inputs that is not so for these leaves; empty when all is.
+
+    torch.export refuses most such code, but not all, where sizes below 2 are allowed. Leans on
+    ``ExportedProgram._guards_code``.
+    """
+    guards = getattr(program, "_guards_code", None) or []
+    assert program.call_spec.in_spec is not None
+    args, kwargs = torch.utils._pytree.tree_unflatten(list(leaves), program.call_spec.in_spec)
+    names = {"L": named_arguments(module, tuple(args), kwargs), "math": math, "torch": torch}
+    for guard in guards:
+        try:
+            holds = bool(eval(guard, names))
+        except Exception:
+            continue  # of something that is no input
+        if not holds:
+            return str(guard)
+    return ""
 
 
 @functools.cache
@@ -778,7 +867,7 @@ def write_archive(
             return json.dumps(content)
 
     original = _package.PT2ArchiveWriter
-    _package.PT2ArchiveWriter = Writer  # type: ignore[misc]
+    _package.PT2ArchiveWriter = Writer  # type: ignore[misc, assignment]
     try:
         with _quiet():
             _package.package_pt2(
@@ -814,3 +903,62 @@ def run_library(library: str, tensors: Iterable[torch.Tensor]) -> list[torch.Ten
 def tree_version() -> str:
     """Major and minor version of torch, as the manifest states it."""
     return ".".join(torch.__version__.split(".")[:2])
+
+
+def load_programs(file: Path) -> dict[str, ExportedProgram]:
+    """All exported programs of an archive, by name; its compiled code is left alone.
+
+    Leans on ``torch.export.pt2_archive._package._load_exported_programs``: ``load_pt2`` would load the code too.
+    """
+    from torch.export.pt2_archive import _package
+
+    with _quiet(), _no_warnings_of("torch._export.serde.serialize"), _package.PT2ArchiveReader(str(file)) as reader:
+        programs: dict[str, ExportedProgram] = _package._load_exported_programs(reader, reader.get_file_names(), None)
+    return programs
+
+
+@contextlib.contextmanager
+def _no_warnings_of(logger: str) -> Iterator[None]:
+    """Without a warning about example inputs that are no plain tensors, which would fail to be printed."""
+    found = logging.getLogger(logger)
+    level = found.level
+    found.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        found.setLevel(level)
+
+
+def share_weights(programs: Sequence[ExportedProgram]) -> None:
+    """Lets programs hold the same tensors where their weights have the same names and contents."""
+    known: dict[str, list[torch.Tensor]] = {}
+    for program in programs:
+        for held in (program.state_dict, program.constants):
+            for name, tensor in held.items():
+                if not isinstance(tensor, torch.Tensor):
+                    continue
+                same = [one for one in known.setdefault(name, []) if _same_content(one, tensor)]
+                if same:
+                    held[name] = same[0]
+                else:
+                    known[name].append(tensor)
+
+
+def _same_content(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.dtype == other.dtype and one.stride() == other.stride() and torch.equal(one, other)
+
+
+def as_function(program: ExportedProgram) -> Callable[[Sequence[Any]], list[Any]]:
+    """A program as a function of the leaves of its inputs. It uses, and writes into, the program's own weights."""
+    with _quiet():
+        module = program.module()
+    spec = program.call_spec.in_spec
+    assert spec is not None
+
+    def run(leaves: Sequence[Any]) -> list[Any]:
+        args, kwargs = torch.utils._pytree.tree_unflatten(list(leaves), spec)
+        with torch.no_grad():
+            results = module(*args, **kwargs)
+        return list(torch.utils._pytree.tree_leaves(results, is_leaf=lambda one: one is None))
+
+    return run

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from torchcc import _torch, compare as numbers, sizes
+from torchcc import _torch, sizes
+from torchcc import compare as numbers
 from torchcc.errors import CompileError, message
 from torchcc.package import Function
 from torchcc.signature import Symbol, Value
@@ -112,7 +113,8 @@ def _pairs(function: Function) -> list[tuple[Value, Any]]:
 def inputs(function: Function, values: Mapping[str, int], generator: torch.Generator) -> list[Any]:
     """Fresh leaves of the graph's inputs for some sizes; what is burnt in stays as it is.
 
-    Numbers of a tensor are distributed as in the example; whole numbers are some of the example's.
+    Numbers of a tensor are distributed as in the example; whole numbers are the example's, or some
+    of them at other sizes.
     """
     program = function.program
     assert program is not None
@@ -160,6 +162,8 @@ def _input(value: Value, example: Any, values: Mapping[str, int], generator: tor
         return (noise * spread + middle).to(dtype)
     if example is None or not example.numel():
         return torch.randint(0, 2, shape, generator=generator).to(dtype)
+    if list(example.shape) == shape:
+        return example  # in its order, which may matter: offsets of bags grow
     chosen = torch.randint(0, example.numel(), shape, generator=generator)
     return example.flatten()[chosen]
 
@@ -182,9 +186,7 @@ def close(got: torch.Tensor, expected: torch.Tensor) -> bool:
     return numbers.largest_difference(got[finite], expected[finite]) <= _DEPTH * relative * largest
 
 
-def _check(
-    function: Function, what: str, values: Mapping[str, int], got: torch.Tensor, expected: torch.Tensor
-) -> None:
+def _check(function: Function, what: str, values: Mapping[str, int], got: torch.Tensor, expected: torch.Tensor) -> None:
     if close(got, expected):
         return
     if got.shape == expected.shape and got.dtype == expected.dtype:

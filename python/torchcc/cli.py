@@ -6,7 +6,7 @@ import ast
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +14,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
 
 from torchcc import paths
 from torchcc._version import __version__
@@ -58,13 +60,13 @@ def _flags(
         print(context.get_help())
 
 
-def _parse_params(params: list[str]) -> dict[str, Any]:
+def _parse_params(params: list[str], flag: str = "--param") -> dict[str, Any]:
     parsed = {}
     for param in params:
         key, equals, text = param.partition("=")
-        if not equals or not key.isidentifier():
+        if not equals or not key.replace(".", "_").isidentifier():
             raise ArgumentError(
-                message(f"--param {param}: not understood", expected="name=value", got=param, fix="write --param k=3")
+                message(f"{flag} {param}: not understood", expected="name=value", got=param, fix=f"write {flag} k=3")
             )
         literals = {"true": True, "false": False}
         try:
@@ -180,6 +182,186 @@ def inspect(
     print(json.dumps(described, indent=1) if as_json else inspection.text(described))
 
 
+_Out = Annotated[Path, typer.Option("--out", "-o", help="The package to write (.pt2).")]
+_Targets = Annotated[
+    list[str] | None, typer.Option("--target", help="portable, native, avx2, avx512; may be repeated. Default: native.")
+]
+_Updatable = Annotated[bool, typer.Option("--updatable", help="Compile code whose weights can be replaced.")]
+_Options = Annotated[list[str] | None, typer.Option("--option", help="An option of Inductor: name=value.")]
+_Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+_Function = Annotated[str | None, typer.Option("--function", "-f", help="Name of the function.")]
+_Imports = Annotated[
+    list[Path] | None, typer.Option("--import", help="A Python file with dataclasses or operators of the graph.")
+]
+_Operators = Annotated[
+    list[Path] | None, typer.Option("--operators", help="A shared library with operators of the graph.")
+]
+
+
+def _import(files: list[Path] | None) -> None:
+    from torchcc import packaging
+
+    for file in files or []:
+        packaging.import_file(file)
+
+
+@contextlib.contextmanager
+def _writing(file: Path) -> Iterator[None]:
+    """Says what is wrong where a file cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise ArgumentError(
+            message(f"{file}: it cannot be written", got=f"{type(error).__name__}: {error}", fix="check the path")
+        ) from error
+
+
+@app.command()
+def export(
+    source: Annotated[str, typer.Argument(help="model.py:build, where build() gives the module and its arguments.")],
+    out: _Out,
+    target: _Targets = None,
+    updatable: _Updatable = False,
+    option: _Options = None,
+) -> None:
+    """Exports a model: a package with its graph, and with compiled code for the targets."""
+    from torchcc import packaging
+
+    options = _parse_params(option or [], "--option")
+    with _progress(verbose=False) as tell, _writing(out):
+        exported = packaging.export_file(source, out, target or ["native"], updatable, options, tell)
+    for name, checked in exported.checks.items():
+        print(f"{name}: equal to the graph on {checked}")
+    print(out)
+
+
+@app.command("compile")
+def compile_(
+    file: Annotated[Path, typer.Argument(help="A package, or a file by torch.export.save.")],
+    out: _Out,
+    target: _Targets = None,
+    updatable: _Updatable = False,
+    option: _Options = None,
+    imports: _Imports = None,
+) -> None:
+    """Adds compiled code for this machine, or other targets, to a package."""
+    from torchcc import packaging
+
+    options = _parse_params(option or [], "--option")
+    _import(imports)
+    with _progress(verbose=False) as tell, _writing(out):
+        exported = packaging.compile_file(file, out, target or ["native"], updatable, options, tell)
+    for name, checked in exported.checks.items():
+        print(f"{name}: equal to the graph on {checked}")
+    print(out)
+
+
+@app.command()
+def merge(
+    files: Annotated[list[str], typer.Argument(help="Packages; a.pt2:forward=encode gives a function another name.")],
+    out: _Out,
+    imports: _Imports = None,
+) -> None:
+    """Writes the functions of several packages into one."""
+    from torchcc import packaging
+
+    _import(imports)
+    with _writing(out):
+        functions = packaging.merge_files(files, out)
+    for function in functions:
+        print(function.signature)
+    print(out)
+
+
+@app.command()
+def run(
+    file: Annotated[Path, typer.Argument(help="A package.")],
+    inputs: Annotated[
+        list[str] | None, typer.Option("--input", "-i", help="x.npy or x.pt in order, or name=x.npy.")
+    ] = None,
+    function: _Function = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for the results, as NAME.npy.")] = None,
+    portable: Annotated[bool, typer.Option("--portable", help="Run the graph, not compiled code.")] = False,
+    operators: _Operators = None,
+    as_json: _Json = False,
+) -> None:
+    """Calls a function in C++ on inputs from files."""
+    from torchcc import calling, inspection
+
+    ran = calling.run(file, function, inputs or [], portable=portable, operators=operators or [])
+    saved = None
+    if output is not None:
+        with _writing(output):
+            saved = calling.save_outputs(ran.outputs, output)
+    described = inspection.describe_run(ran, saved or [])
+    print(json.dumps(described, indent=1) if as_json else inspection.run_text(described))
+
+
+@app.command()
+def verify(
+    file: Annotated[Path, typer.Argument(help="A package.")],
+    operators: _Operators = None,
+    imports: _Imports = None,
+    as_json: _Json = False,
+) -> None:
+    """Compares all that can run here with the graphs in Python, on random inputs; fails when something differs."""
+    from torchcc import deployment
+
+    _import(imports)
+    with _progress(verbose=False) as tell:
+        checks = deployment.verify(file, operators or [], tell)
+    good = all(check.outcome != "differs" for check in checks)
+    if as_json:
+        print(json.dumps({"file": str(file), "good": good, "checks": [asdict(check) for check in checks]}, indent=1))
+    else:
+        rows = [(check.function, check.subject, check.outcome, check.detail) for check in checks]
+        _print_table(("function", "compared with the graph", "outcome", "detail"), rows)
+    if not good:
+        raise typer.Exit(1)
+
+
+@app.command()
+def bench(
+    file: Annotated[Path, typer.Argument(help="A package.")],
+    function: _Function = None,
+    seconds: Annotated[float, typer.Option(help="How long to measure each.")] = 1.0,
+    threads: Annotated[int | None, typer.Option(help="Threads of an operator. Default: one per core.")] = None,
+    operators: _Operators = None,
+    imports: _Imports = None,
+    as_json: _Json = False,
+) -> None:
+    """Measures compiled code and the portable graph in C++, on the example inputs."""
+    from torchcc import deployment
+
+    _import(imports)
+    with _progress(verbose=False) as tell:
+        timings = deployment.bench(file, function, seconds, threads, operators or [], tell)
+    if as_json:
+        print(json.dumps({"file": str(file), "timings": [asdict(one) for one in timings]}, indent=1))
+        return
+    rows = [
+        (
+            one.function,
+            " ".join(filter(None, (one.backend, one.target))),
+            f"{one.nanoseconds / 1000:.2f}",
+            f"{one.load_seconds * 1000:.0f}",
+            str(one.threads),
+            "; ".join(one.reasons),
+        )
+        for one in timings
+    ]
+    _print_table(("function", "what runs", "median us", "load ms", "threads", "passed over"), rows)
+
+
+def _print_table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    table = Table(box=None, pad_edge=False)
+    for title in head:
+        table.add_column(title, overflow="fold", justify="right" if title.endswith(("us", "ms", "threads")) else "left")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    Console(width=None if sys.stdout.isatty() else 200).print(table, highlight=False)
+
+
 @app.command()
 def demo(
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the measurements to this file.")] = None,
@@ -215,7 +397,9 @@ def main() -> None:
     try:
         app()
     except Error as error:
-        _console.print(f"{type(error).__name__}: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        _console.print(
+            f"{type(error).__name__}: {error}", style="red", markup=False, emoji=False, highlight=False, soft_wrap=True
+        )
         sys.exit(1)
 
 

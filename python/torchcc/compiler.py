@@ -13,9 +13,13 @@ It reads one JSON object per line from standard input and answers each on standa
     {"id": 2, "package": "ab12.pt2", "seconds": 8.5}
     {"id": 2, "error": "one line", "kind": "mismatch", "details": "last lines of the log"}
 
+With ``"export": {"results": [0], "parameters": ["fc.weight"], "targets": ["native"], "updatable": false}`` a trace
+becomes a package of a whole model, as ``torchcc.export`` writes them.
+
 ``kind`` is ``mismatch`` (the trace or the compiled code gives other results than recorded), ``export``, ``compile``,
-``slower`` (than the package ``against``, or than the operators themselves) or ``write``. The answer has ``speedup``
-when there is ``against``, and ``slower``, a text, when the operators themselves should run in place of the package.
+``slower`` (than the package ``against``, or than the operators themselves), ``argument`` or ``write``. The answer has
+``speedup`` when there is ``against``, and ``slower``, a text, when the operators themselves should run in place of the
+package.
 
 It ends with its standard input or its parent, at once, with all processes that it started. Everything that Inductor and
 the C++ compiler print goes to the log file.
@@ -39,8 +43,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from torchcc import _torch, cache, trace_compiler, workers
-from torchcc.errors import ArgumentError, Error
+from torchcc import _torch, cache, trace_compiler, trace_exporter, workers
+from torchcc.errors import ArgumentError, CompileError, Error
 from torchcc.package import TEMPORARY
 from torchcc.recording import RefusedError
 
@@ -101,7 +105,11 @@ def _answer_trace(request: Mapping[str, Any], send: Callable[[Mapping[str, Any]]
     try:
         with _output_to(log):
             try:
-                measured = _compile_trace(request, package, tell)
+                if "export" in request:
+                    trace_exporter.export_trace(request, package, tell)
+                    measured = trace_compiler.Measured()
+                else:
+                    measured = _compile_trace(request, package, tell)
             except RefusedError as error:
                 print(error)
                 if error.__cause__:
@@ -170,6 +178,8 @@ def _classify(error: BaseException) -> tuple[str, str]:
                 return "write", phrase
     if isinstance(error, OSError):
         return "write", f"{type(error).__name__}: {line}"
+    if isinstance(error, CompileError) and not hasattr(error, "kind"):
+        return "compile", line
     if isinstance(error, Error):
         return getattr(error, "kind", "write" if isinstance(error, ArgumentError) else "export"), line
     return "compile", f"{type(error).__name__}: {line}"

@@ -65,7 +65,8 @@ def export(
     Args:
         file: Where to write, e.g. ``model.pt2``.
         module: The model, on the CPU.
-        args, kwargs: Example arguments of ``forward``.
+        args: Example positional arguments of ``forward``.
+        kwargs: Example keyword arguments of ``forward``.
         dynamic: Which sizes may be others than in the example: what ``torch.export.export`` takes as
             ``dynamic_shapes``, where a dimension may also be a name, ``{"ids": {0: "batch", 1: "length"}}``.
         ranges: Allowed values (minimum, maximum) of names, both ends included; a maximum of ``None`` is no limit.
@@ -99,7 +100,9 @@ def export(
     functions = []
     for name, method in given.items():
         program, names = _capture(module, name, method, dict(ranges or {}))
-        functions.append(package.Function(signature_of(program, name, names), program, (), group="model"))
+        function = package.Function(signature_of(program, name, names), program, (), group="model")
+        _check_guards(function, _with_forward(module, name))
+        functions.append(function)
     return compile_functions(Path(file), functions, wanted, updatable, dict(options or {}), progress)
 
 
@@ -168,10 +171,10 @@ def _capture(
     try:
         program = _torch.export(
             called,
-            tuple(method.args),
+            _torch.contiguous(tuple(method.args)),  # as C++ gives them
             dynamic,
             prefer_general=small,
-            kwargs=dict(method.kwargs),
+            kwargs=_torch.contiguous(dict(method.kwargs)),
         )
     except Exception as error:
         lines = [line for line in str(error).splitlines() if line.strip()]
@@ -184,6 +187,23 @@ def _capture(
             )
         ) from error
     return program, _names_of(program, _torch.dynamic_leaves(arguments, dynamic) if dynamic is not None else {})
+
+
+def _check_guards(function: package.Function, module: torch.nn.Module) -> None:
+    """Refuses a graph that is not right for all sizes that its signature allows."""
+    assert function.program is not None
+    for values in agreement.size_sets(function):
+        leaves = agreement.inputs(function, values, torch.Generator().manual_seed(0))
+        if guard := _torch.broken_guard(function.program, module, leaves):
+            at = ", ".join(f"{name} = {value}" for name, value in values.items())
+            raise CaptureError(
+                message(
+                    f"{type(module).__name__}.{function.signature.name}: it does something else for some sizes",
+                    expected=f"code that does the same with {at}",
+                    got=f"a branch; the graph holds where {guard}",
+                    fix="leave these sizes out with ranges=, for instance (2, None), or change the code",
+                )
+            )
 
 
 def _arguments(module: torch.nn.Module, name: str, method: Method) -> dict[str, Any]:
@@ -214,7 +234,13 @@ def _complete(dynamic: Any, tree: Any) -> Any:
             )
         return {key: _complete((dynamic or {}).get(key), one) for key, one in tree.items()}
     if type(tree) in (tuple, list) and (dynamic is None or len(dynamic) == len(tree)):
-        return [_complete(one, leaf) for one, leaf in zip(dynamic or [None] * len(tree), tree, strict=True)]
+        # torch.export wants a tuple where the argument is one.
+        return type(tree)(_complete(one, leaf) for one, leaf in zip(dynamic or [None] * len(tree), tree, strict=True))
+    if isinstance(tree, tuple) and hasattr(tree, "_fields") and (dynamic is None or len(dynamic) == len(tree)):
+        return type(tree)(*_complete(list(dynamic) if dynamic else None, list(tree)))
+    parts = _torch.parts(tree)
+    if parts is not None and (dynamic is None or (type(dynamic) in (tuple, list) and len(dynamic) == len(parts))):
+        return [_complete(one, leaf) for one, leaf in zip(dynamic or [None] * len(parts), parts, strict=True)]
     return dynamic
 
 
@@ -295,8 +321,8 @@ def signature_of(program: ExportedProgram, name: str, names: Mapping[Any, str] |
     plain = {size for value in inputs for size in value.sizes if isinstance(size, str)}
     used = {symbol for value in (*inputs, *outputs) for size in value.sizes for symbol in sizes.symbols(size)}
     for value in inputs:
-        for size in value.sizes:
-            if size is None or sizes.symbols(size) - plain:
+        for one in value.sizes:
+            if one is None or sizes.symbols(one) - plain:
                 raise CaptureError(
                     message(
                         f"{name}: the size of the argument '{value.name}' follows from no other",
@@ -335,9 +361,10 @@ def compile_functions(
     options: Mapping[str, Any],
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Exported:
-    """Compiles functions for targets (see :func:`check_targets`), compares the code with the graphs, and writes a package.
+    """Compiles functions for targets, compares the code with the graphs, and writes a package.
 
-    Variants that the functions have stay, behind the new ones; one for the same target and of the same kind goes.
+    Variants that the functions have stay; one for the same target and of the same kind goes. ``targets`` is what
+    :func:`check_targets` gives.
 
     Raises:
         CompileError: The compiler failed, or its code gives other results than the graph.
@@ -355,7 +382,7 @@ def compile_functions(
             assert program is not None
             saved = work / f"{position}.pt2"
             if targets:
-                _torch.save(program, saved)
+                _torch.save(_torch.without_own_containers(program), saved)
             _, written = _torch.mutations(program)
             weights = _torch.weight_names(program) if updatable else sorted(written)
             for isa in targets:
@@ -400,10 +427,13 @@ def compile_functions(
                 )
             )
         whole = [
-            package.Function(
-                one.signature, one.program, [*new, *package.others(one.variants, new)], one.group
-            )
+            package.Function(one.signature, one.program, _ordered(one.variants, new), one.group)
             for one, new in zip(functions, made, strict=True)
         ]
         package.write(file, whole)
     return Exported(file, checks)
+
+
+def _ordered(old: Sequence[package.Variant], new: Sequence[package.Variant]) -> list[package.Variant]:
+    """New variants, then old ones that stay; the code that uses most of a CPU first, as the first that fits is run."""
+    return sorted([*new, *package.others(old, new)], key=lambda one: "avx512" not in one.target)

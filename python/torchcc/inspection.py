@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
@@ -11,8 +12,9 @@ from typing import Any
 
 from torchcc import cache, operators, package, trace
 from torchcc.cache import Entry
+from torchcc.calling import Ran
 from torchcc.errors import ArgumentError, Error, message
-from torchcc.signature import NUMBER_TYPES
+from torchcc.signature import Signature, Value
 from torchcc.trace import Argument, Metadata, Op, Trace
 
 
@@ -53,27 +55,35 @@ def text(described: Mapping[str, Any]) -> str:
 def describe_package(file: Path) -> dict[str, Any]:
     """Functions, variants and the trace of a package."""
     manifest = package.read_manifest(file)
+    texts = package.read_graphs(file, [one["model"] for one in manifest["functions"] if one["graph"]])
     described: dict[str, Any] = {
         "file": str(file),
         "bytes": file.stat().st_size,
         "producer": manifest["producer"],
-        "functions": [_function(one, manifest["records"]) for one in manifest["functions"]],
+        "functions": [_function(one, manifest["records"], texts) for one in manifest["functions"]],
     }
     if recorded := package.read_extra(file, package.TRACE):
         described["trace"] = describe_trace(trace.parse(json.loads(recorded), str(file)))
     return described
 
 
-def _function(function: Mapping[str, Any], records: Mapping[str, Any]) -> dict[str, Any]:
+def _function(
+    function: Mapping[str, Any], records: Mapping[str, Any], graphs: Mapping[str, package.Graph]
+) -> dict[str, Any]:
     signature = function["signature"]
-    folder = "models/"
-    weights = sum(record["size"] for name, record in records.items() if not name.startswith(("data/aot", folder)))
+    graph = graphs.get(function["model"])
     return {
         "name": signature["name"],
         "signature": _signature(signature),
+        "inputs": [
+            {"name": value["name"], "type": _type(value), "mutated": value["mutated"]} for value in signature["inputs"]
+        ],
+        "outputs": [{"name": value["name"], "type": _type(value)} for value in signature["outputs"]],
         "mutated": [value["name"] for value in signature["inputs"] if value["mutated"]],
         "graph": function["graph"] in records,
-        "weights_bytes": weights,
+        "group": function["group"],
+        "weights": len(graph.used) if graph else 0,
+        "weights_bytes": sum(records[record]["size"] for record in graph.records) if graph else 0,
         "variants": [
             {
                 "target": variant["target"],
@@ -81,6 +91,8 @@ def _function(function: Mapping[str, Any], records: Mapping[str, Any]) -> dict[s
                 "cpu_features": variant["cpu_features"],
                 "code_bytes": records[variant["library"]]["size"],
                 "into_outputs": bool(variant["library_out"]),
+                "weights_as_inputs": len(variant["weights"]),
+                "weights_burnt_in": len(graph.used - set(variant["weights"])) if graph else None,
             }
             for variant in function["variants"]
         ],
@@ -122,22 +134,11 @@ def cache_text(entries: Sequence[Entry], as_json: bool) -> str:
 
 
 def _signature(signature: Mapping[str, Any]) -> str:
-    """The same text as ``str(Signature)``, from the manifest's form."""
+    return str(Signature.from_json(signature))
 
-    def kind(value: Mapping[str, Any]) -> str:
-        if value["number"]:
-            return NUMBER_TYPES[value["dtype"]]
-        return f"{value['dtype']}[{', '.join(size['text'] for size in value['sizes'])}]"
 
-    inputs = ", ".join(f"{value['name']}: {kind(value)}" for value in signature["inputs"])
-    outputs = ", ".join(map(kind, signature["outputs"]))
-    if len(signature["outputs"]) != 1:
-        outputs = f"({outputs})"
-    ranges = [
-        f"{one['min']} <= {one['name']}" + ("" if one["max"] is None else f" <= {one['max']}")
-        for one in signature["symbols"]
-    ]
-    return f"{signature['name']}({inputs}) -> {outputs}" + (f" with {', '.join(ranges)}" if ranges else "")
+def _type(value: Mapping[str, Any]) -> str:
+    return Value.from_json(value).type()
 
 
 def _function_lines(function: Mapping[str, Any]) -> Iterable[str]:
@@ -145,11 +146,71 @@ def _function_lines(function: Mapping[str, Any]) -> Iterable[str]:
     if function["mutated"]:
         yield f"  writes into: {', '.join(function['mutated'])}"
     yield "  graph: " + ("torch.export's" if function["graph"] else "none, only compiled code (weights are in it)")
+    if function["weights"]:
+        size = _bytes(function["weights_bytes"])
+        yield f"  weights: {function['weights']}, {size}, shared in the group '{function['group']}'"
+    if any("." in value["name"] for value in (*function["inputs"], *function["outputs"])):
+        yield f"  inputs: {', '.join(value['name'] for value in function['inputs'])}"
+    if len(function["outputs"]) > 1:
+        yield f"  outputs: {', '.join(value['name'] for value in function['outputs'])}"
     for variant in function["variants"]:
         out = ", also writes into given outputs" if variant["into_outputs"] else ""
         yield f"  {variant['target']}, torch {variant['torch']}: {_bytes(variant['code_bytes'])} of code{out}"
+        if held := _weights_text(variant):
+            yield f"    {held}"
         if variant["cpu_features"]:
             yield f"    needs {' '.join(variant['cpu_features'])}"
+
+
+def _weights_text(variant: Mapping[str, Any]) -> str:
+    taken, burnt_in = variant["weights_as_inputs"], variant["weights_burnt_in"]
+    parts = [f"{taken} weights are inputs"] if taken else []
+    parts += [f"{burnt_in} weights are burnt in"] if burnt_in else []
+    return ", ".join(parts)
+
+
+def describe_run(ran: Ran, saved: Sequence[Path]) -> dict[str, Any]:
+    """A call in C++, as JSON: what ran, and of each result its form, its first values and its file."""
+    return {
+        "signature": str(ran.signature),
+        **ran.report,
+        "outputs": [
+            {
+                "name": name,
+                "dtype": str(tensor.dtype).removeprefix("torch."),
+                "sizes": list(tensor.shape),
+                "values": [_plain(one) for one in tensor.flatten()[:_FIRST].tolist()],
+                "file": str(saved[position]) if saved else None,
+            }
+            for position, (name, tensor) in enumerate(ran.outputs.items())
+        ],
+    }
+
+
+# How many values of a result are shown.
+_FIRST = 6
+
+
+def _plain(value: Any) -> Any:
+    """A value that JSON has: complex numbers, infinities and NaN as text."""
+    return (
+        str(value) if isinstance(value, complex) or (isinstance(value, float) and not math.isfinite(value)) else value
+    )
+
+
+def run_text(described: Mapping[str, Any]) -> str:
+    """What :func:`describe_run` gives, as lines for people."""
+    backend = " ".join(filter(None, (described["backend"], described["target"])))
+    if described["backend"] == "compiled" and described["portable_calls"]:
+        backend = f"portable, in place of compiled: {described['portable_reason']}"
+    lines = [described["signature"], f"ran: {backend}, loaded in {described['load_seconds'] * 1000:.0f} ms"]
+    lines += [f"  passed over {reason}" for reason in described["reasons"]]
+    rows = []
+    for one in described["outputs"]:
+        values = ", ".join(f"{value:.6g}" if isinstance(value, float) else str(value) for value in one["values"])
+        more = ", ..." if math.prod(one["sizes"]) > _FIRST else ""
+        rows.append((one["name"], f"{one['dtype']}{one['sizes']}", f"{values}{more}", one["file"] or ""))
+    return "\n".join([*lines, *_table(rows)])
 
 
 def _bytes(count: int) -> str:

@@ -134,6 +134,21 @@ def libraries(progress: Callable[[str], None] | None = None) -> list[Path]:
     return made
 
 
+def runner() -> Path:
+    """The program ``torchcc-run`` (cpp/tools/run.cpp), built on first use."""
+    program = libraries()[0].parent / "torchcc-run"
+    if not program.is_file():
+        temporary = program.with_name(f".{program.name}.{os.getpid()}")
+        source = paths.cpp_dir() / "tools" / "run.cpp"
+        command = [shutil.which(toolchain.cxx()) or "g++", "-O2", *cxx_flags(), str(source), "-o", str(temporary)]
+        with tempfile.TemporaryDirectory(prefix="torchcc-runner-") as work:
+            log = Path(work) / "build.log"
+            with log.open("w") as file:
+                _run([*command, *ld_flags()], file.fileno(), log, None)
+        temporary.replace(program)
+    return program
+
+
 def cxx_flags() -> list[str]:
     """Compiler flags for a file that uses torchcc and LibTorch."""
     torch_include = Path(torch.__file__).parent / "include"

@@ -1,13 +1,16 @@
-"""Writes packages: a ``.pt2`` archive that PyTorch's own loaders read, with a manifest for the C++ runtime."""
+"""Writes and reads packages: ``.pt2`` archives for PyTorch's own loaders, with a manifest for the C++ runtime."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 import os
+import shutil
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,7 @@ from torch.export import ExportedProgram
 
 from torchcc import _torch
 from torchcc._version import __version__
-from torchcc.errors import PackageError, message
+from torchcc.errors import ArgumentError, PackageError, message
 from torchcc.signature import Signature
 
 #: The manifest's format; the runtime reads exactly one (kFormatVersion in cpp/src/runtime/manifest.h).
@@ -87,15 +90,17 @@ def write(
     it without being told a name; the others under their own.
 
     Args:
-        file: Where to; an older file is replaced.
+        file: Where to, with the ending ``.pt2``; an older file is replaced.
         functions: What it holds.
         extras: Further texts to store, by name.
         private: Nobody else may read the file.
 
     Raises:
+        ArgumentError: The file has another ending, by which PyTorch's loaders would not know it.
         OSError: It cannot be written.
     """
-    keys = ["model", *(function.signature.name for function in functions[1:])]
+    check_name(file)
+    keys = _keys(functions)
     programs = {key: one.program for key, one in zip(keys, functions, strict=True) if one.program is not None}
     libraries: dict[str, Sequence[str]] = {}
     for key, function in zip(keys, functions, strict=True):
@@ -115,6 +120,31 @@ def write(
         checksum = {MANIFEST: manifest, f"{MANIFEST}.crc32": str(zlib.crc32(manifest.encode()))}
         _torch.write_archive(second, programs, libraries, {**(extras or {}), **checksum})
         publish(second, file, private)
+
+
+def check_name(file: Path) -> None:
+    """Raises ArgumentError when a package cannot have this name."""
+    if file.suffix != ".pt2":
+        raise ArgumentError(
+            message(f"{file}: not the name of a package", expected="a name that ends with .pt2", fix="add .pt2 to it")
+        )
+
+
+def _keys(functions: Sequence[Function]) -> list[str]:
+    """Names of the functions in the archive: unique, also with what :func:`_folders` adds to them."""
+    keys: list[str] = []
+    taken: set[str] = set()
+    for function in functions:
+        key = function.signature.name if keys else "model"
+        while True:
+            folders = [key, *_folders(key, function)]
+            own = {*folders, *(f"{folder}__out" for folder in folders)}
+            if not own & taken:
+                break
+            key += "_"
+        taken |= own
+        keys.append(key)
+    return keys
 
 
 def publish(temporary: Path, file: Path, private: bool) -> None:
@@ -167,6 +197,74 @@ def read_extra(file: Path, name: str) -> str | None:
         raise _damaged(file, f"{type(error).__name__}: {error}") from error
 
 
+@dataclass(frozen=True)
+class Graph:
+    """What a graph of a package says about its weights.
+
+    Attributes:
+        used: Names of the parameters, buffers and constants that it uses.
+        records: The records that hold these.
+    """
+
+    used: frozenset[str]
+    records: frozenset[str]
+
+
+def read_graphs(file: Path, models: Sequence[str]) -> dict[str, Graph]:
+    """What some graphs of a package say about their weights, by the name of the model; nothing is loaded.
+
+    Raises:
+        PackageError: The file is missing or damaged.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            records = _records(archive)
+            graphs = {}
+            for model in models:
+                used = _used_weights(json.loads(archive.read(records[f"models/{model}.json"])))
+                places = _weight_records(archive, records, model)
+                graphs[model] = Graph(used, frozenset(places[name] for name in used if name in places))
+            return graphs
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise _damaged(file, f"{type(error).__name__}: {error}") from error
+
+
+def _used_weights(program: Mapping[str, Any]) -> frozenset[str]:
+    held = {}
+    for spec in program["graph_module"]["signature"]["input_specs"]:
+        ((kind, content),) = spec.items()
+        names = {"parameter": "parameter_name", "buffer": "buffer_name", "tensor_constant": "tensor_constant_name"}
+        if kind in names:
+            held[content["arg"]["name"]] = content[names[kind]]
+    used = set(_names_in([node["inputs"] for node in program["graph_module"]["graph"]["nodes"]]))
+    return frozenset(weight for name, weight in held.items() if name in used)
+
+
+def _names_in(tree: Any) -> Iterator[str]:
+    """Names of the values that arguments of a graph refer to."""
+    if isinstance(tree, Mapping):
+        if isinstance(tree.get("as_tensor"), Mapping):
+            yield tree["as_tensor"]["name"]
+        for one in tree.values():
+            yield from _names_in(one)
+    elif isinstance(tree, list):
+        for one in tree:
+            if isinstance(one, Mapping) and isinstance(one.get("name"), str):
+                yield one["name"]
+            yield from _names_in(one)
+
+
+def _weight_records(archive: zipfile.ZipFile, records: Mapping[str, zipfile.ZipInfo], model: str) -> dict[str, str]:
+    """The record of each weight of a graph."""
+    places = {}
+    for folder in ("weights", "constants"):
+        config = records.get(f"data/{folder}/{model}_{folder}_config.json")
+        if config is not None:
+            for name, entry in json.loads(archive.read(config))["config"].items():
+                places[name] = f"data/{folder}/{entry['path_name']}"
+    return places
+
+
 def check(file: Path) -> None:
     """Reads a whole package and compares it with the sizes and checksums that its manifest states.
 
@@ -201,6 +299,165 @@ def extract_library(file: Path, folder: Path) -> str:
     return str(folder / Path(variant["library"]).name)
 
 
+def read(file: Path, folder: Path) -> list[Function]:
+    """Reads a whole package, so that it can be extended, merged or run.
+
+    Also takes a file by ``torch.export.save``, or any archive with exported programs: compiled code that others put
+    beside them is left out, since nothing says which machines it fits.
+
+    Args:
+        file: The package.
+        folder: Where to put the compiled code; it must stay as long as the functions are used.
+
+    Raises:
+        PackageError: It is missing or damaged, holds no graph and no manifest, or its graph cannot be read.
+    """
+    records = _record_names(file)
+    if _torch.EXTRA_FOLDER + MANIFEST not in records:
+        return _read_foreign(file, records)
+    check(file)
+    entries = read_manifest(file)["functions"]
+    programs = _load_programs(file) if any(entry["graph"] for entry in entries) else {}
+    functions = []
+    with zipfile.ZipFile(file) as archive:
+        for position, entry in enumerate(entries):
+            variants = []
+            for number, variant in enumerate(entry["variants"]):
+                place = folder / f"{position}-{number}"
+                variants.append(
+                    Variant(
+                        files=_extract(archive, variant["library"], place),
+                        files_out=_extract(archive, variant["library_out"], place / "out"),
+                        exclusive=variant["exclusive"],
+                        weights=tuple(variant["weights"]),
+                        target=variant["target"],
+                        torch=variant["torch"],
+                        cpu_features=tuple(variant["cpu_features"]),
+                    )
+                )
+            program = programs[entry["model"]] if entry["graph"] else None
+            functions.append(Function(Signature.from_json(entry["signature"]), program, variants, entry["group"]))
+    return functions
+
+
+def _record_names(file: Path) -> set[str]:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return set(_records(archive))
+    except (OSError, zipfile.BadZipFile) as error:
+        raise _damaged(file, f"{type(error).__name__}: {error}") from error
+
+
+def _read_foreign(file: Path, records: set[str]) -> list[Function]:
+    """The functions of an archive that PyTorch wrote."""
+    from torchcc import exporter
+
+    if not any(record.startswith("models/") for record in records):
+        if any(record.startswith(_torch.LIBRARY_FOLDER) for record in records):
+            raise PackageError(
+                message(
+                    f"{file}: it holds compiled code alone",
+                    expected="the exported program that the code was made from, which says what it takes and gives",
+                    got="an AOTInductor package without one",
+                    fix="export the model again: torchcc.export, or torch.export.save and then `torchcc compile`",
+                )
+            )
+        raise _damaged(file, "an archive without a manifest and without an exported program")
+    programs = _load_programs(file)
+    names = {key: "forward" if key == "model" else key for key in programs}
+    return [
+        Function(exporter.signature_of(program, names[key]), program, (), group=key)
+        for key, program in sorted(programs.items(), key=lambda one: one[0] != "model")
+    ]
+
+
+def _load_programs(file: Path) -> dict[str, ExportedProgram]:
+    try:
+        return _torch.load_programs(file)
+    except Exception as error:
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        raise PackageError(
+            message(
+                f"{file}: its graphs cannot be read",
+                expected="graphs by this version of PyTorch, of operators and dataclasses that this process knows",
+                got="\n".join([f"{type(error).__name__}:", *lines[:6]]),
+                fix="import the Python file that defines them first (--import FILE), or export the model again",
+            )
+        ) from error
+
+
+def _extract(archive: zipfile.ZipFile, library: str, folder: Path) -> tuple[str, ...]:
+    """Unpacks a library and all that is beside it; gives the files, none without a library."""
+    if not library:
+        return ()
+    beside = library.rpartition("/")[0]
+    folder.mkdir(parents=True)
+    files = []
+    for name, info in _records(archive).items():
+        if name.rpartition("/")[0] == beside:
+            place = folder / Path(name).name
+            with archive.open(info) as source, place.open("wb") as target:
+                shutil.copyfileobj(source, target)
+            files.append(str(place))
+    return tuple(files)
+
+
+def merge(packages: Sequence[Sequence[Function]]) -> list[Function]:
+    """The functions of several packages as those of one; only functions of the same package share weights.
+
+    Raises:
+        ArgumentError: Two functions have the same name.
+    """
+    merged: list[Function] = []
+    taken: set[str] = set()
+    for functions in packages:
+        groups: dict[str, str] = {}
+        for position, function in enumerate(functions):
+            name = function.signature.name
+            if any(one.signature.name == name for one in merged):
+                raise ArgumentError(
+                    message(
+                        f"two functions are named '{name}'",
+                        expected="each name once",
+                        got=f"'{name}' in several packages",
+                        fix=f"rename one: torchcc merge a.pt2 b.pt2:{name}=other_{name} -o out.pt2",
+                    )
+                )
+            group = function.group or f"{name}_{position}"
+            if group not in groups:
+                unique = group
+                count = 1
+                while unique in taken:
+                    count += 1
+                    unique = f"{group}_{count}"
+                groups[group] = unique
+                taken.add(unique)
+            merged.append(dataclasses.replace(function, group=groups[group]))
+    return merged
+
+
+def misfit(variant: Variant) -> str:
+    """Why compiled code cannot run here, in the words of the C++ runtime; empty when it can."""
+    if variant.torch and variant.torch != _torch.tree_version():
+        return f"compiled with torch {variant.torch}, this is torch {_torch.tree_version()}"
+    for feature in variant.cpu_features:
+        if feature.translate(_WITHOUT_MARKS) not in _cpu_flags():
+            return f"this CPU lacks {feature}"
+    return ""
+
+
+_WITHOUT_MARKS = str.maketrans("", "", "-_")
+
+
+@functools.cache
+def _cpu_flags() -> frozenset[str]:
+    """Linux's names of the features of this CPU without marks between words, and BMI by GCC's name."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    flags = next((line.partition(":")[2] for line in lines if line.startswith("flags")), "")
+    found = {flag.translate(_WITHOUT_MARKS) for flag in flags.split()}
+    return frozenset(found | ({"bmi"} if "bmi1" in found else set()))
+
+
 def _records(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
     """Records by name without the archive's root folder."""
     return {info.filename.partition("/")[2]: info for info in archive.infolist()}
@@ -212,7 +469,7 @@ def _damaged(file: Path, got: str) -> PackageError:
             f"{file}: it cannot be read",
             expected=f"a package made by torchcc, of format version {FORMAT_VERSION}",
             got=got,
-            fix="make or copy it again, with this version of torchcc",
+            fix="make or copy it again, with this version of torchcc; `torchcc compile` makes one of PyTorch's files",
         )
     )
 

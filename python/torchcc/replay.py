@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -16,38 +17,57 @@ from torchcc.trace import Metadata, Op, Output, Trace, Values
 class Replay(torch.nn.Module):
     """Runs a trace's operators, as ``torch.export`` wants it.
 
-    ``forward`` takes the inputs that are not fixed, in order, and returns the outputs. Fixed inputs are buffers, which
-    the compiler may fold and pack.
+    ``forward`` takes the inputs that are not fixed, in order, and returns the outputs. Fixed inputs are buffers and
+    parameters, which the compiler may fold and pack.
     """
 
-    def __init__(self, recorded: Trace, fixed: Mapping[int, torch.Tensor] | None = None) -> None:
-        """``fixed`` gives the values of inputs, by position, that become constants."""
+    def __init__(
+        self,
+        recorded: Trace,
+        fixed: Mapping[int, torch.Tensor] | None = None,
+        names: Mapping[int, str] | None = None,
+    ) -> None:
+        """``fixed`` gives the values of inputs, by position, that become constants, and ``names`` their names."""
         super().__init__()
-        self.trace = recorded
-        self._fixed = {position: f"input{position}" for position in fixed or {}}
+        self._trace = recorded
+        self._fixed = {position: (names or {}).get(position, f"input{position}") for position in fixed or {}}
         for position, name in self._fixed.items():
-            self.register_buffer(name, (fixed or {})[position])
+            _register(self, name, (fixed or {})[position])
 
     def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Inputs that are not fixed, in order; gives the outputs."""
         given = iter(inputs)
         values: Values = {}
-        for position, one in enumerate(self.trace.inputs):
-            values[one.value] = getattr(self, self._fixed[position]) if position in self._fixed else next(given)
-        for position, op in enumerate(self.trace.ops):
+        for position, one in enumerate(self._trace.inputs):
+            name = self._fixed.get(position)
+            values[one.value] = next(given) if name is None else attrgetter(name)(self)
+        for position, op in enumerate(self._trace.ops):
             if op.only_reads_metadata():
                 continue
             try:
                 with _autocast(op):
-                    run_op(op, values, self.trace.values)
+                    run_op(op, values, self._trace.values)
             except Exception as error:
                 raise CaptureError(
                     message(
-                        f"operator {position} of {self.trace.name}, {op.name}, cannot be run again",
+                        f"operator {position} of {self._trace.name}, {op.name}, cannot be run again",
                         got=f"{type(error).__name__}: {error}",
                     )
                 ) from error
-        return tuple(values[value] for value in self.trace.outputs)
+        return tuple(values[value] for value in self._trace.outputs)
+
+
+def _register(root: torch.nn.Module, name: str, tensor: torch.Tensor) -> None:
+    """Adds a tensor under a name with dots, as a parameter if it is one."""
+    *path, last = name.split(".")
+    for part in path:
+        if not isinstance(getattr(root, part, None), torch.nn.Module):
+            root.add_module(part, torch.nn.Module())
+        root = getattr(root, part)
+    if isinstance(tensor, torch.nn.Parameter):
+        root.register_parameter(last, tensor)
+    else:
+        root.register_buffer(last, tensor)
 
 
 def _autocast(op: Op) -> contextlib.AbstractContextManager[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,6 +68,20 @@ class Value:
             "mutated": self.mutated,
         }
 
+    @staticmethod
+    def from_json(content: Mapping[str, Any]) -> Value:
+        """Reads what :meth:`to_json` gives."""
+        return Value(
+            content["name"],
+            content["dtype"],
+            tuple(size["value"] for size in content["sizes"]),
+            number=content["number"],
+            minimum=content["min"],
+            maximum=content["max"],
+            mutated=content["mutated"],
+            device=content["device"],
+        )
+
 
 @dataclass(frozen=True)
 class Signature:
@@ -93,3 +108,13 @@ class Signature:
             "outputs": [value.to_json() for value in self.outputs],
             "symbols": [{"name": s.name, "min": s.minimum, "max": s.maximum} for s in self.symbols],
         }
+
+    @staticmethod
+    def from_json(content: Mapping[str, Any]) -> Signature:
+        """Reads what :meth:`to_json` gives."""
+        return Signature(
+            content["name"],
+            tuple(map(Value.from_json, content["inputs"])),
+            tuple(map(Value.from_json, content["outputs"])),
+            tuple(Symbol(one["name"], one["min"], one["max"]) for one in content["symbols"]),
+        )

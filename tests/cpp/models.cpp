@@ -3,6 +3,7 @@
 #include <thread>
 
 #include <ATen/ATen.h>
+#include <c10/core/InferenceMode.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/nn/modules/container/sequential.h>
 #include <torch/nn/modules/linear.h>
@@ -23,9 +24,9 @@ at::Tensor network(const at::Tensor& x, const std::vector<torchcc::NamedTensor>&
     }
     throw std::runtime_error("no weight " + name);
   };
-  const at::Tensor hidden = at::batch_norm(at::linear(x, get("first.weight"), get("first.bias")), get("norm.weight"),
-                                           get("norm.bias"), get("norm.running_mean"), get("norm.running_var"), false,
-                                           0.1, 1e-5, false);
+  const at::Tensor hidden =
+      at::batch_norm(at::linear(x, get("first.weight"), get("first.bias")), get("norm.weight"), get("norm.bias"),
+                     get("norm.running_mean"), get("norm.running_var"), false, 0.1, 1e-5, false);
   return at::linear(at::relu(hidden), get("last.weight"), get("last.bias"));
 }
 
@@ -66,6 +67,24 @@ BOOST_AUTO_TEST_CASE(from_memory) {
   BOOST_TEST(close(f(x), network(x, f.weights())));
 }
 
+BOOST_AUTO_TEST_CASE(from_an_unpacked_folder) {
+  const c10::AutoGradMode no_grad(false);
+  const at::Tensor x = at::randn({3, 8});
+  for (const char* name : {"network", "plain"}) {
+    const std::filesystem::path folder = test::file("unpacked") / name;
+    for (const std::filesystem::path& root : {folder, folder / name}) {
+      const torchcc::Package package = torchcc::load(root);
+      const torchcc::Function f = package[package.names().front()];
+      BOOST_TEST(close(f(x), network(x, f.weights())));
+      BOOST_TEST(f.stats().backend == (std::string(name) == "plain" ? "portable" : "compiled"));
+    }
+  }
+}
+
+BOOST_AUTO_TEST_CASE(operators_that_are_missing) {
+  BOOST_CHECK_THROW(torchcc::load_operators("/nonexistent/operators.so"), torchcc::PackageError);
+}
+
 BOOST_AUTO_TEST_CASE(a_file_of_torch_export_itself) {
   const c10::AutoGradMode no_grad(false);
   const torchcc::Package package = torchcc::load(test::file("plain.pt2"));
@@ -78,6 +97,17 @@ BOOST_AUTO_TEST_CASE(a_file_of_torch_export_itself) {
     BOOST_TEST(close(f(x), network(x, f.weights())));
   }
   BOOST_CHECK_THROW(f(at::randn({3, 9})), torchcc::ArgumentError);
+}
+
+BOOST_AUTO_TEST_CASE(in_inference_mode) {
+  const c10::InferenceMode mode;
+  for (const char* file : {"network.pt2", "network-portable.pt2"}) {
+    const torchcc::Function f = function(file);
+    const at::Tensor x = at::randn({3, 8});
+    BOOST_TEST(close(f(x), network(x, f.weights())));
+    f.set_weight("last.bias", at::randn({4}));
+    BOOST_TEST(close(f(x), network(x, f.weights())));
+  }
 }
 
 BOOST_AUTO_TEST_CASE(names) {
@@ -114,7 +144,7 @@ BOOST_AUTO_TEST_CASE(state_persists_and_is_shared) {
     }
     BOOST_TEST(f.stats().portable_calls == (compiled ? 0 : 10));
     // Another load has a state of its own.
-    f(at::randn({4}));
+    f({{"x", at::randn({4})}});
     BOOST_TEST(function("cache.pt2")({{"x", at::randn({4})}})["count"].item<int64_t>() == 1);
   }
 }
@@ -147,6 +177,17 @@ BOOST_AUTO_TEST_CASE(a_change_in_place_is_seen) {
   f(x);
   BOOST_TEST(f.stats().portable_calls == 0);
   f.weights().front().second.add_(1);
+  BOOST_TEST(close(f(x), network(x, f.weights())));
+  BOOST_TEST(f.stats().portable_calls == 1);
+}
+
+// data() gives a tensor whose changes no version counter shows; torch::optim::SGD writes through it.
+BOOST_AUTO_TEST_CASE(a_change_through_data_is_seen) {
+  const c10::AutoGradMode no_grad(false);
+  const torchcc::Function f = function("network.pt2");
+  const at::Tensor x = at::randn({3, 8});
+  f(x);
+  f.weights().front().second.data().add_(1);
   BOOST_TEST(close(f(x), network(x, f.weights())));
   BOOST_TEST(f.stats().portable_calls == 1);
 }

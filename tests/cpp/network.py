@@ -71,7 +71,9 @@ def main(folder: Path) -> None:
     torchcc.export(folder / "scales.pt2", Scales(), (torch.randn(64),), updatable=True)
     methods = {"forward": torchcc.Method((torch.randn(4),)), "reset": torchcc.Method((torch.randn(1),))}
     torchcc.export(folder / "cache.pt2", Cache(), methods=methods)
-    torch.export.save(torch.export.export(network, (x,), dynamic_shapes={"x": {0: torch.export.Dim("n")}}), folder / "plain.pt2")
+    torch.export.save(
+        torch.export.export(network, (x,), dynamic_shapes={"x": {0: torch.export.Dim("n")}}), folder / "plain.pt2"
+    )
 
 
 if __name__ == "__main__":

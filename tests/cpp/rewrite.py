@@ -169,7 +169,8 @@ def _manifest_changes(manifest: Any) -> dict[str, Change]:
     return {
         **changes,
         **{
-            f"version-{value}": _put("format_version", value=value) for value in (0, 1, 3, -1, 2**63, 2.0, True, "2", None)
+            f"version-{value}": _put("format_version", value=value)
+            for value in (0, 1, 3, -1, 2**63, 2.0, True, "2", None)
         },
         **{f"size-{value}": _put(*size, value=value) for value in (-1, 2**63, 2**70, 1.5, True, "n", [], ["+", 1])},
         **{f"crc-{value}": _put(*record, "crc32", value=value) for value in (-1, 2**32, 2**70, 0.5, "1", None)},
@@ -186,7 +187,9 @@ def _manifest_changes(manifest: Any) -> dict[str, Change]:
         "output-unknown": _put(*signature, "outputs", 0, "sizes", 0, "value", value=None),
         "inputs-fewer": _drop(*signature, "inputs", 0),
         "outputs-fewer": _put(*signature, "outputs", value=[]),
-        **{name: _both(change, _put("functions", 0, "graph", value="")) for name, change in _portable_changes().items()},
+        **{
+            name: _both(change, _put("functions", 0, "graph", value="")) for name, change in _portable_changes().items()
+        },
         "weights-unknown": _put(*variant, "weights", value=["absent"]),
         "graph-absent": _put("functions", 0, "graph", value="models/absent.json"),
         "library-absent": _put(*variant, "library", value="data/absent.so"),

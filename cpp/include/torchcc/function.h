@@ -89,10 +89,10 @@ struct Stats {
 /// A function of a package. A handle that is cheap to copy and safe to call from many threads at once; calls take no
 /// lock, except those of a function that writes into its own buffers (a cache), which run one after the other.
 ///
-/// Every call checks its arguments against signature() and throws ArgumentError when one does not fit. Results are right
-/// for any strides: compiled code gets contiguous copies where it needs them. Where an argument or a weight requires grad
-/// and grad mode is on, the portable graph runs, and the results carry gradients; a function without one refuses the
-/// call.
+/// Every call checks its arguments against signature() and throws ArgumentError when one does not fit. Results are
+/// right for any strides: compiled code gets contiguous copies where it needs them. Where an argument or a weight
+/// requires grad and grad mode is on, the portable graph runs, and the results carry gradients; a function without one
+/// refuses the call.
 class Function {
  public:
   /// An empty handle; calling it throws ArgumentError.
@@ -106,8 +106,8 @@ class Function {
   template <class... Args>
   at::Tensor operator()(const Args&... args) const;
 
-  /// Calls the function by the names of its inputs, in any order: `encoder({{"ids", ids}, {"mask", mask}})`. Nested inputs
-  /// have names with dots: "state.0". Throws ArgumentError for a name that is missing, unknown, or given twice.
+  /// Calls the function by the names of its inputs, in any order: `encoder({{"ids", ids}, {"mask", mask}})`. Nested
+  /// inputs have names with dots: "state.0". Throws ArgumentError for a name that is missing, unknown, or given twice.
   Outputs operator()(std::initializer_list<NamedArgument> arguments) const;
   Outputs operator()(std::span<const NamedArgument> arguments) const;
 
@@ -129,9 +129,9 @@ class Function {
   std::vector<NamedTensor> weights() const;
 
   /// Replaces a weight for all functions of the same model; set_weights() several at once. Calls that run meanwhile see
-  /// either all old weights or all new ones. The tensor is kept, not copied, where it has the strides of the one that it
-  /// replaces and the function does not write into it. Compiled code in which weights are burnt in is not used from then
-  /// on: code that takes them as inputs runs in its place, or else the portable graph, and stats() says so. Throws
+  /// either all old weights or all new ones. The tensor is kept, not copied, where it has the strides of the one that
+  /// it replaces and the function does not write into it. Compiled code in which weights are burnt in is not used from
+  /// then on: code that takes them as inputs runs in its place, or else the portable graph, and stats() says so. Throws
   /// ArgumentError for an unknown name and for another dtype or other sizes; then nothing is changed.
   void set_weight(std::string_view name, const at::Tensor& tensor) const;
   void set_weights(std::span<const NamedTensor> weights) const;

@@ -9,14 +9,14 @@
 
 namespace torchcc {
 
-/// A function of a package as a torch::nn module, e.g. in a torch::nn::Sequential. Not part of torchcc.h, since it needs
-/// PyTorch's own header of modules.
+/// A function of a package as a torch::nn module, e.g. in a torch::nn::Sequential. Not part of torchcc.h, since it
+/// needs PyTorch's own header of modules.
 ///
 /// Its parameters and buffers are the function's own, under their names in Python ("encoder.0.weight"): an optimiser
 /// step, torch::load(), or a change in place is seen by the function, and by all others of the same model. Parameters
 /// that are floating point require grad, as in a module that is made in C++; with grad mode on, the portable graph then
-/// runs and gradients flow, so call it under torch::NoGradGuard to get compiled code. What export has burnt in (training
-/// mode, dropout) does not follow train() and eval().
+/// runs and gradients flow, so call it under torch::NoGradGuard to get compiled code. What export has burnt in
+/// (training mode, dropout) does not follow train() and eval().
 ///
 /// Copies are the same function with the same weights. Safe to call from many threads as the function is.
 class Module : public torch::nn::Module {

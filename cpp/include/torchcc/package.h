@@ -38,14 +38,20 @@ struct LoadOptions {
   bool compiled = true;  ///< use compiled code that fits this machine; false: run the portable graphs
 };
 
-/// Loads a package that `torchcc build` or `torchcc export` wrote. Everything is read, checked and bound here: the file
-/// may be removed or replaced afterwards, but not overwritten in place, since weights stay mapped from it. Of each
-/// function the first compiled variant is taken that fits this machine and this torch, else its portable graph;
-/// Function::stats() says which and why. Nothing is unpacked into a folder that others can see. Throws PackageError when
-/// the file is missing, damaged or of another format version, or holds nothing that can run here.
+/// Loads a package that `torchcc build` or `torchcc export` wrote, or a file of torch.export.save (its functions are
+/// named as in the file, "model"); `file` may also be the folder into which one was unpacked. Everything is read,
+/// checked and bound here: the file may be removed or replaced afterwards, but not overwritten in place, since weights
+/// stay mapped from it. Of each function the first compiled variant is taken that fits this machine and this torch,
+/// else its portable graph; Function::stats() says which and why. Nothing is unpacked into a folder that others can
+/// see. Throws PackageError when the file is missing, damaged or of another format version, or holds nothing that can
+/// run here.
 Package load(const std::filesystem::path& file, const LoadOptions& options = {});
 
 /// The same from memory; `bytes` may be freed afterwards.
 Package load(std::span<const std::byte> bytes, const LoadOptions& options = {});
+
+/// Loads a shared library that registers operators (TORCH_LIBRARY), which graphs of packages that are loaded afterwards
+/// may use. It stays loaded. Throws PackageError with the dynamic loader's reason.
+void load_operators(const std::filesystem::path& library);
 
 }  // namespace torchcc

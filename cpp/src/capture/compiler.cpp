@@ -174,7 +174,8 @@ class Compiler {
   CompileAnswer compile(const CompileRequest& request) {
     const std::lock_guard lock(mutex_);
     // Another thread or process may have compiled the same meanwhile.
-    if (std::error_code error; fs::exists(request.package, error)) return {};
+    std::error_code error;
+    if (request.exports.empty() && fs::exists(request.package, error)) return {};
     if (process_.runs() && !stopped_) return ask(request, false);
     std::string reasons;
     for (const std::string& python : interpreters()) {
@@ -214,6 +215,7 @@ class Compiler {
                  {"log", request.log}};
     message["threads"] = request.threads;
     message["options"] = Json::parse(request.options);
+    if (!request.exports.empty()) message["export"] = Json::parse(request.exports);
     const auto deadline = Clock::now() + std::chrono::duration_cast<Clock::duration>(
                                              std::chrono::duration<double>(std::min(request.timeout, 1e8)));
     if (!process_.send(message.dump() + "\n")) return ended(is_first);

@@ -18,6 +18,7 @@ struct CompileRequest {
   bool freeze = false;
   std::string against;  ///< package that a frozen one has to beat; may be empty
   std::string options;  ///< JSON object
+  std::string exports;  ///< JSON object that makes it an export (see export.cpp), or empty
   int threads = 1;      ///< of the program, for measuring
   std::string log;      ///< file for what the compiler prints
   double timeout = 0;   ///< seconds
@@ -26,7 +27,7 @@ struct CompileRequest {
 
 struct CompileAnswer {
   std::string error{};  ///< one line; empty on success
-  std::string kind{};   ///< of the error: "mismatch", "export", "compile", "slower", "write"; else empty
+  std::string kind{};   ///< of the error: "mismatch", "export", "compile", "slower", "write", "argument"; else empty
   double seconds = 0;
   std::string slower{};  ///< why the function's own operators should run in place of the code; empty when it is faster
 };

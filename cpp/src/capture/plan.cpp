@@ -62,8 +62,11 @@ std::pair<const std::byte*, const std::byte*> bytes(const at::Tensor& tensor) {
 Frozen::Weight weight_of(const Captured& captured) {
   const at::Tensor& tensor = captured.tensor();
   const bool has_version = !tensor.is_inference();
-  return {&captured, tensor.storage().unsafeGetStorageImpl(),
-          has_version ? static_cast<uint32_t>(tensor._version()) : 0, has_version};
+  const c10::StorageImpl* storage = tensor.storage().unsafeGetStorageImpl();
+  auto aliases = Aliases::of(storage);
+  const int64_t taken = aliases->taken();
+  return {&captured,          storage, has_version ? static_cast<uint32_t>(tensor._version()) : 0, has_version,
+          std::move(aliases), taken};
 }
 
 }  // namespace
@@ -71,7 +74,7 @@ Frozen::Weight weight_of(const Captured& captured) {
 bool Frozen::is_current() const {
   return std::all_of(weights.begin(), weights.end(), [](const Weight& weight) {
     const at::Tensor& tensor = weight.captured->tensor();
-    return tensor.storage().unsafeGetStorageImpl() == weight.storage &&
+    return tensor.storage().unsafeGetStorageImpl() == weight.storage && weight.aliases->taken() == weight.taken &&
            (!weight.has_version ||
             static_cast<uint32_t>(tensor.unsafeGetTensorImpl()->version_counter().current_version()) == weight.version);
   });
@@ -84,6 +87,8 @@ std::vector<Frozen::Weight> freezable(const Recording& recording, bool inference
     if (input.kind != Input::Kind::captured || input.written) continue;
     weights.push_back(weight_of(*input.captured));
     if (!weights.back().has_version && !inference_tensors) return {};
+    // Somebody may still hold what data() gave, and write through it at any time.
+    if (weights.back().taken > 0 && input.captured->storage_owners() > 1) return {};
     is_worth_it = is_worth_it || (input.captured->tensor().dim() >= 2 && input.captured->tensor().is_floating_point());
   }
   if (!is_worth_it) weights.clear();

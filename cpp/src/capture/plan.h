@@ -7,6 +7,7 @@
 
 #include <torchcc/detail/core.h>
 
+#include "aliases.h"
 #include "library.h"
 #include "recording.h"
 
@@ -19,6 +20,8 @@ struct Frozen {
     const c10::StorageImpl* storage = nullptr;
     uint32_t version = 0;
     bool has_version = false;
+    std::shared_ptr<const Aliases> aliases{};
+    int64_t taken = 0;  ///< as Aliases counts
   };
   std::shared_ptr<const Library> library;
   std::vector<size_t> inputs;  ///< the inputs that the code still takes

@@ -7,6 +7,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include "aliases.h"
 #include "trace.h"
 
 namespace torchcc::detail {
@@ -24,10 +25,12 @@ class Captured {
   /// Tensors that share the storage, this one included.
   int64_t storage_owners() const { return static_cast<int64_t>(tensor_.storage().use_count()); }
 
-  explicit Captured(at::Tensor tensor) : tensor_(std::move(tensor)) {}
+  explicit Captured(at::Tensor tensor)
+      : tensor_(std::move(tensor)), aliases_(Aliases::of(tensor_.storage().unsafeGetStorageImpl())) {}
 
  private:
   at::Tensor tensor_;
+  std::shared_ptr<const Aliases> aliases_;  ///< so that they are counted from now on
 };
 
 /// One input of the compiled code.

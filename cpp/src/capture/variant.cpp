@@ -30,33 +30,8 @@ constexpr int64_t kDisagreements = 6;
 // Replays without packed weights between two looks at these.
 constexpr int64_t kStaleCalls = 16;
 
-std::string options_json(const CompileOptions& options) {
-  nlohmann::ordered_json json = nlohmann::ordered_json::object();
-  for (const auto& [name, value] : options.options) {
-    std::visit([&, &key = name](const auto& held) { json[key] = held; }, value);
-  }
-  return json.dump();
-}
-
 const at::Tensor& content(const Input& input) {
   return input.before.defined() ? input.before : input.captured->tensor();
-}
-
-/// The recorded tensors, for the compiler to check its code with.
-std::vector<char> pickle(const Recording& recording) {
-  const c10::AutoGradMode no_grad(false);
-  std::vector<c10::IValue> inputs;
-  std::vector<c10::IValue> outputs;
-  std::vector<c10::IValue> mutated;
-  std::vector<c10::IValue> random_state;
-  for (const Input& input : recording.inputs) inputs.emplace_back(content(input).detach());
-  for (const at::Tensor& tensor : recording.expected) outputs.emplace_back(tensor.detach());
-  for (const at::Tensor& tensor : recording.after) mutated.emplace_back(tensor.detach());
-  if (recording.random_state.defined()) random_state.emplace_back(recording.random_state);
-  // Tuples: Python's weights_only reads no lists and dicts that C++ has written.
-  return torch::jit::pickle_save(c10::ivalue::Tuple::create(
-      {c10::ivalue::Tuple::create(std::move(inputs)), c10::ivalue::Tuple::create(std::move(outputs)),
-       c10::ivalue::Tuple::create(std::move(mutated)), c10::ivalue::Tuple::create(std::move(random_state))}));
 }
 
 /// Copies of everything that the program may change before the compiler has read it.
@@ -75,8 +50,35 @@ bool compiler_is_off() {
 
 bool same_weights(const std::vector<Frozen::Weight>& a, const std::vector<Frozen::Weight>& b) {
   return std::equal(a.begin(), a.end(), b.begin(), b.end(), [](const Frozen::Weight& x, const Frozen::Weight& y) {
-    return x.captured == y.captured && x.storage == y.storage && x.version == y.version;
+    return x.captured == y.captured && x.storage == y.storage && x.version == y.version && x.aliases == y.aliases &&
+           x.taken == y.taken;
   });
+}
+
+}  // namespace
+
+std::string options_json(const InductorOptions& options) {
+  nlohmann::ordered_json json = nlohmann::ordered_json::object();
+  for (const auto& [name, value] : options) {
+    std::visit([&, &key = name](const auto& held) { json[key] = held; }, value);
+  }
+  return json.dump();
+}
+
+std::vector<char> pickle(const Recording& recording) {
+  const c10::AutoGradMode no_grad(false);
+  std::vector<c10::IValue> inputs;
+  std::vector<c10::IValue> outputs;
+  std::vector<c10::IValue> mutated;
+  std::vector<c10::IValue> random_state;
+  for (const Input& input : recording.inputs) inputs.emplace_back(content(input).detach());
+  for (const at::Tensor& tensor : recording.expected) outputs.emplace_back(tensor.detach());
+  for (const at::Tensor& tensor : recording.after) mutated.emplace_back(tensor.detach());
+  if (recording.random_state.defined()) random_state.emplace_back(recording.random_state);
+  // Tuples: Python's weights_only reads no lists and dicts that C++ has written.
+  return torch::jit::pickle_save(c10::ivalue::Tuple::create(
+      {c10::ivalue::Tuple::create(std::move(inputs)), c10::ivalue::Tuple::create(std::move(outputs)),
+       c10::ivalue::Tuple::create(std::move(mutated)), c10::ivalue::Tuple::create(std::move(random_state))}));
 }
 
 void name_captured(Recording& recording, const ModuleView* module) {
@@ -98,8 +100,6 @@ void name_captured(Recording& recording, const ModuleView* module) {
     }
   }
 }
-
-}  // namespace
 
 const std::vector<int64_t>& CoreState::modes() const {
   thread_local std::vector<int64_t> words;
@@ -246,7 +246,7 @@ std::shared_ptr<Recording> CoreState::commit(Guards guards, std::unique_ptr<Reco
 }
 
 std::string CoreState::key_text(const Recording& recording, bool freeze) const {
-  std::string text = build_text() + "options " + options_json(options) + "\n";
+  std::string text = build_text() + "options " + options_json(options.options) + "\n";
   if (freeze) {
     torch::lazy::hash_t hash(uint64_t{0});
     for (const Input& input : recording.inputs) {
@@ -286,7 +286,7 @@ CoreState::Code CoreState::get_code(const Recording& recording, bool freeze, Var
   request.key = key.text;
   request.freeze = freeze;
   if (freeze) request.against = CacheKey(key_text(recording, false)).file(folder);
-  request.options = options_json(options);
+  request.options = options_json(options.options);
   static std::atomic<int> count{0};  // functions of other threads may have the same key
   request.log = logs / (key.name + "-" + std::to_string(::getpid()) + "-" + std::to_string(++count) + ".log");
   request.threads = at::get_num_threads();

@@ -16,6 +16,17 @@
 
 namespace torchcc::detail {
 
+using InductorOptions = decltype(CompileOptions::options);
+
+/// Options of Inductor as the compiler reads them.
+std::string options_json(const InductorOptions& options);
+
+/// The recorded tensors, for the compiler to check its code with.
+std::vector<char> pickle(const Recording& recording);
+
+/// Names the inputs of a recording: arg0, the names of a module's weights, captured0, constant0.
+void name_captured(Recording& recording, const ModuleView* module);
+
 /// One set of guards of a function, with its recordings and compiled code. The atomics are free for all; everything
 /// else belongs to CoreState::mutex.
 struct Variant {

@@ -1,13 +1,15 @@
-// Reads torch.export's JSON; see torch/_export/serde/schema.py. Not with the classes that libtorch has for it: they take
-// a field that they do not know for None.
+// Reads torch.export's JSON; see torch/_export/serde/schema.py. Not with the classes that libtorch has for it: they
+// take a field that they do not know for None.
 
 #include <algorithm>
+#include <cctype>
 #include <map>
 #include <set>
 #include <string_view>
 #include <unordered_map>
 
 #include <ATen/core/jit_type.h>
+#include <torch/version.h>
 #include <torchcc/error.h>
 #include <nlohmann/json.hpp>
 
@@ -274,7 +276,8 @@ class BlockParser {
     }
     if (tag == "as_string") return constant(held.get<std::string>());
     if (tag == "as_strings") return constant(list_of<std::string>(held, [](const json& one) { return one; }));
-    if (tag == "as_ints" && element->kind() == c10::TypeKind::FloatType) return constant(held.get<std::vector<double>>());
+    if (tag == "as_ints" && element->kind() == c10::TypeKind::FloatType)
+      return constant(held.get<std::vector<double>>());
     if (tag == "as_ints") return constant(held.get<std::vector<int64_t>>());
     if (tag == "as_floats") {
       std::vector<double> numbers;
@@ -310,7 +313,8 @@ class BlockParser {
     if (tag == "as_float") return constant(number_of(held));
     if (tag == "as_bool") return constant(held.get<bool>());
     if (tag == "as_string") return constant(held.get<std::string>());
-    if (tag == "as_sym_int" || tag == "as_sym_float" || tag == "as_sym_bool") return symbolic(held, c10::AnyType::get());
+    if (tag == "as_sym_int" || tag == "as_sym_float" || tag == "as_sym_bool")
+      return symbolic(held, c10::AnyType::get());
     bad("an output that is a tensor or a number", tag);
   }
 
@@ -328,8 +332,9 @@ class BlockParser {
         instruction.gives_list = true;
         for (const json& one : held) {
           const auto& [kind, inner] = member(one);
-          instruction.results.push_back(kind == "as_tensor" ? static_cast<int64_t>(add(inner.at("name").get<std::string>()))
-                                                            : Instruction::kUnused);
+          instruction.results.push_back(kind == "as_tensor"
+                                            ? static_cast<int64_t>(add(inner.at("name").get<std::string>()))
+                                            : Instruction::kUnused);
         }
       } else if (const std::string name = name_in(tag, held); !name.empty()) {
         instruction.results.push_back(add(name));
@@ -443,9 +448,10 @@ class BlockParser {
   }
 
   static void check_control(const Instruction& instruction) {
-    static const std::map<Control, std::pair<size_t, size_t>> wanted{  // blocks, and least groups of operands
-        {Control::cond, {2, 1}}, {Control::while_loop, {2, 1}}, {Control::map, {1, 1}}, {Control::scan, {1, 2}},
-        {Control::grad_mode, {1, 1}}, {Control::autocast, {1, 4}}, {Control::call, {1, 0}}};
+    static const std::map<Control, std::pair<size_t, size_t>> wanted{
+        // blocks, and least groups of operands
+        {Control::cond, {2, 1}},      {Control::while_loop, {2, 1}}, {Control::map, {1, 1}}, {Control::scan, {1, 2}},
+        {Control::grad_mode, {1, 1}}, {Control::autocast, {1, 4}},   {Control::call, {1, 0}}};
     const auto& [blocks, groups] = wanted.at(instruction.control);
     if (instruction.blocks.size() != blocks || instruction.groups.size() < groups) {
       bad(std::to_string(blocks) + " graphs and " + std::to_string(groups) + " groups of operands or more",
@@ -453,7 +459,8 @@ class BlockParser {
     }
   }
 
-  // --- which inputs are written to -------------------------------------------------------------------------------------
+  // --- which inputs are written to
+  // -------------------------------------------------------------------------------------
 
   template <class Visit>
   void visit(const Operand& operand, Visit visit_value) const {
@@ -494,8 +501,9 @@ class BlockParser {
       const std::set<uint32_t> roots = roots_of(instruction.arguments[i]);
       shared.insert(roots.begin(), roots.end());
       if (alias == nullptr) continue;
-      const bool writes = alias->isWrite() || std::any_of(alias->containedTypes().begin(), alias->containedTypes().end(),
-                                                          [](const c10::AliasInfo& inner) { return inner.isWrite(); });
+      const bool writes =
+          alias->isWrite() || std::any_of(alias->containedTypes().begin(), alias->containedTypes().end(),
+                                          [](const c10::AliasInfo& inner) { return inner.isWrite(); });
       if (writes) write(instruction.arguments[i]);
     }
     share(instruction.results, shared);
@@ -515,7 +523,8 @@ class BlockParser {
     share(instruction.results, shared);
   }
 
-  // --- when values are needed for the last time ------------------------------------------------------------------------
+  // --- when values are needed for the last time
+  // ------------------------------------------------------------------------
 
   void mark(Operand& operand, std::vector<bool>& seen) {
     if (operand.kind == Operand::Kind::list) {
@@ -549,12 +558,27 @@ class BlockParser {
 
 c10::ScalarType exported_dtype(int64_t number) {
   using T = c10::ScalarType;
-  static const std::map<int64_t, T> table{
-      {1, T::Byte},          {2, T::Char},          {3, T::Short},           {4, T::Int},
-      {5, T::Long},          {6, T::Half},          {7, T::Float},           {8, T::Double},
-      {9, T::ComplexHalf},   {10, T::ComplexFloat}, {11, T::ComplexDouble},  {12, T::Bool},
-      {13, T::BFloat16},     {28, T::UInt16},       {29, T::Float8_e4m3fn},  {30, T::Float8_e5m2},
-      {31, T::Float8_e4m3fnuz}, {32, T::Float8_e5m2fnuz}, {33, T::Float8_e8m0fnu}, {34, T::UInt32}, {35, T::UInt64}};
+  static const std::map<int64_t, T> table{{1, T::Byte},
+                                          {2, T::Char},
+                                          {3, T::Short},
+                                          {4, T::Int},
+                                          {5, T::Long},
+                                          {6, T::Half},
+                                          {7, T::Float},
+                                          {8, T::Double},
+                                          {9, T::ComplexHalf},
+                                          {10, T::ComplexFloat},
+                                          {11, T::ComplexDouble},
+                                          {12, T::Bool},
+                                          {13, T::BFloat16},
+                                          {28, T::UInt16},
+                                          {29, T::Float8_e4m3fn},
+                                          {30, T::Float8_e5m2},
+                                          {31, T::Float8_e4m3fnuz},
+                                          {32, T::Float8_e5m2fnuz},
+                                          {33, T::Float8_e8m0fnu},
+                                          {34, T::UInt32},
+                                          {35, T::UInt64}};
   const auto known = table.find(number);
   if (known == table.end()) throw Error("number " + std::to_string(number) + " is no dtype that this version knows");
   return known->second;
@@ -566,6 +590,11 @@ class Parser {
     const int64_t major = root.at("schema_version").at("major").get<int64_t>();
     if (major != kSchemaMajor) {
       bad("a graph of PyTorch's schema version " + std::to_string(kSchemaMajor), "version " + std::to_string(major));
+    }
+    const auto torch = root.value("torch_version", std::string());
+    const std::string own = std::to_string(TORCH_VERSION_MAJOR);
+    if (!torch.empty() && std::isdigit(static_cast<unsigned char>(torch[0])) != 0 && !torch.starts_with(own + ".")) {
+      bad("a graph of torch " + own, "one of torch " + torch);
     }
     auto program = std::make_shared<Program>();
     const json& module = root.at("graph_module");
@@ -663,7 +692,8 @@ std::vector<std::string> Program::written_arguments() const {
     const bool at_the_end = std::any_of(outputs_.begin(), outputs_.end(), [&](const Output& output) {
       return output.kind == Output::Kind::write && output.input == i;
     });
-    if (inputs_[i].kind == Input::Kind::argument && (at_the_end || block_->written[i])) names.push_back(inputs_[i].name);
+    if (inputs_[i].kind == Input::Kind::argument && (at_the_end || block_->written[i]))
+      names.push_back(inputs_[i].name);
   }
   return names;
 }

@@ -37,7 +37,8 @@ struct List {
   std::vector<Operand> elements;
 };
 
-/// The control flow that torch.export writes down as an operator; see "higher order operators" in PyTorch's documentation.
+/// The control flow that torch.export writes down as an operator; see "higher order operators" in PyTorch's
+/// documentation.
 enum class Control : uint8_t { cond, while_loop, map, scan, grad_mode, autocast, call };
 
 struct Instruction {
@@ -69,8 +70,8 @@ struct Block {
   std::vector<bool> written;  ///< per input: some operator writes into it, or into a view of it
 };
 
-/// A graph that torch.export wrote, ready to run operator by operator. Immutable; run() is safe from many threads at once
-/// as long as no weight is written to.
+/// A graph that torch.export wrote, ready to run operator by operator. Immutable; run() is safe from many threads at
+/// once as long as no weight is written to.
 class Program {
  public:
   /// Inputs of the graph, in its order.
@@ -111,9 +112,9 @@ class Program {
   /// Names of the caller's inputs that the graph writes into.
   std::vector<std::string> written_arguments() const;
 
-  /// Runs the graph. `arguments` are the caller's inputs; weights() are those of `weights` at `positions`; the results are the caller's
-  /// outputs: tensors, numbers, strings and None. Throws Error, with the operator and its place in the model, when an
-  /// operator fails.
+  /// Runs the graph. `arguments` are the caller's inputs; weights() are those of `weights` at `positions`; the results
+  /// are the caller's outputs: tensors, numbers, strings and None. Throws Error, with the operator and its place in the
+  /// model, when an operator fails.
   std::vector<c10::IValue> run(std::vector<c10::IValue> arguments, const std::vector<at::Tensor>& weights,
                                const std::vector<size_t>& positions) const;
 

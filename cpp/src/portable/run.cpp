@@ -73,8 +73,7 @@ class Frame {
  private:
   c10::IValue get(const Operand& operand) {
     switch (operand.kind) {
-      case Operand::Kind::value:
-        return operand.is_last ? std::move(values_[operand.index]) : values_[operand.index];
+      case Operand::Kind::value: return operand.is_last ? std::move(values_[operand.index]) : values_[operand.index];
       case Operand::Kind::constant: return block_.constants[operand.index];
       case Operand::Kind::number: return number_tensor(values_[operand.index]);
       case Operand::Kind::list: return make_list(block_.lists[operand.index]);
@@ -92,7 +91,8 @@ class Frame {
 
   c10::IValue make_list(const List& list) {
     switch (list.kind) {
-      case List::Kind::tensors: return fill<at::Tensor>(list, [](c10::IValue one) { return std::move(one).toTensor(); });
+      case List::Kind::tensors:
+        return fill<at::Tensor>(list, [](c10::IValue one) { return std::move(one).toTensor(); });
       case List::Kind::optional_tensors:
         return fill<std::optional<at::Tensor>>(list, [](c10::IValue one) {
           return one.isNone() ? std::optional<at::Tensor>() : std::optional<at::Tensor>(std::move(one).toTensor());

@@ -11,20 +11,32 @@ namespace torchcc::portable {
 namespace {
 
 const std::map<std::string, std::string>& names() {
-  static const std::map<std::string, std::string> table{
-      {"_operator.eq", "aten::eq"},         {"_operator.ne", "aten::ne"},
-      {"_operator.le", "aten::le"},         {"_operator.ge", "aten::ge"},
-      {"_operator.lt", "aten::lt"},         {"_operator.gt", "aten::gt"},
-      {"_operator.neg", "aten::neg"},       {"_operator.mul", "aten::mul"},
-      {"_operator.add", "aten::add"},       {"_operator.sub", "aten::sub"},
-      {"_operator.floordiv", "aten::floordiv"}, {"_operator.mod", "aten::remainder"},
-      {"_operator.pow", "aten::pow"},       {"_operator.truediv", "aten::div"},
-      {"_operator.and_", "aten::__and__"},  {"_operator.or_", "aten::__or__"},
-      {"_operator.lshift", "aten::__lshift__"}, {"_operator.rshift", "aten::__rshift__"},
-      {"math.trunc", "aten::Int"},          {"torch.sym_not", "aten::__not__"},
-      {"torch.sym_int", "aten::Int"},       {"torch.sym_float", "aten::Float"},
-      {"torch.sym_max", "prim::max"},       {"torch.sym_min", "prim::min"},
-      {"torch.sym_sqrt", "aten::sqrt"},     {"torch._sym_sqrt", "aten::sqrt"}};
+  static const std::map<std::string, std::string> table{{"_operator.eq", "aten::eq"},
+                                                        {"_operator.ne", "aten::ne"},
+                                                        {"_operator.le", "aten::le"},
+                                                        {"_operator.ge", "aten::ge"},
+                                                        {"_operator.lt", "aten::lt"},
+                                                        {"_operator.gt", "aten::gt"},
+                                                        {"_operator.neg", "aten::neg"},
+                                                        {"_operator.mul", "aten::mul"},
+                                                        {"_operator.add", "aten::add"},
+                                                        {"_operator.sub", "aten::sub"},
+                                                        {"_operator.floordiv", "aten::floordiv"},
+                                                        {"_operator.mod", "aten::remainder"},
+                                                        {"_operator.pow", "aten::pow"},
+                                                        {"_operator.truediv", "aten::div"},
+                                                        {"_operator.and_", "aten::__and__"},
+                                                        {"_operator.or_", "aten::__or__"},
+                                                        {"_operator.lshift", "aten::__lshift__"},
+                                                        {"_operator.rshift", "aten::__rshift__"},
+                                                        {"math.trunc", "aten::Int"},
+                                                        {"torch.sym_not", "aten::__not__"},
+                                                        {"torch.sym_int", "aten::Int"},
+                                                        {"torch.sym_float", "aten::Float"},
+                                                        {"torch.sym_max", "prim::max"},
+                                                        {"torch.sym_min", "prim::min"},
+                                                        {"torch.sym_sqrt", "aten::sqrt"},
+                                                        {"torch._sym_sqrt", "aten::sqrt"}};
   return table;
 }
 

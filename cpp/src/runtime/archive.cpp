@@ -1,8 +1,10 @@
 #include "archive.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
 
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -64,6 +66,21 @@ std::shared_ptr<std::byte> allocate(size_t size) {
   return {static_cast<std::byte*>(address), [](std::byte* begin) { std::free(begin); }};
 }
 
+/// The folder with the records: a zip has one folder at its top, which may have been unpacked with it.
+std::filesystem::path root_of(const std::filesystem::path& folder) {
+  const auto is_root = [](const std::filesystem::path& one) {
+    std::error_code ignored;
+    return std::filesystem::is_directory(one / "models", ignored) ||
+           std::filesystem::is_directory(one / "extra", ignored);
+  };
+  std::error_code code;
+  if (is_root(folder)) return folder;
+  for (const auto& entry : std::filesystem::directory_iterator(folder, code)) {
+    if (is_root(entry.path())) return entry.path();
+  }
+  return folder;
+}
+
 template <class Open>
 auto open_reader(const Archive& archive, uint64_t size, Open open) {
   if (size == 0) archive.fail("a .pt2 package", "an empty file");
@@ -78,6 +95,10 @@ auto open_reader(const Archive& archive, uint64_t size, Open open) {
 
 Archive::Archive(const std::filesystem::path& file) : origin_(file.string()) {
   std::error_code code;
+  if (std::filesystem::is_directory(file, code)) {
+    folder_ = root_of(file);
+    return;
+  }
   if (!std::filesystem::is_regular_file(file, code)) {
     fail("a .pt2 package", code ? code.message() : std::string("not a regular file"), "check the path");
   }
@@ -101,19 +122,39 @@ void Archive::fail(const std::string& expected, const std::string& got, const st
       message(origin_ + ": the package cannot be loaded", {{"expected", expected}, {"got", got}, {"fix", fix}}));
 }
 
-bool Archive::has(const std::string& record) { return reader_->hasRecord(record); }
+bool Archive::has(const std::string& record) {
+  if (folder_.empty()) return reader_->hasRecord(record);
+  std::error_code ignored;
+  return std::filesystem::is_regular_file(folder_ / record, ignored);
+}
+
+uint64_t Archive::size_of(const std::string& record) {
+  if (!folder_.empty()) return std::filesystem::file_size(folder_ / record);
+  const size_t size = reader_->getRecordSize(record);
+  if (size / kMostCompression > size_) fail("an undamaged record " + record, "one larger than it can be in this file");
+  return size;
+}
+
+void Archive::read_into(const std::string& record, char* bytes, uint64_t size) {
+  if (size == 0) return;
+  if (folder_.empty()) {
+    reader_->getRecord(record, bytes, size);
+    return;
+  }
+  std::ifstream stream(folder_ / record, std::ios::binary);
+  stream.read(bytes, static_cast<std::streamsize>(size));
+  if (!stream) fail("a readable record " + record, "a file that cannot be read whole");
+}
 
 std::string Archive::read(const std::string& record, uint64_t limit) {
   try {
-    if (!reader_->hasRecord(record)) fail("a record " + record, "no such record");
-    const size_t size = reader_->getRecordSize(record);
-    if (size / kMostCompression > size_)
-      fail("an undamaged record " + record, "one larger than it can be in this file");
+    if (!has(record)) fail("a record " + record, "no such record");
+    const uint64_t size = size_of(record);
     if (size > limit) {
       fail("a record " + record + " of at most " + std::to_string(limit) + " bytes", std::to_string(size) + " bytes");
     }
     std::string bytes(size, '\0');
-    if (size != 0) reader_->getRecord(record, bytes.data(), size);
+    read_into(record, bytes.data(), size);
     return bytes;
   } catch (const Error&) {
     throw;
@@ -132,6 +173,10 @@ std::string Archive::read(const std::string& record, uint64_t size, uint32_t crc
 }
 
 std::shared_ptr<std::byte> Archive::map(const std::string& record, uint64_t size, uint32_t crc32) {
+  if (!folder_.empty() && size > 0 && has(record) && size_of(record) == size) {
+    std::shared_ptr<std::byte> bytes = map_file(folder_ / record, size);
+    if (bytes != nullptr && checksum(bytes.get(), size) == crc32) return bytes;
+  }
   if (mapping_ != nullptr && size > 0 && reader_->hasRecord(record)) {
     const uint64_t offset = reader_->getRecordOffset(record);
     std::byte* begin = mapping_.get() + offset;
@@ -146,7 +191,15 @@ std::shared_ptr<std::byte> Archive::map(const std::string& record, uint64_t size
   return copy;
 }
 
-std::vector<std::string> Archive::records() { return reader_->getAllRecords(); }
+std::vector<std::string> Archive::records() {
+  if (folder_.empty()) return reader_->getAllRecords();
+  std::vector<std::string> names;
+  for (const auto& entry : std::filesystem::recursive_directory_iterator(folder_)) {
+    if (entry.is_regular_file()) names.push_back(std::filesystem::relative(entry.path(), folder_).generic_string());
+  }
+  std::sort(names.begin(), names.end());
+  return names;
+}
 
 uint32_t checksum(const void* bytes, size_t size) { return crc32_fast(bytes, size); }
 

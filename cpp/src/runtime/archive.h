@@ -14,7 +14,8 @@ class PyTorchStreamReader;
 
 namespace torchcc::detail {
 
-/// The records of a `.pt2` file (a zip, read with PyTorch's own reader). Throws PackageError; not thread-safe.
+/// The records of a `.pt2` file (a zip, read with PyTorch's own reader), or of the folder that it was unpacked into.
+/// Throws PackageError; not thread-safe.
 class Archive {
  public:
   explicit Archive(const std::filesystem::path& file);
@@ -40,7 +41,11 @@ class Archive {
                          const std::string& fix = "build it again with `torchcc build`, or copy the file again") const;
 
  private:
+  uint64_t size_of(const std::string& record);
+  void read_into(const std::string& record, char* bytes, uint64_t size);
+
   std::string origin_;
+  std::filesystem::path folder_;  ///< of an unpacked package; else empty
   uint64_t size_ = 0;
   std::shared_ptr<std::byte> mapping_;  ///< of the whole file; null for bytes in memory
   std::unique_ptr<caffe2::serialize::PyTorchStreamReader> reader_;

@@ -317,7 +317,8 @@ void take_results(const FunctionState& state, std::vector<c10::IValue> results, 
     if (result.isTensor()) {
       outputs[next++] = std::move(result).toTensor();
     } else {
-      outputs[next] = at::detail::scalar_tensor_static(result.toScalar(), state.signature.outputs[next].dtype, at::kCPU);
+      outputs[next] =
+          at::detail::scalar_tensor_static(result.toScalar(), state.signature.outputs[next].dtype, at::kCPU);
       ++next;
     }
   }
@@ -338,11 +339,22 @@ void run_graph(const FunctionState& state, const Bound& bound, std::span<at::Ten
   state.portable_reason.store(reason, std::memory_order_relaxed);
   std::vector<c10::IValue> arguments;
   arguments.reserve(bound.tensors.size());
+  // Python code may have gone another way for other strides than those of the example, which were contiguous.
+  WriteBacks write_backs;
   for (const portable::Program::Input& input : state.program->inputs()) {
     if (input.kind != portable::Program::Input::Kind::argument) continue;
-    arguments.push_back(graph_argument(input, *bound.tensors[arguments.size()]));
+    const size_t position = arguments.size();
+    const at::Tensor& tensor = *bound.tensors[position];
+    if (is_ready(tensor)) {
+      arguments.push_back(graph_argument(input, tensor));
+      continue;
+    }
+    const at::Tensor copy = made_ready(tensor);
+    if (state.signature.inputs[position].mutated) write_backs.push_back({copy, &tensor});
+    arguments.push_back(graph_argument(input, copy));
   }
   take_results(state, state.program->run(std::move(arguments), weights.tensors, state.program_weights), outputs);
+  for (const WriteBack& entry : write_backs) entry.original->copy_(entry.copy);
   if (at::GradMode::is_enabled()) return;
   for (size_t i = 0; i < bound.tensors.size(); ++i) {
     if (state.signature.inputs[i].mutated) mark_changed(*bound.tensors[i]);
@@ -541,9 +553,9 @@ const at::Tensor& Outputs::operator[](std::string_view name) const {
 
 const at::Tensor& Outputs::operator[](size_t position) const {
   if (position < values_.size()) return values_[position].second;
-  throw ArgumentError(detail::message("no output " + std::to_string(position),
-                                      {{"expected", "a position below " + std::to_string(values_.size())},
-                                       {"got", std::to_string(position)}}));
+  throw ArgumentError(detail::message(
+      "no output " + std::to_string(position),
+      {{"expected", "a position below " + std::to_string(values_.size())}, {"got", std::to_string(position)}}));
 }
 
 std::vector<NamedTensor> Function::weights() const {

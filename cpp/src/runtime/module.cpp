@@ -29,12 +29,12 @@ torch::nn::Module& owner_of(torch::nn::Module& root, std::string_view& name) {
 Module::Module(Function function) : torch::nn::Module("torchcc::Module"), function_(std::move(function)) {
   const Signature& signature = function_.signature();
   if (signature.outputs.size() != 1) {
-    throw ArgumentError(detail::message(
-        signature.name + ": it cannot be a torchcc::Module",
-        {{"signature", signature.str()},
-         {"expected", "one output"},
-         {"got", std::to_string(signature.outputs.size()) + " outputs"},
-         {"fix", "call the function itself, or export a module that returns one tensor"}}));
+    throw ArgumentError(
+        detail::message(signature.name + ": it cannot be a torchcc::Module",
+                        {{"signature", signature.str()},
+                         {"expected", "one output"},
+                         {"got", std::to_string(signature.outputs.size()) + " outputs"},
+                         {"fix", "call the function itself, or export a module that returns one tensor"}}));
   }
   const detail::Weights* weights = detail::Access::state(function_)->weights.get();
   if (weights == nullptr) return;

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include <dlfcn.h>
+
 #include <torch/version.h>
 #include <torchcc/error.h>
 
@@ -123,7 +125,8 @@ void bind_variant(FunctionState& state, const FunctionEntry& entry, const Varian
   if (state.library != nullptr) return;
   state.library = load_library(source, contents, variant.library, variant.extern_ops, inputs, outputs);
   if (!variant.library_out.empty()) {
-    state.library_out = load_library(source, contents, variant.library_out, variant.extern_ops_out, inputs + outputs, 0);
+    state.library_out =
+        load_library(source, contents, variant.library_out, variant.extern_ops_out, inputs + outputs, 0);
   }
   state.library_weights = std::move(taken);
   state.burnt_in = std::move(burnt_in);
@@ -176,7 +179,8 @@ std::shared_ptr<const Library> load_code(Archive& archive) {
   Contents contents;
   contents.origin = archive.origin();
   for (const auto& [name, record] : manifest.records) {
-    if (name.starts_with("data/aotinductor/")) contents.records.texts[name] = archive.read(name, record.size, record.crc32);
+    if (name.starts_with("data/aotinductor/"))
+      contents.records.texts[name] = archive.read(name, record.size, record.crc32);
   }
   return Access::state(bind_function(entry, contents, {}))->library;
 }
@@ -201,7 +205,8 @@ Weights::Records read_plain_records(Archive& archive) {
   constexpr uint64_t kLimit = uint64_t{1} << 40;
   Weights::Records records;
   for (const std::string& name : archive.records()) {
-    if (!name.starts_with("data/weights/") && !name.starts_with("data/constants/") && !name.starts_with("models/")) continue;
+    if (!name.starts_with("data/weights/") && !name.starts_with("data/constants/") && !name.starts_with("models/"))
+      continue;
     std::string content = archive.read(name, kLimit);
     if (is_weight(name)) {
       records.bytes[name] = {archive.map(name, content.size(), checksum(content)), content.size()};
@@ -244,6 +249,14 @@ Package load(const std::filesystem::path& file, const LoadOptions& options) {
 Package load(std::span<const std::byte> bytes, const LoadOptions& options) {
   detail::Archive archive(bytes);
   return detail::load(archive, options);
+}
+
+void load_operators(const std::filesystem::path& library) {
+  if (dlopen(library.c_str(), RTLD_NOW | RTLD_GLOBAL) != nullptr) return;
+  throw PackageError(detail::message(library.string() + ": the operators cannot be loaded",
+                                     {{"expected", "a shared library that registers operators with TORCH_LIBRARY"},
+                                      {"got", dlerror()},
+                                      {"fix", "check the path, and build it against this LibTorch"}}));
 }
 
 const Function& Package::operator[](std::string_view name) const {

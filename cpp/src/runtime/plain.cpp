@@ -45,9 +45,8 @@ class ExpressionReader {
   std::string_view word() {
     while (position_ < text_.size() && text_[position_] == ' ') ++position_;
     const size_t begin = position_;
-    while (position_ < text_.size() &&
-           (std::isalnum(static_cast<unsigned char>(text_[position_])) != 0 || text_[position_] == '_' ||
-            text_[position_] == '-')) {
+    while (position_ < text_.size() && (std::isalnum(static_cast<unsigned char>(text_[position_])) != 0 ||
+                                        text_[position_] == '_' || text_[position_] == '-')) {
       ++position_;
     }
     return text_.substr(begin, position_ - begin);
@@ -82,17 +81,21 @@ class ExpressionReader {
 
   bool expression(std::vector<SizeStep>& steps, std::string& text, int depth) {
     static constexpr std::pair<std::string_view, std::pair<SizeStep::Kind, const char*>> kOperators[] = {
-        {"Add", {SizeStep::Kind::add, "+"}},           {"Mul", {SizeStep::Kind::mul, "*"}},
-        {"FloorDiv", {SizeStep::Kind::floordiv, "//"}}, {"CleanDiv", {SizeStep::Kind::floordiv, "//"}},
-        {"Mod", {SizeStep::Kind::mod, "%"}},           {"PythonMod", {SizeStep::Kind::mod, "%"}},
-        {"Max", {SizeStep::Kind::max, ", "}},          {"Min", {SizeStep::Kind::min, ", "}},
+        {"Add", {SizeStep::Kind::add, "+"}},
+        {"Mul", {SizeStep::Kind::mul, "*"}},
+        {"FloorDiv", {SizeStep::Kind::floordiv, "//"}},
+        {"CleanDiv", {SizeStep::Kind::floordiv, "//"}},
+        {"Mod", {SizeStep::Kind::mod, "%"}},
+        {"PythonMod", {SizeStep::Kind::mod, "%"}},
+        {"Max", {SizeStep::Kind::max, ", "}},
+        {"Min", {SizeStep::Kind::min, ", "}},
         {"PowByNatural", {SizeStep::Kind::pow, "**"}}};
     const std::string_view name = word();
     if (depth > kExpressionDepth || !take('(')) return false;
     if (name == "Symbol") return symbol(steps, text);
     if (name == "Integer") return number(steps, text);
-    const auto* found = std::find_if(std::begin(kOperators), std::end(kOperators),
-                                     [&](const auto& one) { return one.first == name; });
+    const auto* found =
+        std::find_if(std::begin(kOperators), std::end(kOperators), [&](const auto& one) { return one.first == name; });
     if (found == std::end(kOperators)) return false;
     const auto [kind, sign] = found->second;
     const bool is_call = kind == SizeStep::Kind::max || kind == SizeStep::Kind::min;
@@ -103,7 +106,9 @@ class ExpressionReader {
       text += (count == 0 ? "" : sign) + operand;
       if (count++ > 0) steps.push_back({kind, 0});
     } while (take(','));
-    text = is_call ? (kind == SizeStep::Kind::max ? "max(" : "min(") + text + ")" : depth == 0 ? text : "(" + text + ")";
+    text = is_call      ? (kind == SizeStep::Kind::max ? "max(" : "min(") + text + ")"
+           : depth == 0 ? text
+                        : "(" + text + ")";
     return count > 1 && take(')');
   }
 
@@ -148,7 +153,8 @@ void read_inputs(Signature& signature, const json& module, const std::vector<std
     const std::string tag = argument.items().begin().key();
     const json& held = argument.items().begin().value();
     if (tag == "as_tensor") {
-      signature.inputs.push_back(read_tensor(held.at("name").get<std::string>(), module.at("graph"), signature.symbols));
+      signature.inputs.push_back(
+          read_tensor(held.at("name").get<std::string>(), module.at("graph"), signature.symbols));
       Value& value = signature.inputs.back();
       value.mutated = std::find(written.begin(), written.end(), value.name) != written.end();
     } else if (tag.starts_with("as_sym_") && held.contains("as_name")) {

@@ -39,10 +39,10 @@ struct Code {
 struct FunctionState {
   Signature signature;
   Stats stats;
-  std::vector<InputCheck> checks;  ///< one per input
-  bool has_expressions = false;    ///< some input size is an expression of symbols
-  bool mutates = false;            ///< some input is written to
-  bool is_plain = false;           ///< `library` runs all calls, and takes nothing but the arguments
+  std::vector<InputCheck> checks;              ///< one per input
+  bool has_expressions = false;                ///< some input size is an expression of symbols
+  bool mutates = false;                        ///< some input is written to
+  bool is_plain = false;                       ///< `library` runs all calls, and takes nothing but the arguments
   std::shared_ptr<const Library> library;      ///< code with weights burnt in; null when there is none
   std::shared_ptr<const Library> library_out;  ///< null when the package has none
   std::vector<size_t> burnt_in;                ///< weights that are burnt into `library`

@@ -5,6 +5,7 @@
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty_strided.h>
 #include <ATen/ops/from_blob.h>
+#include <c10/core/InferenceMode.h>
 #include <torchcc/error.h>
 #include <nlohmann/json.hpp>
 
@@ -55,9 +56,12 @@ Entry read_entry(const Archive& archive, const std::string& name, const json& no
     archive.fail("weights on the CPU", "'" + name + "' on " + meta.at("device").at("type").get<std::string>(),
                  "export the model on the CPU");
   }
-  return {folder + node.at("path_name").get<std::string>(), node.at("is_param").get<bool>(),
-          portable::exported_dtype(meta.at("dtype").get<int64_t>()),  numbers(meta.at("sizes")),
-          numbers(meta.at("strides")),                      meta.at("storage_offset").at("as_int").get<int64_t>()};
+  return {folder + node.at("path_name").get<std::string>(),
+          node.at("is_param").get<bool>(),
+          portable::exported_dtype(meta.at("dtype").get<int64_t>()),
+          numbers(meta.at("sizes")),
+          numbers(meta.at("strides")),
+          meta.at("storage_offset").at("as_int").get<int64_t>()};
 }
 
 at::Tensor make(const Archive& archive, const std::string& name, const Entry& entry,
@@ -83,6 +87,8 @@ bool is_same(const at::Tensor& a, const at::Tensor& b) {
 }  // namespace
 
 void Weights::add(const Archive& archive, const std::string& model, const Records& records) {
+  // Tensors of inference mode have no version.
+  const c10::InferenceMode off(false);
   const c10::AutoGradMode no_grad(false);
   auto set = std::make_shared<Set>(*current());
   for (const std::string kind : {"weights", "constants"}) {
@@ -105,7 +111,8 @@ void Weights::add(const Archive& archive, const std::string& model, const Record
           names_.push_back(is_known ? model + "." + name : name);
           is_parameter_.push_back(entry.is_parameter);
           set->tensors.push_back(tensor);
-          set->loaded.push_back(Set::state_of(tensor));
+          const c10::StorageImpl* storage = tensor.storage().unsafeGetStorageImpl();
+          set->loaded.push_back({storage, tensor._version(), Aliases::of(storage)});
         }
         positions_[{model, name}] = position;
       }
@@ -129,14 +136,15 @@ size_t Weights::find(const std::string& model, const std::string& name) const {
 void Weights::replace(std::string_view function, std::span<const NamedTensor> weights) {
   const std::lock_guard lock(replacing_);
   auto set = std::make_shared<Set>(*current());
+  const c10::InferenceMode off(false);
   const c10::AutoGradMode no_grad(false);
   for (const auto& [name, tensor] : weights) {
     const auto position = static_cast<size_t>(std::find(names_.begin(), names_.end(), name) - names_.begin());
     const std::string subject = std::string(function) + ": the weight '" + name + "' cannot be set";
     if (position == names_.size()) {
-      throw ArgumentError(message(subject, {{"expected", "the name of a weight, as weights() gives them"},
-                                            {"got", name},
-                                            {"fix", "correct the name"}}));
+      throw ArgumentError(message(
+          subject,
+          {{"expected", "the name of a weight, as weights() gives them"}, {"got", name}, {"fix", "correct the name"}}));
     }
     const at::Tensor& old = set->tensors[position];
     const auto form = [](const at::Tensor& one) {

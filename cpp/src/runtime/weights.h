@@ -11,6 +11,7 @@
 
 #include <torchcc/function.h>
 
+#include "aliases.h"
 #include "manifest.h"
 #include "program.h"
 
@@ -22,15 +23,21 @@ class Weights {
   /// One consistent state. Immutable but for what is in the tensors.
   struct Set {
     std::vector<at::Tensor> tensors;
-    std::vector<std::pair<const void*, uint32_t>> loaded;  ///< memory and version of each, when it was loaded
-    bool is_original = true;                               ///< none was replaced
+    /// What tells that a tensor was not changed: its memory, its version, and how often data() was asked for.
+    struct Loaded {
+      const c10::StorageImpl* storage = nullptr;
+      int64_t version = 0;
+      std::shared_ptr<const Aliases> aliases{};
+    };
+    std::vector<Loaded> loaded;
+    bool is_original = true;  ///< none was replaced
 
     /// Whether the weight at this position is what was loaded.
     bool is_current(size_t position) const {
-      return is_original && loaded[position] == state_of(tensors[position]);
-    }
-    static std::pair<const void*, uint32_t> state_of(const at::Tensor& tensor) {
-      return {tensor.storage().unsafeGetStorageImpl(), tensor._version()};
+      const Loaded& before = loaded[position];
+      const at::Tensor& tensor = tensors[position];
+      return is_original && before.storage == tensor.storage().unsafeGetStorageImpl() &&
+             before.version == tensor._version() && before.aliases->taken() == 0;
     }
   };
 
@@ -59,7 +66,7 @@ class Weights {
   std::mutex& writing() const { return writing_; }
 
  private:
-  std::vector<std::string> names_;  ///< unique
+  std::vector<std::string> names_;                                   ///< unique
   std::map<std::pair<std::string, std::string>, size_t> positions_;  ///< by model and name
   std::vector<bool> is_parameter_;
   std::vector<bool> is_written_;

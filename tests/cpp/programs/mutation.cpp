@@ -252,6 +252,29 @@ BOOST_AUTO_TEST_CASE(frozen_weights_that_change_between_calls, *boost::unit_test
       {.calls = 8}, freezing_options());
 }
 
+// torch::optim::SGD writes through data(), which no version counter shows.
+BOOST_AUTO_TEST_CASE(frozen_weights_that_an_optimizer_changes) {
+  check(
+      [] {
+        nn::Sequential net(nn::Linear(5, 8), nn::ReLU(), nn::Linear(8, 3));
+        return program(
+            net,
+            [net](int call) {
+              if (call == 4 || call == 6) {
+                const torch::AutoGradMode grad_mode(true);
+                torch::optim::SGD optimizer(net->parameters(), 0.5);
+                optimizer.zero_grad();
+                net->forward(torch::randn({4, 5})).square().sum().backward();
+                optimizer.step();
+                optimizer.zero_grad();
+              }
+              return std::tuple(torch::randn({4, 5}));
+            },
+            tensors_of(net));
+      },
+      {.calls = 8}, freezing_options());
+}
+
 // A step of an optimizer written by hand, inside the function.
 BOOST_AUTO_TEST_CASE(optimizer_step_inside) {
   check([] {
