@@ -291,7 +291,8 @@ def test_code_that_is_slower_than_its_operators(seconds: float, reason: str, tmp
     recording = r.write(tmp_path / "eager", [r("relu", x)])
 
     def run(inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-        time.sleep(seconds)
+        if seconds:  # even a sleep of no time takes longer than an operator on a busy machine
+            time.sleep(seconds)
         return ()
 
     why = trace_compiler.why_eager(load(recording / "trace.json", recording / "tensors.pt"), [0], run)
