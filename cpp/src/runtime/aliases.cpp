@@ -112,13 +112,25 @@ class Watch final : public Hooks {
 #pragma GCC diagnostic pop
 #endif
 
-void install() {
-  static const bool installed = [] {
-    at::impl::SetVariableHooks(new Watch(*at::impl::GetVariableHooks()));
-    return true;
-  }();
-  (void)installed;
-}
+/// Goes with the library that this is in, which a program may unload.
+class Installation {
+ public:
+  Installation() : original_(at::impl::GetVariableHooks()), watch_(new Watch(*original_)) {
+    at::impl::SetVariableHooks(watch_);
+  }
+  ~Installation() {
+    // The watch itself stays: a thread may be in it.
+    if (at::impl::GetVariableHooks() == watch_) at::impl::SetVariableHooks(original_);
+  }
+  Installation(const Installation&) = delete;
+  Installation& operator=(const Installation&) = delete;
+
+ private:
+  Hooks* original_;
+  Hooks* watch_;
+};
+
+void install() { static const Installation installation; }
 
 }  // namespace
 
