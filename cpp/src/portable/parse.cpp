@@ -54,7 +54,7 @@ c10::MemoryFormat memory_format_of(int64_t number) {
 
 c10::Device device_of(const json& node) {
   std::string text = node.at("type").get<std::string>();
-  if (!node.at("index").is_null()) text += ":" + std::to_string(node.at("index").get<int64_t>());
+  if (!node.at("index").is_null()) text.append(":").append(std::to_string(node.at("index").get<int64_t>()));
   return c10::Device(text);
 }
 
@@ -133,7 +133,7 @@ class BlockParser {
       const auto position = static_cast<uint32_t>(block_.inputs.size());
       const std::string name = name_in(tag, node);
       // An input that is burnt in has no name; nothing refers to it.
-      const uint32_t value = add(name.empty() ? "#" + std::to_string(position) : name);
+      const uint32_t value = add(name.empty() ? std::string("#").append(std::to_string(position)) : name);
       block_.inputs.push_back(value);
       roots_[value] = {position};
     }
