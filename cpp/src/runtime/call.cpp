@@ -553,9 +553,10 @@ const at::Tensor& Outputs::operator[](std::string_view name) const {
 
 const at::Tensor& Outputs::operator[](size_t position) const {
   if (position < values_.size()) return values_[position].second;
-  throw ArgumentError(detail::message(
-      "no output " + std::to_string(position),
-      {{"expected", "a position below " + std::to_string(values_.size())}, {"got", std::to_string(position)}}));
+  throw ArgumentError(detail::message("no output " + std::to_string(position),
+                                      {{"expected", "a position below " + std::to_string(values_.size())},
+                                       {"got", std::to_string(position)},
+                                       {"fix", "correct the position, or use the output's name"}}));
 }
 
 std::vector<NamedTensor> Function::weights() const {

@@ -259,7 +259,7 @@ BOOST_AUTO_TEST_CASE(frozen_weights_that_an_optimizer_changes) {
         nn::Sequential net(nn::Linear(5, 8), nn::ReLU(), nn::Linear(8, 3));
         return program(
             net,
-            [net](int call) {
+            [net](int call) mutable {
               if (call == 4 || call == 6) {
                 const torch::AutoGradMode grad_mode(true);
                 torch::optim::SGD optimizer(net->parameters(), 0.5);
