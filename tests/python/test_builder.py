@@ -91,7 +91,7 @@ def test_manifest(built: Built) -> None:
         manifest = json.loads(archive.read("kernels/extra/torchcc.json"))
         names = {name.partition("/")[2] for name in archive.namelist()}
         assert b"/tmp" not in archive.read("kernels/extra/torchcc.json")
-    assert manifest["format_version"] == 1
+    assert manifest["format_version"] == 2
     assert set(manifest["records"]) == {name for name in names if name.startswith(("data/", "models/"))}
     signatures = [function["signature"] for function in manifest["functions"]]
     assert [signature["name"] for signature in signatures] == ["scale", "shifted"]
