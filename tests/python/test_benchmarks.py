@@ -45,7 +45,7 @@ def run(*arguments: str | Path) -> str:
 
 
 def test_names_are_listed() -> None:
-    assert [line.split()[0] for line in run().splitlines()] == ["call_overhead", "capture"]
+    assert [line.split()[0] for line in run().splitlines()] == ["call_overhead", "packages", "capture"]
 
 
 def test_an_unknown_name_is_refused() -> None:
