@@ -99,13 +99,12 @@ def build(target: str) -> Path:
     key = "\n".join([str(FOLDER), sys.executable, torch.__version__, toolchain.cxx()])
     folder = paths.cache_dir() / "benchmarks" / hashlib.sha256(key.encode()).hexdigest()[:16]
     with Console(stderr=True).status(f"building {target}") as status:
-        native.build_project(
-            FOLDER / "cpp",
-            folder,
-            ["CMAKE_BUILD_TYPE=Release"],
-            targets=[target],
-            progress=lambda line: status.update(f"building {target}: {line[:80]}"),
-        )
+
+        def step(line: str) -> None:
+            status.update(f"building {target}: {line[:80]}")
+
+        settings = ["CMAKE_BUILD_TYPE=Release", f"TORCHCC_LIBRARIES={native.library_dir(step)}"]
+        native.build_project(FOLDER / "cpp", folder, settings, targets=[target], progress=step)
     return folder
 
 

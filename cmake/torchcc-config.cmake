@@ -8,6 +8,9 @@
 #
 # LibTorch is the project's target `torch` if it exists, else find_package(Torch) if Torch_DIR is set, else the torch of the
 # Python interpreter. Set TORCHCC_PYTHON to choose the interpreter, which also compiles the regions.
+#
+# Set TORCHCC_LIBRARIES to the folder that `torchcc --library-dir` prints to link libraries that were built before, with
+# this interpreter's torch and its compiler, in place of building them in each project.
 
 cmake_minimum_required(VERSION 3.18)
 
@@ -19,6 +22,10 @@ _torchcc_find_json()
 
 if(NOT TARGET torchcc::runtime)
   get_filename_component(_torchcc_cpp "${CMAKE_CURRENT_LIST_DIR}/../cpp" ABSOLUTE)
-  add_subdirectory("${_torchcc_cpp}" "${CMAKE_BINARY_DIR}/torchcc" EXCLUDE_FROM_ALL)
+  if(TORCHCC_LIBRARIES)
+    _torchcc_import_libraries("${TORCHCC_LIBRARIES}" "${_torchcc_cpp}")
+  else()
+    add_subdirectory("${_torchcc_cpp}" "${CMAKE_BINARY_DIR}/torchcc" EXCLUDE_FROM_ALL)
+  endif()
   unset(_torchcc_cpp)
 endif()

@@ -87,6 +87,25 @@ macro(_torchcc_find_json)
   endif()
 endmacro()
 
+# Defines torchcc::runtime and torchcc::capture from libraries that were built before.
+function(_torchcc_import_libraries folder cpp)
+  foreach(name IN ITEMS runtime capture)
+    set(file "${folder}/libtorchcc_${name}.a")
+    if(NOT EXISTS "${file}")
+      message(FATAL_ERROR "torchcc: TORCHCC_LIBRARIES is a folder without libtorchcc_${name}.a.\n"
+        "  expected: the folder that `torchcc --library-dir` prints\n"
+        "  got:      ${folder}\n"
+        "  fix:      pass -DTORCHCC_LIBRARIES=$(torchcc --library-dir), or leave it out")
+    endif()
+    add_library(torchcc::${name} STATIC IMPORTED GLOBAL)
+    set_target_properties(torchcc::${name} PROPERTIES IMPORTED_LOCATION "${file}")
+  endforeach()
+  target_compile_features(torchcc::runtime INTERFACE cxx_std_20)
+  target_include_directories(torchcc::runtime INTERFACE "${cpp}/include")
+  target_link_libraries(torchcc::runtime INTERFACE torchcc::libtorch ${CMAKE_DL_LIBS})
+  target_link_libraries(torchcc::capture INTERFACE torchcc::runtime)
+endfunction()
+
 # torchcc_add_region(<target> SOURCES <file.py>... NAMESPACE <namespace> [PARAMS <key=value>...] [NO_OUT])
 #
 # Compiles the regions of Python files into the static library <target>. Linking it gives the header "<target>.h" with

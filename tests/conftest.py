@@ -5,8 +5,6 @@ Both are kept in torchcc's cache folder, so that a second run starts at once.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import functools
 import hashlib
 import importlib.metadata
@@ -27,7 +25,7 @@ from torchcc import native, paths, toolchain
 TESTS = Path(__file__).resolve().parent
 
 _TARGETS = {
-    "release": ("runtime_tests", "mistakes", "programs", "capture_app", "exports"),
+    "release": ("runtime_tests", "mistakes", "programs", "capture_app", "exports", "custom_operators"),
     "asan-ubsan": ("runtime_tests",),
     "tsan": ("runtime_tests",),
 }
@@ -56,15 +54,6 @@ def _cache() -> Path:
     return paths.cache_dir() / "tests"
 
 
-@contextlib.contextmanager
-def _locked() -> Iterator[None]:
-    """Lets one test run at a time build into the cache."""
-    _cache().mkdir(parents=True, exist_ok=True)
-    with (_cache() / "lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def _key(*files: Path) -> str:
     """A short hash of what files contain, where these tests are, and which torch and compiler there are."""
     parts = [str(TESTS), torch.__file__, torch.__version__, toolchain.check_compiler(toolchain.cxx()).detail]
@@ -79,7 +68,7 @@ def built() -> Path:
     compiler = (file for file in Path(torchcc.__file__).parent.rglob("*") if file.suffix in (".py", ".jinja"))
     folder = _cache() / "packages" / _key(*sources, models, *sorted(compiler))
     finished = folder / "finished"
-    with _locked():
+    with paths.locked(_cache() / "lock"):
         if finished.exists():
             return folder
         for old in folder.parent.glob("*"):
@@ -142,7 +131,7 @@ def _boost() -> Path:
 def _build(built: Path, preset: str, *targets: str) -> Path:
     toolchain.require_compiler()
     folder = _cache() / "cpp" / f"{preset}-{_key()}"
-    with _locked():
+    with paths.locked(_cache() / "lock"):
         _configure_and_build(built, preset, folder, targets or _TARGETS[preset])
     return folder
 

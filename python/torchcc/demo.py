@@ -7,7 +7,6 @@ The first calls a network that was trained and compiled in Python. In the second
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import platform
@@ -16,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,8 +102,7 @@ def run(progress: Progress | None = None) -> Report:
     programs = [folder / name for name in _PROGRAMS]
     seconds = None
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder, tell):
+        with paths.locked(folder / "lock", lambda: tell("waiting for another `torchcc demo` to build", 0, 0)):
             if not all(program.is_file() for program in programs):
                 start = time.monotonic()
                 _build(folder, tell)
@@ -161,18 +159,6 @@ def _key() -> str:
     return digest.hexdigest()[:16]
 
 
-@contextlib.contextmanager
-def _locked(folder: Path, tell: Progress) -> Iterator[None]:
-    """Lets one process build at a time; the others wait and find its program."""
-    with (folder / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            tell("waiting for another `torchcc demo` to build", 0, 0)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def _build(folder: Path, tell: Progress) -> None:
     """Copies the project into the cache, builds it there, and keeps the programs, their sources and the weights."""
     source, build = folder / "source", folder / "build"
@@ -189,8 +175,11 @@ def _build(folder: Path, tell: Progress) -> None:
         what = f"built {compiled[1]}" if compiled else "linked" if "Linking" in line else "compiled the network"
         tell(what, int(numbers[1]), int(numbers[2]))
 
+    tell("building torchcc's libraries", 0, 0)
+    libraries = native.library_dir(step)
     tell("configuring with CMake", 0, 0)
-    native.build_project(source, build, ["CMAKE_BUILD_TYPE=Release"], log=folder / "build.log", progress=step)
+    settings = ["CMAKE_BUILD_TYPE=Release", f"TORCHCC_LIBRARIES={libraries}"]
+    native.build_project(source, build, settings, log=folder / "build.log", progress=step)
     for name in _PROGRAMS:
         # Under another name first: a program in its place is a whole one.
         temporary = folder / f".{name}"

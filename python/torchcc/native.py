@@ -112,8 +112,18 @@ add_custom_target(libraries ALL DEPENDS torchcc_capture torchcc_runtime)
 _LIBRARIES = ("libtorchcc_capture.a", "libtorchcc_runtime.a")
 
 
-def libraries(progress: Callable[[str], None] | None = None) -> list[Path]:
-    """The static libraries, built on first use into the cache for this compiler, interpreter, torch and torchcc."""
+def library_dir(progress: Callable[[str], None] | None = None) -> Path:
+    """The folder of the static libraries, built on first use into the cache.
+
+    There is one for each C++ compiler, interpreter, torch and torchcc.
+
+    Args:
+        progress: Called with each line of Ninja's that starts a step.
+
+    Raises:
+        CompileError: The build failed.
+        OSError: The cache cannot be written.
+    """
     compiler = toolchain.check_compiler(toolchain.cxx()).detail
     sources = "".join(
         file.read_text() for file in sorted(paths.cpp_dir().rglob("*")) if file.suffix in (".h", ".cpp", ".txt")
@@ -121,31 +131,42 @@ def libraries(progress: Callable[[str], None] | None = None) -> list[Path]:
     key = "\n".join([__version__, torch.__version__, torch.__file__, sys.executable, compiler, sources])
     folder = paths.cache_dir() / "runtime" / hashlib.sha256(key.encode()).hexdigest()[:16]
     made = [folder / name for name in _LIBRARIES]
-    if not all(library.is_file() for library in made):
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="torchcc-libraries-") as work:
-            source = Path(work)
-            (source / "CMakeLists.txt").write_text(_LIBRARIES_PROJECT)
-            build_project(source, source / "build", ["CMAKE_BUILD_TYPE=Release"], progress=progress)
-            for library in made:
-                temporary = folder / f".{library.name}.{os.getpid()}"
-                shutil.copyfile(source / "build" / "torchcc" / library.name, temporary)
-                temporary.replace(library)
-    return made
+    with paths.locked(folder / "lock"):
+        if not all(library.is_file() for library in made):
+            with tempfile.TemporaryDirectory(prefix="torchcc-libraries-") as work:
+                source = Path(work)
+                (source / "CMakeLists.txt").write_text(_LIBRARIES_PROJECT)
+                build_project(source, source / "build", ["CMAKE_BUILD_TYPE=Release"], progress=progress)
+                for library in made:
+                    _put(source / "build" / "torchcc" / library.name, library)
+    return folder
+
+
+def _put(made: Path, place: Path) -> None:
+    """Copies a file, so that it appears whole or not at all."""
+    temporary = place.with_name(f".{place.name}")
+    shutil.copy2(made, temporary)
+    temporary.replace(place)
 
 
 def runner() -> Path:
-    """The program ``torchcc-run`` (cpp/tools/run.cpp), built on first use."""
-    program = libraries()[0].parent / "torchcc-run"
-    if not program.is_file():
-        temporary = program.with_name(f".{program.name}.{os.getpid()}")
-        source = paths.cpp_dir() / "tools" / "run.cpp"
-        command = [shutil.which(toolchain.cxx()) or "g++", "-O2", *cxx_flags(), str(source), "-o", str(temporary)]
-        with tempfile.TemporaryDirectory(prefix="torchcc-runner-") as work:
-            log = Path(work) / "build.log"
-            with log.open("w") as file:
-                _run([*command, *ld_flags()], file.fileno(), log, None)
-        temporary.replace(program)
+    """The program ``torchcc-run`` (cpp/tools/run.cpp), built on first use.
+
+    Raises:
+        CompileError: The build failed.
+        OSError: The cache cannot be written.
+    """
+    folder = library_dir()
+    program = folder / "torchcc-run"
+    with paths.locked(folder / "lock"):
+        if not program.is_file():
+            source = paths.cpp_dir() / "tools" / "run.cpp"
+            with tempfile.TemporaryDirectory(prefix="torchcc-runner-") as work:
+                made, log = Path(work) / program.name, Path(work) / "build.log"
+                command = [shutil.which(toolchain.cxx()) or "g++", "-O2", *cxx_flags(), str(source), "-o", str(made)]
+                with log.open("w") as file:
+                    _run([*command, *_link_flags(folder)], file.fileno(), log, None)
+                _put(made, program)
     return program
 
 
@@ -164,9 +185,13 @@ def cxx_flags() -> list[str]:
 
 def ld_flags(progress: Callable[[str], None] | None = None) -> list[str]:
     """Linker flags for a program that uses torchcc and LibTorch; builds torchcc's libraries on first use."""
+    return _link_flags(library_dir(progress))
+
+
+def _link_flags(folder: Path) -> list[str]:
     torch_lib = Path(torch.__file__).parent / "lib"
     torch_libraries = ["-ltorch", "-ltorch_cpu", "-lc10"]
     if torch.version.cuda:
         torch_libraries += ["-Wl,--push-state,--no-as-needed", "-ltorch_cuda", "-Wl,--pop-state", "-lc10_cuda"]
-    own = [str(library) for library in libraries(progress)]
+    own = [str(folder / name) for name in _LIBRARIES]
     return [*own, f"-L{torch_lib}", f"-Wl,-rpath,{torch_lib}", *torch_libraries, "-ldl", "-pthread"]

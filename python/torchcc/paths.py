@@ -1,8 +1,14 @@
-"""Where torchcc's C++ files are: beside this file in an installed wheel, in the repository in an editable install."""
+"""Where torchcc's files are: its C++ sources and its cache.
+
+The sources are beside this file in an installed wheel, in the repository in an editable install.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 _HERE = Path(__file__).resolve().parent
@@ -31,3 +37,22 @@ def cache_dir() -> Path:
         return Path(chosen)
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "torchcc"
+
+
+@contextlib.contextmanager
+def locked(file: Path, waiting: Callable[[], None] | None = None) -> Iterator[None]:
+    """Lets one process at a time work; the others wait.
+
+    Args:
+        file: The lock; made with its folder if missing, and left.
+        waiting: Called if another process holds it.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w") as opened:
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if waiting:
+                waiting()
+            fcntl.flock(opened, fcntl.LOCK_EX)
+        yield

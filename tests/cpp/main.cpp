@@ -1,9 +1,8 @@
-// The one file with Boost.Test's own code and the program's main().
-#define BOOST_TEST_MODULE torchcc runtime
+// Boost.Test's own code and main(), for all programs with tests.
+#define BOOST_TEST_MODULE torchcc
 #include <boost/test/included/unit_test.hpp>
 
-#include "support.h"
-
+#include <ATen/Context.h>
 #include <ATen/Parallel.h>
 
 namespace {

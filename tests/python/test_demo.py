@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from torchcc import demo, errors
+from torchcc import demo, errors, paths
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -49,6 +49,11 @@ def ran(cache: Path, file: Path) -> Ran:
 @pytest.fixture(scope="session")
 def first(tmp_path_factory: pytest.TempPathFactory) -> Ran:
     folder = tmp_path_factory.mktemp("demo")
+    # A cache of its own but for torchcc's libraries, which take longest to build and other tests need too.
+    shared = paths.cache_dir() / "runtime"
+    shared.mkdir(parents=True, exist_ok=True)
+    (folder / "cache").mkdir()
+    (folder / "cache" / shared.name).symlink_to(shared.absolute())
     return ran(folder / "cache", folder / "first.json")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import subprocess
 import sys
@@ -64,9 +63,7 @@ def program() -> Path:
     compiler = toolchain.check_compiler(toolchain.cxx()).detail
     key = "\n".join([str(EXAMPLE), torch.__file__, torch.__version__, sys.executable, compiler])
     folder = paths.cache_dir() / "tests" / f"sentences-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with paths.locked(folder / "lock"):
         native.build_project(EXAMPLE, folder, ["CMAKE_BUILD_TYPE=Release"])
     return folder / "sentences"
 
