@@ -10,6 +10,7 @@ import copy
 import difflib
 import functools
 import hashlib
+import inspect
 import json
 import logging
 import math
@@ -17,6 +18,7 @@ import os
 import platform
 import re
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,6 +133,11 @@ def load(file: str) -> ExportedProgram:
         return torch.export.load(file)
 
 
+def load_operators(library: Path) -> None:
+    """Loads a shared library that registers operators. ``torch.ops.load_library``, which does it once."""
+    torch.ops.load_library(str(library.resolve()))  # type: ignore[no-untyped-call]
+
+
 def check_options(options: Mapping[str, Any]) -> None:
     """Raises ArgumentError for options that Inductor does not have. Leans on ``torch._inductor.config``."""
     from torch._inductor import config
@@ -227,13 +234,7 @@ def _key_name(key: Any) -> str:
 
 
 def _leaf_nodes(program: ExportedProgram) -> list[torch.fx.Node]:
-    signature = program.graph_signature
-    held = {
-        *signature.inputs_to_parameters,
-        *signature.inputs_to_buffers,
-        *signature.inputs_to_lifted_tensor_constants,
-        *signature.inputs_to_lifted_custom_objs,
-    }
+    held = {*_weight_inputs(program), *program.graph_signature.inputs_to_lifted_custom_objs}
     return [node for node in program.graph.nodes if node.op == "placeholder" and node.name not in held]
 
 
@@ -261,6 +262,27 @@ def named_arguments(module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapp
 
     combined: dict[str, Any] = _combine_args(module.forward, args, dict(kwargs))
     return combined
+
+
+def with_forward(
+    module: torch.nn.Module, forward: Callable[..., Any], arguments: Sequence[str] | None = None
+) -> torch.nn.Module:
+    """A shallow copy of a module with another ``forward``: it keeps its class's behaviour and its weights' names.
+
+    Args:
+        module: What to copy.
+        forward: Called with the copy and the arguments.
+        arguments: Names of positional arguments, after which torch.export names the graph's inputs; by default those of
+            ``forward``.
+    """
+    if arguments is not None:
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        parameters = [inspect.Parameter(name, kind) for name in ("self", *arguments)]
+        forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    made = copy.copy(module)
+    original = type(module)
+    made.__class__ = type(original.__name__, (original,), {"forward": forward})
+    return made
 
 
 def parts(tree: Any) -> list[Any] | None:
@@ -320,20 +342,46 @@ def examples(program: ExportedProgram) -> list[Any]:
     return list(torch.utils._pytree.tree_leaves(program.example_inputs, is_leaf=lambda one: one is None))
 
 
-def run(program: ExportedProgram, leaves: Sequence[Any]) -> tuple[list[Any], dict[str, torch.Tensor]]:
-    """Runs a program in Python on a copy of its weights.
-
-    Returns:
-        Leaves of its outputs, and its buffers afterwards.
-    """
-    with _quiet():
-        module = copy.deepcopy(program.module())
+def _arguments(program: ExportedProgram, leaves: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments from their leaves."""
     assert program.call_spec.in_spec is not None
     args, kwargs = torch.utils._pytree.tree_unflatten(list(leaves), program.call_spec.in_spec)
+    return tuple(args), kwargs
+
+
+def _results(module: Any, program: ExportedProgram, leaves: Sequence[Any]) -> list[Any]:
+    """Leaves of what a call gives, ``None`` among them."""
+    args, kwargs = _arguments(program, leaves)
     with torch.no_grad():
         results = module(*args, **kwargs)
-    leaves = torch.utils._pytree.tree_leaves(results, is_leaf=lambda one: one is None)
-    return leaves, dict(module.named_buffers())
+    return list(torch.utils._pytree.tree_leaves(results, is_leaf=lambda one: one is None))
+
+
+def as_function(program: ExportedProgram) -> Callable[[Sequence[Any]], list[Any]]:
+    """A program as a function of the leaves of its inputs. It uses, and writes into, the program's own weights."""
+    with _quiet():
+        module = program.module()
+    return lambda leaves: _results(module, program, leaves)
+
+
+def as_pure_function(
+    program: ExportedProgram,
+) -> Callable[[Sequence[Any]], tuple[list[Any], dict[str, torch.Tensor]]]:
+    """The same, but each call begins with the program's buffers as they are, on copies of them.
+
+    Returns:
+        A function that gives leaves of the outputs, and the buffers after the call.
+    """
+    with _quiet():
+        module = program.module()
+    shared = {id(parameter): parameter for parameter in module.parameters()}
+
+    def run(leaves: Sequence[Any]) -> tuple[list[Any], dict[str, torch.Tensor]]:
+        with _quiet():
+            own = copy.deepcopy(module, dict(shared))
+        return _results(own, program, leaves), dict(own.named_buffers())
+
+    return run
 
 
 def weights(program: ExportedProgram) -> dict[str, torch.Tensor]:
@@ -354,14 +402,19 @@ def size_ranges(program: ExportedProgram) -> dict[sympy.Symbol, tuple[int, int |
     }
 
 
-def weight_names(program: ExportedProgram) -> list[str]:
-    """Names of the parameters, buffers and constants that the graph uses, in its order."""
+def _weight_inputs(program: ExportedProgram) -> dict[str, str]:
+    """Names of the parameters, buffers and constants, by the names of the graph's inputs that stand for them."""
     signature = program.graph_signature
-    names = {
+    return {
         **signature.inputs_to_parameters,
         **signature.inputs_to_buffers,
         **signature.inputs_to_lifted_tensor_constants,
     }
+
+
+def weight_names(program: ExportedProgram) -> list[str]:
+    """Names of the parameters, buffers and constants that the graph uses, in its order."""
+    names = _weight_inputs(program)
     used = (node for node in program.graph.nodes if node.op == "placeholder" and node.name in names and node.users)
     return list(dict.fromkeys(names[node.name] for node in used))
 
@@ -427,20 +480,44 @@ def _read_expression(expression: sympy.Expr, names: Mapping[sympy.Symbol, str]) 
     return [operator, *operands]
 
 
-def mutations(program: ExportedProgram) -> tuple[set[str], set[str]]:
+def mutations(program: ExportedProgram) -> tuple[frozenset[str], frozenset[str]]:
     """Names of the user's inputs, and of the module's buffers, that the program writes into."""
-    with _quiet():
-        signature = program.run_decompositions({}).graph_signature
-    return set(signature.user_inputs_to_mutate.values()), set(signature.buffers_to_mutate.values())
+    if program not in _MUTATIONS:
+        with _quiet():
+            signature = program.run_decompositions({}).graph_signature
+        _MUTATIONS[program] = (
+            frozenset(signature.user_inputs_to_mutate.values()),
+            frozenset(signature.buffers_to_mutate.values()),
+        )
+    return _MUTATIONS[program]
+
+
+# It takes seconds to find out.
+_MUTATIONS: weakref.WeakKeyDictionary[ExportedProgram, tuple[frozenset[str], frozenset[str]]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def _nodes(program: ExportedProgram) -> Iterator[torch.fx.Node]:
+    """All nodes, those of branches and bodies of loops too."""
+    for module in program.graph_module.modules():
+        if isinstance(module, torch.fx.GraphModule):
+            yield from module.graph.nodes
+
+
+def uses_custom_operators(program: ExportedProgram) -> bool:
+    """Whether there may be operators that a process does not know until it loads what defines them."""
+    return any(getattr(node.target, "namespace", "aten") not in _BUILT_IN for node in _nodes(program))
+
+
+_BUILT_IN = ("aten", "prim", "prims", "higher_order")
 
 
 def draws_random_numbers(program: ExportedProgram) -> bool:
     """Whether two runs on the same inputs may differ."""
     return any(
         torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()) and not _is_off(node)
-        for module in program.graph_module.modules()
-        if isinstance(module, torch.fx.GraphModule)
-        for node in module.graph.nodes
+        for node in _nodes(program)
     )
 
 
@@ -465,9 +542,8 @@ def broken_guard(program: ExportedProgram, module: torch.nn.Module, leaves: Sequ
     ``ExportedProgram._guards_code``.
     """
     guards = getattr(program, "_guards_code", None) or []
-    assert program.call_spec.in_spec is not None
-    args, kwargs = torch.utils._pytree.tree_unflatten(list(leaves), program.call_spec.in_spec)
-    names = {"L": named_arguments(module, tuple(args), kwargs), "math": math, "torch": torch}
+    args, kwargs = _arguments(program, leaves)
+    names = {"L": named_arguments(module, args, kwargs), "math": math, "torch": torch}
     for guard in guards:
         try:
             holds = bool(eval(guard, names))
@@ -773,12 +849,7 @@ def number_dtype(number: Any) -> str:
 def _take_weights_as_inputs(module: Any, program: ExportedProgram, weights: Sequence[str]) -> bool:
     """Makes inputs of parameters and buffers, in the given order, behind the others. Returns whether there were any."""
     graph = module.graph
-    signature = program.graph_signature
-    names = {
-        **signature.inputs_to_parameters,
-        **signature.inputs_to_buffers,
-        **signature.inputs_to_lifted_tensor_constants,
-    }
+    names = _weight_inputs(program)
     fakes = {
         names[node.name]: node.meta["val"]
         for node in program.graph.nodes
@@ -944,21 +1015,19 @@ def share_weights(programs: Sequence[ExportedProgram]) -> None:
                     known[name].append(tensor)
 
 
+def same_program(one: ExportedProgram, other: ExportedProgram) -> bool:
+    """Whether two programs have the same graphs and weights."""
+    code, other_code = (
+        [module.code for module in program.graph_module.modules() if isinstance(module, torch.fx.GraphModule)]
+        for program in (one, other)
+    )
+    held, other_held = weights(one), weights(other)
+    return (
+        code == other_code
+        and held.keys() == other_held.keys()
+        and all(_same_content(tensor, other_held[name]) for name, tensor in held.items())
+    )
+
+
 def _same_content(one: torch.Tensor, other: torch.Tensor) -> bool:
     return one.dtype == other.dtype and one.stride() == other.stride() and torch.equal(one, other)
-
-
-def as_function(program: ExportedProgram) -> Callable[[Sequence[Any]], list[Any]]:
-    """A program as a function of the leaves of its inputs. It uses, and writes into, the program's own weights."""
-    with _quiet():
-        module = program.module()
-    spec = program.call_spec.in_spec
-    assert spec is not None
-
-    def run(leaves: Sequence[Any]) -> list[Any]:
-        args, kwargs = torch.utils._pytree.tree_unflatten(list(leaves), spec)
-        with torch.no_grad():
-            results = module(*args, **kwargs)
-        return list(torch.utils._pytree.tree_leaves(results, is_leaf=lambda one: one is None))
-
-    return run

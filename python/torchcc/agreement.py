@@ -11,7 +11,7 @@ from torchcc import _torch, sizes
 from torchcc import compare as numbers
 from torchcc.errors import CompileError, message
 from torchcc.package import Function
-from torchcc.signature import Symbol, Value
+from torchcc.signature import Value
 
 # How much further than the tolerance of its dtype a result may be off, relative to its largest value: a model rounds
 # more often than one operator.
@@ -34,7 +34,7 @@ def compare(function: Function, library: str, weights: Sequence[str]) -> str:
     """
     program = function.program
     assert program is not None
-    run = _torch.load_library(library)
+    run, graph = _torch.load_library(library), _torch.as_pure_function(program)
     held = _torch.weights(program)
     random = _torch.draws_random_numbers(program)
     compared = 0
@@ -42,7 +42,7 @@ def compare(function: Function, library: str, weights: Sequence[str]) -> str:
     for seed, values in enumerate(size_sets(function)):
         leaves = inputs(function, values, torch.Generator().manual_seed(1000 + seed))
         try:
-            expected, buffers = _torch.run(program, [_copy(one) for one in leaves])
+            expected, buffers = graph([_copy(one) for one in leaves])
         except Exception as error:
             # The graph itself cannot do this size.
             skipped.append(f"{_text(values)}: {type(error).__name__}: {str(error).splitlines()[0]}")
@@ -81,7 +81,7 @@ def size_sets(function: Function) -> Iterator[Mapping[str, int]]:
         values = {
             symbol.name: own.get(symbol.name, symbol.minimum)
             if wanted is None
-            else _clamp(wanted + position if wanted > 2 else wanted, symbol)
+            else symbol.clamp(wanted + position if wanted > 2 else wanted)
             for position, symbol in enumerate(symbols)
         }
         if values not in seen:
@@ -95,11 +95,6 @@ def _own_sizes(function: Function) -> dict[str, int]:
         if isinstance(example, torch.Tensor):
             found.update((s, n) for s, n in zip(value.sizes, example.shape, strict=True) if isinstance(s, str))
     return found
-
-
-def _clamp(value: int, symbol: Symbol) -> int:
-    value = max(value, symbol.minimum)
-    return value if symbol.maximum is None else min(value, symbol.maximum)
 
 
 def _pairs(function: Function) -> list[tuple[Value, Any]]:
@@ -174,7 +169,7 @@ def _text(values: Mapping[str, int]) -> str:
 
 def close(got: torch.Tensor, expected: torch.Tensor) -> bool:
     """Whether two results of one model count as equal."""
-    if got.shape != expected.shape or got.dtype != expected.dtype:
+    if not numbers.same_form(got, expected):
         return False
     if numbers.equal(got, expected):
         return True
@@ -189,15 +184,11 @@ def close(got: torch.Tensor, expected: torch.Tensor) -> bool:
 def _check(function: Function, what: str, values: Mapping[str, int], got: torch.Tensor, expected: torch.Tensor) -> None:
     if close(got, expected):
         return
-    if got.shape == expected.shape and got.dtype == expected.dtype:
-        detail = f"largest difference {numbers.largest_difference(got, expected):.3g}"
-    else:
-        detail = f"{got.dtype} {list(got.shape)} in place of {expected.dtype} {list(expected.shape)}"
     raise CompileError(
         message(
             f"function {function.signature.name}: the compiled code differs from the graph in {what}",
             expected=f"equal within rounding, with {_text(values)}",
-            got=detail,
+            got=numbers.difference(got, expected),
             fix="export it without this target (portable), or compute in float64 to see whether it is rounding",
         )
     )

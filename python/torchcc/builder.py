@@ -11,7 +11,7 @@ from typing import Any
 
 from torchcc import _torch, header, package, toolchain, verify, workers
 from torchcc.capture import Captured, capture
-from torchcc.errors import ArgumentError, CaptureError, message
+from torchcc.errors import ArgumentError, CaptureError, message, no_such
 from torchcc.region import Region
 
 
@@ -145,14 +145,7 @@ def _check_params(regions: Mapping[str, Region], params: Mapping[str, Any]) -> N
     known = {argument for name, region in regions.items() for argument in region.declare(name, params).order}
     for key in params:
         if key not in known:
-            raise ArgumentError(
-                message(
-                    f"--param {key}: no region has such an argument",
-                    expected=f"one of: {', '.join(sorted(known))}",
-                    got=key,
-                    fix="correct the name",
-                )
-            )
+            raise ArgumentError(no_such(f"--param {key}: no region has such an argument", key, sorted(known)))
 
 
 def _compile(
@@ -197,8 +190,9 @@ def _compile(
         tell(f"verifying {one.signature.name}", 2 * len(jobs) + position, 2 * len(jobs) + len(captured))
         call = results[position, False]
         into = results.get((position, True))
-        toolchain.require_shared_libstdcxx(_library(call))
-        checks[one.signature.name] = verify.verify(one, _library(call), _library(into) if into else None)
+        library = package.library(call.files)
+        toolchain.require_shared_libstdcxx(library)
+        checks[one.signature.name] = verify.verify(one, library, package.library(into.files) if into else None)
         functions.append(
             package.Function(
                 signature=one.signature,
@@ -213,11 +207,6 @@ def _compile(
             )
         )
     return functions, checks
-
-
-def _library(result: workers.Result) -> str:
-    (library,) = [file for file in result.files if file.endswith(".so")]
-    return library
 
 
 def _write_depfile(depfile: Path, targets: Sequence[Path], sources: Sequence[Path], modules: set[str]) -> None:

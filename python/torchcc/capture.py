@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +11,7 @@ import torch
 from torch.export import Dim, ExportedProgram
 
 from torchcc import _torch, annotation, sizes
-from torchcc.errors import CaptureError, message
+from torchcc.errors import CaptureError, message, reason
 from torchcc.region import Declaration, Region
 from torchcc.signature import Signature, Symbol, Value
 
@@ -64,11 +62,8 @@ class _FunctionModule(torch.nn.Module):
 
 
 def _flat(target: Any, declaration: Declaration) -> torch.nn.Module:
-    """The code with constants put in, and numbers taken from tensors of rank 0.
-
-    A module keeps its class's behaviour and the names of its weights: this is a shallow copy with another ``forward``.
-    """
-    module = copy.copy(target) if isinstance(target, torch.nn.Module) else _FunctionModule(target)
+    """The code with constants put in, and numbers taken from tensors of rank 0."""
+    module = target if isinstance(target, torch.nn.Module) else _FunctionModule(target)
     original = type(module)
 
     def forward(self: torch.nn.Module, *inputs: torch.Tensor) -> Any:
@@ -77,12 +72,7 @@ def _flat(target: Any, declaration: Declaration) -> torch.nn.Module:
             given[value.name] = _number(value, tensor) if value.number else tensor
         return _plain(original.forward(self, **given))
 
-    # torch.export names the graph's inputs after this signature.
-    names = ["self", *(value.name for value in declaration.inputs)]
-    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    forward.__signature__ = inspect.Signature([inspect.Parameter(name, kind) for name in names])  # type: ignore[attr-defined]
-    module.__class__ = type(original.__name__, (original,), {"forward": forward})
-    return module
+    return _torch.with_forward(module, forward, [value.name for value in declaration.inputs])
 
 
 def _plain(result: Any) -> Any:
@@ -215,7 +205,7 @@ def _export(
             message(
                 f"region {name} ({region.location()}): torch.export cannot capture it",
                 expected="code whose operators do not depend on values, and on sizes only as annotated",
-                got=_reason(error),
+                got=reason(error),
                 fix=_fix(error, hints),
             )
         ) from error
@@ -233,11 +223,6 @@ def _dim(size: sizes.Size, dims: Mapping[str, Any]) -> Any:
     return size
 
 
-def _reason(error: Exception) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return "\n".join([type(error).__name__ + ":", *lines[:12]])
-
-
 def _fix(error: Exception, hints: Mapping[str, int]) -> str:
     text = str(error)
     if "data-dependent" in text or "GuardOnDataDependent" in type(error).__name__:
@@ -251,7 +236,7 @@ def _fix(error: Exception, hints: Mapping[str, int]) -> str:
     return f"make the Python code itself work{where}"
 
 
-def _refuse_state(region: Region, name: str, buffers: set[str]) -> None:
+def _refuse_state(region: Region, name: str, buffers: Set[str]) -> None:
     if buffers:
         raise CaptureError(
             message(
@@ -264,7 +249,7 @@ def _refuse_state(region: Region, name: str, buffers: set[str]) -> None:
 
 
 def _signature(
-    region: Region, name: str, declaration: Declaration, program: ExportedProgram, written: set[str]
+    region: Region, name: str, declaration: Declaration, program: ExportedProgram, written: Set[str]
 ) -> Signature:
     names = {}
     fakes = _torch.placeholders(program)

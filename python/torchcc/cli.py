@@ -39,21 +39,30 @@ def _flags(
     cxxflags: Annotated[
         bool, typer.Option("--cxxflags", help="Print compiler flags, for builds without CMake.")
     ] = False,
-    ldflags: Annotated[bool, typer.Option("--ldflags", help="Print linker flags; builds the runtime once.")] = False,
+    ldflags: Annotated[bool, typer.Option("--ldflags", help="Print linker flags; builds the libraries once.")] = False,
+    library_dir: Annotated[
+        bool, typer.Option("--library-dir", help="Print the folder for TORCHCC_LIBRARIES; builds the libraries once.")
+    ] = False,
 ) -> None:
     answers: list[str] = []
     if version:
         answers.append(__version__)
     if cmake_dir:
         answers.append(str(paths.cmake_dir()))
-    if cxxflags or ldflags:
+    if cxxflags or ldflags or library_dir:
         from torchcc import native
 
         if cxxflags:
             answers.extend(native.cxx_flags())
-        if ldflags:
-            with _progress(verbose=False) as tell:
-                answers.extend(native.ld_flags(lambda line: tell(f"building the runtime {line[:60]}", 0, 0)))
+        with _progress(verbose=False) as tell:
+
+            def step(line: str) -> None:
+                tell(f"building torchcc's libraries {line[:60]}", 0, 0)
+
+            if ldflags:
+                answers.extend(native.ld_flags(step))
+            if library_dir:
+                answers.append(str(native.library_dir(step)))
     if answers:
         print(" ".join(answers))
     elif context.invoked_subcommand is None:
@@ -198,13 +207,6 @@ _Operators = Annotated[
 ]
 
 
-def _import(files: list[Path] | None) -> None:
-    from torchcc import packaging
-
-    for file in files or []:
-        packaging.import_file(file)
-
-
 @contextlib.contextmanager
 def _writing(file: Path) -> Iterator[None]:
     """Says what is wrong where a file cannot be written."""
@@ -223,13 +225,17 @@ def export(
     target: _Targets = None,
     updatable: _Updatable = False,
     option: _Options = None,
+    operators: _Operators = None,
+    imports: _Imports = None,
 ) -> None:
     """Exports a model: a package with its graph, and with compiled code for the targets."""
     from torchcc import packaging
 
     options = _parse_params(option or [], "--option")
     with _progress(verbose=False) as tell, _writing(out):
-        exported = packaging.export_file(source, out, target or ["native"], updatable, options, tell)
+        exported = packaging.export_file(
+            source, out, target or ["native"], updatable, options, [*(imports or []), *(operators or [])], tell
+        )
     for name, checked in exported.checks.items():
         print(f"{name}: equal to the graph on {checked}")
     print(out)
@@ -242,15 +248,17 @@ def compile_(
     target: _Targets = None,
     updatable: _Updatable = False,
     option: _Options = None,
+    operators: _Operators = None,
     imports: _Imports = None,
 ) -> None:
     """Adds compiled code for this machine, or other targets, to a package."""
     from torchcc import packaging
 
     options = _parse_params(option or [], "--option")
-    _import(imports)
     with _progress(verbose=False) as tell, _writing(out):
-        exported = packaging.compile_file(file, out, target or ["native"], updatable, options, tell)
+        exported = packaging.compile_file(
+            file, out, target or ["native"], updatable, options, [*(imports or []), *(operators or [])], tell
+        )
     for name, checked in exported.checks.items():
         print(f"{name}: equal to the graph on {checked}")
     print(out)
@@ -260,14 +268,14 @@ def compile_(
 def merge(
     files: Annotated[list[str], typer.Argument(help="Packages; a.pt2:forward=encode gives a function another name.")],
     out: _Out,
+    operators: _Operators = None,
     imports: _Imports = None,
 ) -> None:
     """Writes the functions of several packages into one."""
     from torchcc import packaging
 
-    _import(imports)
     with _writing(out):
-        functions = packaging.merge_files(files, out)
+        functions = packaging.merge_files(files, out, [*(imports or []), *(operators or [])])
     for function in functions:
         print(function.signature)
     print(out)
@@ -305,9 +313,9 @@ def verify(
     as_json: _Json = False,
 ) -> None:
     """Compares all that can run here with the graphs in Python, on random inputs; fails when something differs."""
-    from torchcc import deployment
+    from torchcc import deployment, packaging
 
-    _import(imports)
+    packaging.load_extensions(imports or [])
     with _progress(verbose=False) as tell:
         checks = deployment.verify(file, operators or [], tell)
     good = all(check.outcome != "differs" for check in checks)
@@ -331,9 +339,9 @@ def bench(
     as_json: _Json = False,
 ) -> None:
     """Measures compiled code and the portable graph in C++, on the example inputs."""
-    from torchcc import deployment
+    from torchcc import deployment, packaging
 
-    _import(imports)
+    packaging.load_extensions(imports or [])
     with _progress(verbose=False) as tell:
         timings = deployment.bench(file, function, seconds, threads, operators or [], tell)
     if as_json:

@@ -47,6 +47,18 @@ def largest_difference(got: torch.Tensor, expected: torch.Tensor) -> float:
     return float((got.to(wide) - expected.to(wide)).abs().max())
 
 
+def same_form(got: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Whether two tensors have the same dtype and shape."""
+    return got.dtype == expected.dtype and got.shape == expected.shape
+
+
+def difference(got: torch.Tensor, expected: torch.Tensor) -> str:
+    """How two tensors differ, for people."""
+    if same_form(got, expected):
+        return f"largest difference {largest_difference(got, expected):.3g}"
+    return f"{got.dtype} {list(got.shape)} in place of {expected.dtype} {list(expected.shape)}"
+
+
 def close(got: torch.Tensor, expected: torch.Tensor) -> bool:
     """Like :func:`equal`, but small numbers are not all the same: the absolute tolerance shrinks with the largest."""
     relative, absolute = tolerances(expected.dtype)

@@ -73,7 +73,7 @@ def _answer(request: Mapping[str, Any]) -> dict[str, Any]:
         with _output_to(log):
             for file in request["imports"]:
                 if Path(file).stem not in sys.modules:
-                    workers.import_file(Path(file))
+                    workers.load_extension(Path(file))
             compiled = _torch.compile(
                 _torch.load(request["program"]),
                 request["options"],

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from torchcc import _torch, agreement, calling, compare, package
+from torchcc import _torch, agreement, calling, compare, package, packaging
 from torchcc.errors import ArgumentError, CompileError, PackageError, message
 
 Progress = Callable[[str, int, int], None]
@@ -65,7 +65,7 @@ def verify(file: Path, operators: Sequence[Path] = (), progress: Progress | None
     """
     tell = progress or (lambda title, done, total: None)
     package.read_manifest(file)
-    _load_operators(operators)
+    packaging.load_extensions(operators)
     checks: list[Check] = []
     with tempfile.TemporaryDirectory(prefix="torchcc-") as folder:
         functions = package.read(file, Path(folder))
@@ -74,21 +74,6 @@ def verify(file: Path, operators: Sequence[Path] = (), progress: Progress | None
                 checks.append(check)
                 tell(f"{check.function}, {check.subject}: {check.outcome}", position, len(functions))
     return checks
-
-
-def _load_operators(operators: Sequence[Path]) -> None:
-    for library in operators:
-        try:
-            torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]
-        except Exception as error:
-            raise ArgumentError(
-                message(
-                    f"--operators {library}: it cannot be loaded",
-                    expected="a shared library that registers operators",
-                    got=str(error).splitlines()[0],
-                    fix="check the path; it must be built with this torch",
-                )
-            ) from error
 
 
 def _checks(file: Path, function: package.Function, operators: Sequence[Path]) -> Iterator[Check]:
@@ -103,9 +88,9 @@ def _checks(file: Path, function: package.Function, operators: Sequence[Path]) -
             yield Check(name, kind, "skipped", reason)
             continue
         fits = True
-        (library,) = [one for one in variant.files if one.endswith(".so")]
         try:
-            yield Check(name, kind, "equal", agreement.compare(function, library, variant.weights))
+            compared = agreement.compare(function, package.library(variant.files), variant.weights)
+            yield Check(name, kind, "equal", compared)
         except CompileError as error:
             yield Check(name, kind, "differs", str(error))
     yield _check_cpp(file, function, True, operators)
@@ -119,11 +104,12 @@ def _check_cpp(file: Path, function: package.Function, portable: bool, operators
     name = function.signature.name
     subject = "C++, portable" if portable else "C++, compiled"
     calls, wanted, skipped = [], [], 0
+    graph = _torch.as_pure_function(function.program)
     for seed, values in enumerate(agreement.size_sets(function)):
         leaves = agreement.inputs(function, values, torch.Generator().manual_seed(2000 + seed))
         given = agreement.tensors(function, leaves)
         try:
-            results, _ = _torch.run(function.program, copy.deepcopy(leaves))
+            results, _ = graph(copy.deepcopy(leaves))
         except Exception:
             skipped += 1  # the graph itself cannot do this size
             continue
@@ -147,15 +133,10 @@ def _check_cpp(file: Path, function: package.Function, portable: bool, operators
     random = _torch.draws_random_numbers(function.program)
     for call, results, expected in zip(calls, got, wanted, strict=True):
         for value, one, other in zip(function.signature.outputs, results, expected, strict=True):
-            form = (one.dtype, one.shape) == (other.dtype, other.shape)
-            if form and (random or agreement.close(one, other)):
+            if compare.same_form(one, other) and (random or agreement.close(one, other)):
                 continue
             sizes = ", ".join(str(list(tensor.shape)) for tensor in call)
-            detail = (
-                f"largest difference {compare.largest_difference(one, other):.3g}"
-                if form
-                else f"{one.dtype} {list(one.shape)} in place of {other.dtype} {list(other.shape)}"
-            )
+            detail = compare.difference(one, other)
             return Check(name, subject, "differs", f"output '{value.name}' for inputs of sizes {sizes}: {detail}")
     text = f"{len(calls)} sets of sizes" + (", shapes only: it draws random numbers" if random else "")
     return Check(name, subject, "equal", text + (f"; the graph refused {skipped}" if skipped else ""))
@@ -195,7 +176,7 @@ def bench(
         )
     tell = progress or (lambda title, done, total: None)
     package.read_manifest(file)
-    _load_operators(operators)
+    packaging.load_extensions(operators)
     flags = ["--seconds", str(seconds), *(["--threads", str(threads)] if threads else [])]
     timings: list[Timing] = []
     with tempfile.TemporaryDirectory(prefix="torchcc-") as folder:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 def message(subject: str, **lines: str) -> str:
     """Writes an error message: a line that says what is wrong, then aligned ``key: value`` lines.
@@ -17,6 +19,17 @@ def message(subject: str, **lines: str) -> str:
         text.append(f"  {key + ':':<{width + 2}}{first}".rstrip())
         text.extend(" " * (width + 4) + line for line in rest)
     return "\n".join(text)
+
+
+def no_such(subject: str, name: str, known: Iterable[str], fix: str = "correct the name") -> str:
+    """The message about a name that nothing has; ``known`` are those that there are."""
+    return message(subject, expected=f"one of: {', '.join(known)}", got=name, fix=fix)
+
+
+def reason(error: Exception) -> str:
+    """Another library's exception as lines of a message: its type, and the first lines of its text."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return "\n".join([f"{type(error).__name__}:", *lines[:12]])
 
 
 class Error(RuntimeError):

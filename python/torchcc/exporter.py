@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ import torch
 from torch.export import Dim, ExportedProgram
 
 from torchcc import _torch, agreement, package, sizes, toolchain, workers
-from torchcc.errors import ArgumentError, CaptureError, message
+from torchcc.errors import ArgumentError, CaptureError, message, no_such, reason
 from torchcc.signature import Signature, Symbol, Value
 
 #: What ``targets`` may hold.
@@ -55,6 +54,7 @@ def export(
     methods: Mapping[str, Method] | None = None,
     updatable: bool = False,
     options: Mapping[str, Any] | None = None,
+    imports: Sequence[Path | str] = (),
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Exported:
     """Exports a module with ``torch.export`` and writes a package.
@@ -78,6 +78,8 @@ def export(
             they are folded and packed into it, which is faster, and a weight that is replaced leaves the portable graph
             to run.
         options: Options of Inductor.
+        imports: Python files and shared libraries that define custom operators of the model, already loaded here; the
+            processes that compile load them too.
         progress: Called with a title, the steps done and the steps in all.
 
     Raises:
@@ -103,7 +105,7 @@ def export(
         function = package.Function(signature_of(program, name, names), program, (), group="model")
         _check_guards(function, _with_forward(module, name))
         functions.append(function)
-    return compile_functions(Path(file), functions, wanted, updatable, dict(options or {}), progress)
+    return compile_functions(Path(file), functions, wanted, updatable, dict(options or {}), imports, progress)
 
 
 def check_targets(targets: Sequence[str]) -> tuple[str, ...]:
@@ -115,14 +117,7 @@ def check_targets(targets: Sequence[str]) -> tuple[str, ...]:
     wanted = []
     for target in dict.fromkeys(targets):
         if target not in TARGETS:
-            raise ArgumentError(
-                message(
-                    f"unknown target '{target}'",
-                    expected=f"some of: {', '.join(TARGETS)}",
-                    got=target,
-                    fix="correct the name",
-                )
-            )
+            raise ArgumentError(no_such(f"unknown target '{target}'", target, TARGETS))
         isa = "" if target == "native" else target
         if target == "portable":
             continue
@@ -160,10 +155,10 @@ def _capture(
     dynamic = _dims(_complete(method.dynamic, arguments), ranges, dims)
     if unknown := ranges.keys() - dims.keys():
         raise ArgumentError(
-            message(
+            no_such(
                 f"torchcc.export: there is a range for '{min(unknown)}', which is no size",
-                expected=f"one of: {', '.join(sorted(dims)) or 'no ranges, as no size is dynamic'}",
-                got=min(unknown),
+                min(unknown),
+                sorted(dims) or ["no ranges, as no size is dynamic"],
                 fix="correct the name, or name the size in dynamic=",
             )
         )
@@ -177,12 +172,11 @@ def _capture(
             kwargs=_torch.contiguous(dict(method.kwargs)),
         )
     except Exception as error:
-        lines = [line for line in str(error).splitlines() if line.strip()]
         raise CaptureError(
             message(
                 f"{type(module).__name__}.{name}: torch.export cannot capture it",
                 expected="code whose operators do not depend on values, and on sizes only as dynamic= says",
-                got="\n".join([type(error).__name__ + ":", *lines[:12]]),
+                got=reason(error),
                 fix="see the message; torch.cond and torch.where replace branches on values",
             )
         ) from error
@@ -224,13 +218,9 @@ def _complete(dynamic: Any, tree: Any) -> Any:
     """``dynamic`` with ``None`` for everything that it leaves out."""
     if isinstance(tree, Mapping) and (dynamic is None or isinstance(dynamic, Mapping)):
         if dynamic is not None and (unknown := set(dynamic) - set(tree)):
+            name = min(map(str, unknown))
             raise ArgumentError(
-                message(
-                    f"torchcc.export: dynamic= has '{min(map(str, unknown))}', which is no argument",
-                    expected=f"some of: {', '.join(map(str, tree))}",
-                    got=min(map(str, unknown)),
-                    fix="correct the name",
-                )
+                no_such(f"torchcc.export: dynamic= has '{name}', which is no argument", name, map(str, tree))
             )
         return {key: _complete((dynamic or {}).get(key), one) for key, one in tree.items()}
     if type(tree) in (tuple, list) and (dynamic is None or len(dynamic) == len(tree)):
@@ -259,13 +249,8 @@ def _dims(tree: Any, ranges: Mapping[str, tuple[int, int | None]], dims: dict[st
 
 
 def _with_forward(module: torch.nn.Module, name: str) -> torch.nn.Module:
-    """A shallow copy of a module with one of its methods as ``forward``, so that weights keep their names."""
-    if name == "forward":
-        return module
-    made = copy.copy(module)
-    original = type(module)
-    made.__class__ = type(original.__name__, (original,), {"forward": getattr(original, name)})
-    return made
+    """The module with one of its methods as ``forward``."""
+    return module if name == "forward" else _torch.with_forward(module, getattr(type(module), name))
 
 
 def _names_of(program: ExportedProgram, dynamic: Mapping[str, Any]) -> dict[Any, str]:
@@ -296,7 +281,7 @@ def signature_of(program: ExportedProgram, name: str, names: Mapping[Any, str] |
         CaptureError: C++ could not call it.
     """
     input_names, output_names = _torch.leaf_names(program)
-    written, _ = _torch.mutations(program)
+    written = _written(program, name)
     known = dict(names or {})
     leaves = _torch.input_leaves(program)
     mutated = {input_names[position] for position in _torch.positions(program, written)}
@@ -336,6 +321,22 @@ def signature_of(program: ExportedProgram, name: str, names: Mapping[Any, str] |
     return Signature(name, inputs, outputs, tuple(symbol for symbol in symbols if symbol.name in used | plain))
 
 
+def _written(program: ExportedProgram, name: str) -> frozenset[str]:
+    """Names of the inputs that the graph writes into."""
+    try:
+        written, _ = _torch.mutations(program)
+    except Exception as error:
+        raise CaptureError(
+            message(
+                f"{name}: PyTorch cannot bring its graph into a form without writes",
+                expected="in-place operators only on tensors whose elements each have memory of their own",
+                got=reason(error),
+                fix="clone what overlaps itself, as unfold() and expand() give it, before writing into it",
+            )
+        ) from error
+    return written
+
+
 def _value(function: str, name: str, leaf: Any, names: Mapping[Any, str], mutated: bool = False) -> Value:
     if not isinstance(leaf, torch.Tensor):
         minimum, maximum = _torch.number_range(leaf)
@@ -359,6 +360,7 @@ def compile_functions(
     targets: Sequence[str],
     updatable: bool,
     options: Mapping[str, Any],
+    imports: Sequence[Path | str] = (),
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Exported:
     """Compiles functions for targets, compares the code with the graphs, and writes a package.
@@ -367,6 +369,7 @@ def compile_functions(
     :func:`check_targets` gives.
 
     Raises:
+        CaptureError: PyTorch cannot store a graph.
         CompileError: The compiler failed, or its code gives other results than the graph.
         OSError: The file cannot be written.
     """
@@ -375,6 +378,7 @@ def compile_functions(
         toolchain.require_compiler()
     with tempfile.TemporaryDirectory(prefix="torchcc-") as folder:
         work = Path(folder)
+        files = tuple(str(Path(one).resolve()) for one in imports)
         jobs: list[workers.Job] = []
         owners: list[tuple[int, str]] = []
         for position, function in enumerate(functions):
@@ -382,7 +386,8 @@ def compile_functions(
             assert program is not None
             saved = work / f"{position}.pt2"
             if targets:
-                _torch.save(_torch.without_own_containers(program), saved)
+                with package.storing([function.signature.name]):
+                    _torch.save(_torch.without_own_containers(program), saved)
             _, written = _torch.mutations(program)
             weights = _torch.weight_names(program) if updatable else sorted(written)
             for isa in targets:
@@ -393,7 +398,7 @@ def compile_functions(
                         program=str(saved),
                         into_outputs=False,
                         options={**({} if updatable else {"freezing": True}), **options},
-                        imports=(),
+                        imports=files if _torch.uses_custom_operators(program) else (),
                         log=str(work / f"{position}-{isa}.log"),
                         weights=tuple(weights),
                         isa=isa,
@@ -413,7 +418,7 @@ def compile_functions(
             target, _, features = _torch.cpu_target(isa)
             tell(f"verifying {job.title}", len(jobs) + len(checks), 2 * len(jobs))
             function = functions[position]
-            (library,) = [one for one in result.files if one.endswith(".so")]
+            library = package.library(result.files)
             toolchain.require_shared_libstdcxx(library)
             compared = agreement.compare(function, library, job.weights)
             checks[f"{function.signature.name}, {target}"] = compared
@@ -427,13 +432,8 @@ def compile_functions(
                 )
             )
         whole = [
-            package.Function(one.signature, one.program, _ordered(one.variants, new), one.group)
+            package.Function(one.signature, one.program, package.joined(one.variants, new), one.group)
             for one, new in zip(functions, made, strict=True)
         ]
         package.write(file, whole)
     return Exported(file, checks)
-
-
-def _ordered(old: Sequence[package.Variant], new: Sequence[package.Variant]) -> list[package.Variant]:
-    """New variants, then old ones that stay; the code that uses most of a CPU first, as the first that fits is run."""
-    return sorted([*new, *package.others(old, new)], key=lambda one: "avx512" not in one.target)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from torchcc import _torch, agreement, package, sizes
-from torchcc.errors import ArgumentError, PackageError, message
+from torchcc.errors import ArgumentError, PackageError, message, no_such
 from torchcc.signature import Signature, Value
 
 
@@ -35,14 +35,7 @@ class Outputs(tuple[torch.Tensor, ...]):
         if not isinstance(key, str):
             return super().__getitem__(key)
         if key not in self.names:
-            raise ArgumentError(
-                message(
-                    f"there is no result '{key}'",
-                    expected=f"one of: {', '.join(self.names)}",
-                    got=key,
-                    fix="correct the name",
-                )
-            )
+            raise ArgumentError(no_such(f"there is no result '{key}'", key, self.names))
         return super().__getitem__(self.names.index(key))
 
 
@@ -69,9 +62,8 @@ class LoadedFunction:
             if reason:
                 self.reasons.append(f"{variant.target}: {reason}")
             elif self.backend == "portable":
-                (library,) = [file for file in variant.files if file.endswith(".so")]
                 self.backend, self.target = "compiled", variant.target
-                self._library = _torch.load_library(library)
+                self._library = _torch.load_library(package.library(variant.files))
                 held = _torch.weights(function.program) if function.program is not None else {}
                 self._weights = [held[name].detach() for name in variant.weights]
         if self.backend == "portable" and function.program is None:
@@ -156,14 +148,7 @@ class LoadedPackage:
             ArgumentError: There is none.
         """
         if name not in self._functions:
-            raise ArgumentError(
-                message(
-                    f"{self.file}: there is no function '{name}'",
-                    expected=f"one of: {', '.join(self.names)}",
-                    got=name,
-                    fix="correct the name",
-                )
-            )
+            raise ArgumentError(no_such(f"{self.file}: there is no function '{name}'", name, self.names))
         return self._functions[name]
 
     def __iter__(self) -> Iterator[str]:

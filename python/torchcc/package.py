@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -10,7 +11,7 @@ import shutil
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from torch.export import ExportedProgram
 
 from torchcc import _torch
 from torchcc._version import __version__
-from torchcc.errors import ArgumentError, PackageError, message
+from torchcc.errors import ArgumentError, CaptureError, Error, PackageError, message, reason
 from torchcc.signature import Signature
 
 #: The manifest's format; the runtime reads exactly one (kFormatVersion in cpp/src/runtime/manifest.h).
@@ -75,10 +76,21 @@ class Function:
     group: str = ""
 
 
-def others(variants: Sequence[Variant], new: Sequence[Variant]) -> list[Variant]:
-    """The variants of which ``new`` has none for the same target and torch that burns in the same weights."""
+def library(files: Sequence[str]) -> str:
+    """The shared library among the files that AOTInductor made."""
+    (found,) = [file for file in files if file.endswith(".so")]
+    return found
+
+
+def joined(old: Sequence[Variant], new: Sequence[Variant]) -> list[Variant]:
+    """Old and new variants, without the old ones that new ones replace, in the order in which a machine tries them.
+
+    A variant replaces one for the same target and torch that burns in the same weights. Code that uses most of a CPU
+    comes first, as the first that fits is run.
+    """
     taken = {(one.target, one.torch or _torch.tree_version(), tuple(one.weights)) for one in new}
-    return [one for one in variants if (one.target, one.torch, tuple(one.weights)) not in taken]
+    kept = (one for one in old if (one.target, one.torch, tuple(one.weights)) not in taken)
+    return sorted([*new, *kept], key=lambda one: "avx512" not in one.target)
 
 
 def write(
@@ -97,6 +109,7 @@ def write(
 
     Raises:
         ArgumentError: The file has another ending, by which PyTorch's loaders would not know it.
+        CaptureError: PyTorch cannot store a graph.
         OSError: It cannot be written.
     """
     check_name(file)
@@ -113,13 +126,36 @@ def write(
         # Twice: the manifest states checksums of what is beside it, and the archive's root folder is the file's name.
         first = Path(folder) / "first" / file.name
         first.parent.mkdir()
-        _torch.write_archive(first, programs, libraries, {})
+        with storing(function.signature.name for function in functions):
+            _torch.write_archive(first, programs, libraries, {})
         manifest = _manifest(first, keys, functions)
         first.unlink()
         second = Path(folder) / file.name
         checksum = {MANIFEST: manifest, f"{MANIFEST}.crc32": str(zlib.crc32(manifest.encode()))}
         _torch.write_archive(second, programs, libraries, {**(extras or {}), **checksum})
         publish(second, file, private)
+
+
+@contextlib.contextmanager
+def storing(names: Iterable[str]) -> Iterator[None]:
+    """Says what is wrong where PyTorch cannot store the graphs of these functions.
+
+    Raises:
+        CaptureError: In place of what PyTorch raises.
+    """
+    try:
+        yield
+    except (OSError, Error):
+        raise
+    except Exception as error:
+        raise CaptureError(
+            message(
+                f"PyTorch cannot store the graph of {', '.join(names)}",
+                expected="a graph that torch.export.save takes",
+                got=reason(error),
+                fix="change what it takes or gives: a comparison of sizes, for instance, cannot be a result",
+            )
+        ) from error
 
 
 def check_name(file: Path) -> None:
@@ -375,13 +411,12 @@ def _load_programs(file: Path) -> dict[str, ExportedProgram]:
     try:
         return _torch.load_programs(file)
     except Exception as error:
-        lines = [line for line in str(error).splitlines() if line.strip()]
         raise PackageError(
             message(
                 f"{file}: its graphs cannot be read",
                 expected="graphs by this version of PyTorch, of operators and dataclasses that this process knows",
-                got="\n".join([f"{type(error).__name__}:", *lines[:6]]),
-                fix="import the Python file that defines them first (--import FILE), or export the model again",
+                got=reason(error),
+                fix="load what defines them first (--import FILE, --operators LIBRARY), or export the model again",
             )
         ) from error
 
@@ -405,24 +440,21 @@ def _extract(archive: zipfile.ZipFile, library: str, folder: Path) -> tuple[str,
 def merge(packages: Sequence[Sequence[Function]]) -> list[Function]:
     """The functions of several packages as those of one; only functions of the same package share weights.
 
+    A function that several packages have, with the same graph and weights, becomes one with the compiled code of all:
+    each machine compiles for itself.
+
     Raises:
-        ArgumentError: Two functions have the same name.
+        ArgumentError: Two functions have the same name, and are not the same.
     """
-    merged: list[Function] = []
+    merged: dict[str, Function] = {}
     taken: set[str] = set()
     for functions in packages:
         groups: dict[str, str] = {}
         for position, function in enumerate(functions):
             name = function.signature.name
-            if any(one.signature.name == name for one in merged):
-                raise ArgumentError(
-                    message(
-                        f"two functions are named '{name}'",
-                        expected="each name once",
-                        got=f"'{name}' in several packages",
-                        fix=f"rename one: torchcc merge a.pt2 b.pt2:{name}=other_{name} -o out.pt2",
-                    )
-                )
+            if name in merged:
+                merged[name] = _join(merged[name], function)
+                continue
             group = function.group or f"{name}_{position}"
             if group not in groups:
                 unique = group
@@ -432,8 +464,28 @@ def merge(packages: Sequence[Sequence[Function]]) -> list[Function]:
                     unique = f"{group}_{count}"
                 groups[group] = unique
                 taken.add(unique)
-            merged.append(dataclasses.replace(function, group=groups[group]))
-    return merged
+            merged[name] = dataclasses.replace(function, group=groups[group])
+    return list(merged.values())
+
+
+def _join(one: Function, other: Function) -> Function:
+    name = one.signature.name
+    same = (
+        one.program is not None
+        and other.program is not None
+        and one.signature == other.signature
+        and _torch.same_program(one.program, other.program)
+    )
+    if not same:
+        raise ArgumentError(
+            message(
+                f"two functions are named '{name}'",
+                expected="each name once, or the same graph and weights in each package",
+                got=f"'{name}' in several packages, with other signatures, graphs or weights",
+                fix=f"rename one: torchcc merge a.pt2 b.pt2:{name}=other_{name} -o out.pt2",
+            )
+        )
+    return dataclasses.replace(one, variants=joined(one.variants, other.variants))
 
 
 def misfit(variant: Variant) -> str:

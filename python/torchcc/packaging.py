@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from torchcc import _torch, exporter, package, workers
-from torchcc.errors import ArgumentError, message
+from torchcc.errors import ArgumentError, message, no_such
 from torchcc.exporter import Exported
 
 #: What ``build`` of ``torchcc export model.py:build`` may put into a dict.
@@ -27,6 +27,7 @@ def export_file(
     targets: Sequence[str],
     updatable: bool = False,
     options: Mapping[str, Any] | None = None,
+    imports: Sequence[Path] = (),
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Exported:
     """Exports what a function of a Python file gives: ``model.py:build``.
@@ -38,6 +39,7 @@ def export_file(
         targets: What to compile for, as :func:`torchcc.export` takes it, like all that follows.
         updatable: Whether the weights of compiled code can be replaced.
         options: Options of Inductor.
+        imports: Python files and shared libraries that define custom operators of the model, beside the file itself.
         progress: Called with a title, the steps done and the steps in all.
 
     Raises:
@@ -49,8 +51,18 @@ def export_file(
     package.check_name(out)
     _torch.check_options(options or {})
     exporter.check_targets(targets)
+    load_extensions(imports)
     given = _call(source)
-    return exporter.export(out, **given, targets=targets, updatable=updatable, options=options, progress=progress)
+    module = Path(source.rpartition(":")[0])
+    return exporter.export(
+        out,
+        **given,
+        targets=targets,
+        updatable=updatable,
+        options=options,
+        imports=[*imports, module],
+        progress=progress,
+    )
 
 
 def _call(source: str) -> dict[str, Any]:
@@ -96,6 +108,29 @@ def _call(source: str) -> dict[str, Any]:
     return _check_result(source, result)
 
 
+def load_extensions(files: Sequence[Path]) -> None:
+    """Loads custom operators from Python files and shared libraries.
+
+    Raises:
+        ArgumentError: One is missing, or fails.
+    """
+    for file in files:
+        if file.suffix == ".py":
+            import_file(file)
+            continue
+        try:
+            workers.load_extension(file)
+        except Exception as error:
+            raise ArgumentError(
+                message(
+                    f"{file}: the operators cannot be loaded",
+                    expected="a Python file, or a shared library that registers operators",
+                    got=(str(error) or type(error).__name__).splitlines()[0],
+                    fix="check the path; a library must be built with this torch",
+                )
+            ) from error
+
+
 def import_file(path: Path) -> Any:
     """Imports a Python file.
 
@@ -121,11 +156,11 @@ def _check_result(source: str, result: Any) -> dict[str, Any]:
         result = dict(zip(KEYWORDS, result, strict=False))
     if isinstance(result, Mapping) and (unknown := [key for key in result if key not in KEYWORDS]):
         raise ArgumentError(
-            message(
+            no_such(
                 f"{source}: it gives a dict with '{unknown[0]}'",
-                expected=f"some of: {', '.join(KEYWORDS)}",
-                got=str(unknown[0]),
-                fix="correct the name; targets and options belong on the command line",
+                str(unknown[0]),
+                KEYWORDS,
+                "correct the name; targets and options belong on the command line",
             )
         )
     kinds = {"module": torch.nn.Module, "args": tuple, "kwargs": Mapping, "ranges": Mapping, "methods": Mapping}
@@ -157,6 +192,7 @@ def compile_file(
     targets: Sequence[str],
     updatable: bool = False,
     options: Mapping[str, Any] | None = None,
+    imports: Sequence[Path] = (),
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Exported:
     """Adds compiled code to a package, or to a file by ``torch.export.save``.
@@ -168,6 +204,7 @@ def compile_file(
             alone, a file by ``torch.export.save`` becomes a package that C++ loads.
         updatable: Whether the weights of compiled code can be replaced.
         options: Options of Inductor.
+        imports: Python files and shared libraries that define custom operators of the graphs.
         progress: Called with a title, the steps done and the steps in all.
 
     Raises:
@@ -179,12 +216,13 @@ def compile_file(
     package.check_name(out)
     _torch.check_options(options or {})
     wanted = exporter.check_targets(targets)
+    load_extensions(imports)
     with tempfile.TemporaryDirectory(prefix="torchcc-") as folder:
         functions = package.read(file, Path(folder))
         names = {_torch.cpu_target(isa)[0] for isa in wanted}
         for function in functions:
             _check_compilable(file, function, names)
-        return exporter.compile_functions(out, functions, wanted, updatable, dict(options or {}), progress)
+        return exporter.compile_functions(out, functions, wanted, updatable, dict(options or {}), imports, progress)
 
 
 def _check_compilable(file: Path, function: package.Function, targets: set[str]) -> None:
@@ -210,12 +248,13 @@ def _check_compilable(file: Path, function: package.Function, targets: set[str])
             )
 
 
-def merge_files(sources: Sequence[str], out: Path) -> list[package.Function]:
+def merge_files(sources: Sequence[str], out: Path, imports: Sequence[Path] = ()) -> list[package.Function]:
     """Writes the functions of several packages into one.
 
     Args:
         sources: Files, each perhaps with new names of functions: ``a.pt2:forward=encode,step=encode_step``.
         out: Where to write.
+        imports: Python files and shared libraries that define custom operators of the graphs.
 
     Returns:
         The functions.
@@ -226,6 +265,7 @@ def merge_files(sources: Sequence[str], out: Path) -> list[package.Function]:
         OSError: The package cannot be written.
     """
     package.check_name(out)
+    load_extensions(imports)
     with tempfile.TemporaryDirectory(prefix="torchcc-") as folder:
         packages = []
         for position, source in enumerate(sources):
@@ -260,14 +300,7 @@ def _parse_source(source: str) -> tuple[Path, dict[str, str]]:
 def _renamed(file: Path, functions: Sequence[package.Function], names: Mapping[str, str]) -> list[package.Function]:
     known = [function.signature.name for function in functions]
     if unknown := names.keys() - set(known):
-        raise ArgumentError(
-            message(
-                f"{file}: there is no function '{min(unknown)}' to rename",
-                expected=f"one of: {', '.join(known)}",
-                got=min(unknown),
-                fix="correct the name",
-            )
-        )
+        raise ArgumentError(no_such(f"{file}: there is no function '{min(unknown)}' to rename", min(unknown), known))
     return [
         dataclasses.replace(
             one, signature=dataclasses.replace(one.signature, name=names.get(one.signature.name, one.signature.name))

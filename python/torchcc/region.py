@@ -13,7 +13,7 @@ import torch
 from typing_extensions import Unpack
 
 from torchcc import annotation, sizes
-from torchcc.errors import ArgumentError, CaptureError, message
+from torchcc.errors import ArgumentError, CaptureError, message, no_such
 from torchcc.signature import Symbol, Value
 
 _FIX_ANNOTATION = (
@@ -167,10 +167,10 @@ class Region:
                 )
             if key not in used | numbers:
                 raise CaptureError(
-                    message(
+                    no_such(
                         f"region {name} ({self.location()}): there is a range for '{key}', which is not a size",
-                        expected=f"one of: {', '.join(sorted(used | numbers)) or 'no ranges'}",
-                        got=key,
+                        key,
+                        sorted(used | numbers) or ["no ranges"],
                         fix="correct the name, or remove the range",
                     )
                 )

@@ -20,6 +20,11 @@ class Symbol:
     minimum: int = 0
     maximum: int | None = None
 
+    def clamp(self, value: int) -> int:
+        """The allowed value that is nearest."""
+        value = max(value, self.minimum)
+        return value if self.maximum is None else min(value, self.maximum)
+
     def text(self) -> str:
         """``"1 <= n <= 4096"``."""
         upper = "" if self.maximum is None else f" <= {self.maximum}"

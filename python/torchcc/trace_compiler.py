@@ -132,7 +132,7 @@ def _build(
         tell("compiling")
         compiled = _compile(program, request, Path(tempfile.mkdtemp(dir=work)), copied)
         tell("verifying")
-        run = _torch.load_library(_library(compiled.files))
+        run = _torch.load_library(package.library(compiled.files))
         misplaced = check_artifact(recording, given, run, shared, _same_numbers(recording.trace, request.options))
         if not misplaced:
             return program, compiled, run
@@ -176,17 +176,12 @@ def _compile(
     try:
         toolchain.require_compiler()
         compiled = _torch.compile(program, options, into_outputs=False, folder=work, copied=copied)
-        toolchain.require_shared_libstdcxx(_library(compiled.files))
+        toolchain.require_shared_libstdcxx(package.library(compiled.files))
     except OSError:
         raise
     except Exception as error:
         raise RefusedError("compile", one_line(error)) from error
     return compiled
-
-
-def _library(files: Sequence[str]) -> str:
-    (library,) = [file for file in files if file.endswith(".so")]
-    return library
 
 
 def speedup(recording: Recording, given: Sequence[int], run: Run, against: str, work: Path) -> float:

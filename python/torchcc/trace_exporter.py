@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,7 +40,12 @@ def export_trace(request: Mapping[str, Any], file: Path, tell: Callable[[str], N
         exporter.signature_of(program, recording.trace.name), program, (), group=recording.trace.name
     )
     exporter.compile_functions(
-        file, [function], targets, wanted["updatable"], request["options"], lambda title, done, total: tell(title)
+        file,
+        [function],
+        targets,
+        wanted["updatable"],
+        request["options"],
+        progress=lambda title, done, total: tell(title),
     )
 
 
@@ -73,10 +77,4 @@ def _as_model(module: Replay, arguments: Sequence[str], results: Sequence[int]) 
         chosen = tuple(outputs[position] for position in results)
         return chosen[0] if len(chosen) == 1 else chosen
 
-    # torch.export names the graph's inputs after this signature.
-    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    forward.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [inspect.Parameter(name, kind) for name in ("self", *arguments)]
-    )
-    module.__class__ = type("Model", (original,), {"forward": forward})
-    return module
+    return _torch.with_forward(module, forward, arguments)

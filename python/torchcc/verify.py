@@ -63,17 +63,12 @@ def _size_sets(symbols: Sequence[Symbol]) -> list[Mapping[str, int]]:
     sets: list[Mapping[str, int]] = []
     for wanted in (0, 1, 2, 17, 64):
         values = {
-            symbol.name: _clamp(wanted + position if wanted > 2 else wanted, symbol)
+            symbol.name: symbol.clamp(wanted + position if wanted > 2 else wanted)
             for position, symbol in enumerate(symbols)
         }
         if values not in sets:
             sets.append(values)
     return sets
-
-
-def _clamp(value: int, symbol: Symbol) -> int:
-    value = max(value, symbol.minimum)
-    return value if symbol.maximum is None else min(value, symbol.maximum)
 
 
 def _run(
@@ -94,19 +89,14 @@ def _compare(
     captured: Captured, values: Mapping[str, int], what: str, got: torch.Tensor, expected: torch.Tensor
 ) -> None:
     relative, absolute = compare.tolerances(expected.dtype)
-    same_form = got.shape == expected.shape and got.dtype == expected.dtype
-    if same_form and compare.equal(got, expected):
+    if compare.same_form(got, expected) and compare.equal(got, expected):
         return
     at = ", ".join(f"{key} = {value}" for key, value in values.items())
-    if same_form:
-        detail = f"largest difference {compare.largest_difference(got, expected):.3g}"
-    else:
-        detail = f"{got.dtype} {list(got.shape)} in place of {expected.dtype} {list(expected.shape)}"
     raise CompileError(
         message(
             f"region {captured.signature.name}: the compiled code differs from the Python code in {what}",
             expected=f"equal within {relative:g} relative, {absolute:g} absolute" + (f", with {at}" if at else ""),
-            got=detail,
+            got=compare.difference(got, expected),
             fix=_fix(captured.signature.symbols, values),
         )
     )

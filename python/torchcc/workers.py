@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from torchcc import _torch
 from torchcc.errors import CompileError, message
 
 
@@ -28,7 +29,7 @@ class Job:
         program: File of the exported program.
         into_outputs: Compile the form that writes into given outputs.
         options: Inductor's options.
-        imports: Python files to import first, for the custom operators that they define.
+        imports: Python files and shared libraries to load first, for the custom operators that they define.
         log: File that receives what the compiler prints.
         weights, isa: As :func:`torchcc._torch.compile` takes them.
     """
@@ -131,6 +132,14 @@ def _failure(job: Job, reason: str) -> CompileError:
             fix="run `torchcc doctor`; if the code is at fault, change it, else report the log",
         )
     )
+
+
+def load_extension(path: Path) -> None:
+    """Loads custom operators: from a shared library, or by importing a Python file."""
+    if path.suffix in (".so", ".dylib", ".dll"):
+        _torch.load_operators(path)
+    else:
+        import_file(path)
 
 
 def import_file(path: Path) -> Any:

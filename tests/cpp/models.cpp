@@ -59,6 +59,44 @@ BOOST_AUTO_TEST_CASE(the_backends_agree) {
   }
 }
 
+BOOST_AUTO_TEST_CASE(arguments_are_converted_when_asked) {
+  const c10::AutoGradMode no_grad(false);
+  const at::Tensor x = at::randn({3, 8});
+  for (const bool compiled : {true, false}) {
+    torchcc::LoadOptions options;
+    options.compiled = compiled;
+    const torchcc::Function strict = function("network.pt2", "forward", options);
+    options.convert = true;
+    const torchcc::Function lenient = function("network.pt2", "forward", options);
+    const at::Tensor expected = strict(x);
+    BOOST_TEST(at::equal(lenient(x), expected));
+    BOOST_TEST(at::equal(lenient(x.to(at::kDouble)), expected));
+    BOOST_TEST(lenient(x.to(at::kDouble)).scalar_type() == at::kFloat);
+    const at::Tensor whole = at::randint(-3, 3, {2, 8}, at::kLong);
+    BOOST_TEST(at::equal(lenient(whole), strict(whole.to(at::kFloat))));
+    BOOST_CHECK_THROW(strict(whole), torchcc::ArgumentError);
+    BOOST_CHECK_THROW(lenient(x.to(at::kComplexFloat)), torchcc::ArgumentError);  // would lose the imaginary part
+    BOOST_CHECK_THROW(lenient(at::Tensor()), torchcc::ArgumentError);
+    BOOST_CHECK_THROW(lenient(at::randn({3, 9}, at::kDouble)), torchcc::ArgumentError);
+    // Gradients go through the conversion.
+    const c10::AutoGradMode grad(true);
+    const at::Tensor wide = x.to(at::kDouble).requires_grad_();
+    lenient(wide).sum().backward();
+    const at::Tensor narrow = x.clone().requires_grad_();
+    strict(narrow).sum().backward();
+    BOOST_TEST(close(wide.grad().to(at::kFloat), narrow.grad()));
+  }
+  // A function writes into its argument: a converted copy would be lost.
+  torchcc::LoadOptions options;
+  options.convert = true;
+  const torchcc::Function accumulate = function("regions.pt2", "accumulate", options);
+  const at::Tensor total = at::randn({4, 2}, at::kDouble);
+  const at::Tensor sum = total.add(x.slice(1, 0, 2).slice(0, 0, 1));
+  BOOST_TEST(close(accumulate(total, x.slice(1, 0, 2).slice(0, 0, 1).expand({4, 2})), sum.sum(1)));
+  BOOST_TEST(close(total, sum));
+  BOOST_CHECK_THROW(accumulate(at::randn({4, 2}), total), torchcc::ArgumentError);
+}
+
 BOOST_AUTO_TEST_CASE(from_memory) {
   const std::vector<std::byte> bytes = test::read(test::file("network.pt2"));
   const c10::AutoGradMode no_grad(false);

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import fcntl
 import inspect
 import json
 import subprocess
@@ -16,7 +15,7 @@ import torch
 from models import FAMILIES, Family
 
 import torchcc
-from torchcc import _torch, agreement, native, package, paths
+from torchcc import _torch, agreement, native, package
 
 # Compiled in every run, because they differ most: sizes of 1 and others, state in buffers, several methods, containers.
 # The others are compiled by `pytest -m slow`: each takes a compiler 15 to 60 seconds.
@@ -36,10 +35,7 @@ pytestmark = [
 @pytest.fixture(scope="session")
 def runner() -> Path:
     """The program ``torchcc-run``. The first process builds it, which takes minutes, while the others wait."""
-    paths.cache_dir().mkdir(parents=True, exist_ok=True)
-    with (paths.cache_dir() / "runner.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        return native.runner()
+    return native.runner()
 
 
 def make(name: str) -> Family:
@@ -157,6 +153,34 @@ def test_family_runs_compiled(runner: Path, name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name not in COMPILED])
 def test_other_family_runs_compiled(runner: Path, name: str, tmp_path: Path) -> None:
     compile_and_compare(runner, name, tmp_path / "model.pt2")
+
+
+class Comparison(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, bool]:
+        return x + 1, x.shape[0] > 5
+
+
+class Overlap(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = x.clone()
+        y.unfold(0, 3, 1).add_(1)
+        return y
+
+
+@pytest.mark.parametrize(
+    ("module", "dynamic", "says"),
+    [
+        (Comparison(), {"x": {0: "n"}}, "a comparison of sizes, for instance, cannot be a result"),
+        (Overlap(), None, "clone what overlaps itself"),
+    ],
+)
+@pytest.mark.parametrize("target", ["portable", "native"])
+def test_what_pytorch_cannot_store(
+    module: torch.nn.Module, dynamic: Any, says: str, target: str, tmp_path: Path
+) -> None:
+    with pytest.raises(torchcc.CaptureError, match=says):
+        torchcc.export(tmp_path / "model.pt2", module, (torch.randn(8),), dynamic=dynamic, targets=[target])
+    assert not list(tmp_path.iterdir())
 
 
 def test_there_are_many_families() -> None:

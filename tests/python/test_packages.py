@@ -248,6 +248,33 @@ def test_merge(folder: Path, tmp_path: Path) -> None:
     assert torch.export.load(str(out)).graph_signature.user_inputs[0] == "ids"
 
 
+def test_code_of_several_machines(folder: Path, tmp_path: Path) -> None:
+    """Each machine has compiled a copy of one package."""
+    portable, out = tmp_path / "portable.pt2", tmp_path / "all.pt2"
+    functions = package.read(folder / "both.pt2", tmp_path / "read")
+    package.write(portable, [dataclasses.replace(one, variants=()) for one in functions])
+    elsewhere = tmp_path / "elsewhere.pt2"
+    other = [
+        dataclasses.replace(one, target="cpu-elsewhere", cpu_features=("abacus",)) for one in functions[0].variants
+    ]
+    package.write(elsewhere, [dataclasses.replace(functions[0], variants=other)])
+    run("merge", portable, elsewhere, folder / "layer.pt2", folder / "both.pt2", "-o", out)
+    (function,) = package.read(out, tmp_path / "again")
+    here = _torch.cpu_target()[0]
+    assert sorted((one.target, bool(one.weights)) for one in function.variants) == sorted(
+        [(here, False), (here, True), ("cpu-elsewhere", False), ("cpu-elsewhere", True)]
+    )
+    loaded = torchcc.load(out)["forward"]
+    assert loaded.backend == "compiled" and "abacus" in loaded.reasons[0]
+    assert {one[2] for one in outcomes(out)} == {"equal", "skipped"}
+    # Other weights: another function.
+    program = functions[0].program
+    assert program is not None
+    program.state_dict["linear.bias"] = torch.nn.Parameter(program.state_dict["linear.bias"] + 1)
+    package.write(elsewhere, [dataclasses.replace(functions[0], variants=())])
+    refuse(ArgumentError, "with other signatures, graphs or weights", "merge", portable, elsewhere, "-o", out)
+
+
 @pytest.mark.parametrize(
     ("sources", "text"),
     [
@@ -410,7 +437,7 @@ def test_inputs_that_make_no_sense(folder: Path, tmp_path: Path) -> None:
     refuse(ArgumentError, "wrong dtype", "run", file, "-i", wide)  # C++ says so
     refuse(ArgumentError, "it has several functions", "run", folder / "net.pt2", "-i", x)
     refuse(ArgumentError, "there is no function 'decode'", "run", folder / "net.pt2", "-f", "decode", "-i", x)
-    refuse(ArgumentError, "it cannot be loaded", "verify", file, "--operators", tmp_path / "missing.so")
+    refuse(ArgumentError, "the operators cannot be loaded", "verify", file, "--operators", tmp_path / "missing.so")
     refuse(ArgumentError, "no such file", "verify", file, "--import", tmp_path / "missing.py")
 
 

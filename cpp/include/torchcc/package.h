@@ -36,6 +36,10 @@ class Package {
 /// How a package is loaded. A plain value.
 struct LoadOptions {
   bool compiled = true;  ///< use compiled code that fits this machine; false: run the portable graphs
+  /// Convert arguments of another dtype, or on another device, to what the signature says, as Tensor::to does; false:
+  /// refuse them. Also with true, what would lose more than precision is refused (a number with a fraction as a whole
+  /// one, see c10::canCast), and so is an argument that the function writes into. Results are what the signature says.
+  bool convert = false;
 };
 
 /// Loads a package that `torchcc build` or `torchcc export` wrote, or a file of torch.export.save (its functions are

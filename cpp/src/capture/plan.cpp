@@ -59,25 +59,11 @@ std::pair<const std::byte*, const std::byte*> bytes(const at::Tensor& tensor) {
   return {begin, begin + (last + 1) * static_cast<int64_t>(tensor.element_size())};
 }
 
-Frozen::Weight weight_of(const Captured& captured) {
-  const at::Tensor& tensor = captured.tensor();
-  const bool has_version = !tensor.is_inference();
-  const c10::StorageImpl* storage = tensor.storage().unsafeGetStorageImpl();
-  auto aliases = Aliases::of(storage);
-  const int64_t taken = aliases->taken();
-  return {&captured,          storage, has_version ? static_cast<uint32_t>(tensor._version()) : 0, has_version,
-          std::move(aliases), taken};
-}
-
 }  // namespace
 
 bool Frozen::is_current() const {
-  return std::all_of(weights.begin(), weights.end(), [](const Weight& weight) {
-    const at::Tensor& tensor = weight.captured->tensor();
-    return tensor.storage().unsafeGetStorageImpl() == weight.storage && weight.aliases->taken() == weight.taken &&
-           (!weight.has_version ||
-            static_cast<uint32_t>(tensor.unsafeGetTensorImpl()->version_counter().current_version()) == weight.version);
-  });
+  return std::all_of(weights.begin(), weights.end(),
+                     [](const Weight& weight) { return weight.before.is_current(weight.captured->tensor()); });
 }
 
 std::vector<Frozen::Weight> freezable(const Recording& recording, bool inference_tensors) {
@@ -85,10 +71,11 @@ std::vector<Frozen::Weight> freezable(const Recording& recording, bool inference
   bool is_worth_it = false;  // packing is for matrices and convolution kernels
   for (const Input& input : recording.inputs) {
     if (input.kind != Input::Kind::captured || input.written) continue;
-    weights.push_back(weight_of(*input.captured));
-    if (!weights.back().has_version && !inference_tensors) return {};
+    const Snapshot now(input.captured->tensor());
+    weights.push_back({input.captured.get(), now});
+    if (!now.has_version() && !inference_tensors) return {};
     // Somebody may still hold what data() gave, and write through it at any time.
-    if (weights.back().taken > 0 && input.captured->storage_owners() > 1) return {};
+    if (now.was_aliased() && input.captured->storage_owners() > 1) return {};
     is_worth_it = is_worth_it || (input.captured->tensor().dim() >= 2 && input.captured->tensor().is_floating_point());
   }
   if (!is_worth_it) weights.clear();

@@ -17,11 +17,8 @@ namespace torchcc::detail {
 struct Frozen {
   struct Weight {
     const Captured* captured = nullptr;
-    const c10::StorageImpl* storage = nullptr;
-    uint32_t version = 0;
-    bool has_version = false;
-    std::shared_ptr<const Aliases> aliases{};
-    int64_t taken = 0;  ///< as Aliases counts
+    Snapshot before{};
+    bool operator==(const Weight&) const = default;
   };
   std::shared_ptr<const Library> library;
   std::vector<size_t> inputs;  ///< the inputs that the code still takes

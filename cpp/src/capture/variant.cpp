@@ -48,13 +48,6 @@ bool compiler_is_off() {
   return variable != nullptr && std::strcmp(variable, "off") == 0;
 }
 
-bool same_weights(const std::vector<Frozen::Weight>& a, const std::vector<Frozen::Weight>& b) {
-  return std::equal(a.begin(), a.end(), b.begin(), b.end(), [](const Frozen::Weight& x, const Frozen::Weight& y) {
-    return x.captured == y.captured && x.storage == y.storage && x.version == y.version && x.aliases == y.aliases &&
-           x.taken == y.taken;
-  });
-}
-
 }  // namespace
 
 std::string options_json(const InductorOptions& options) {
@@ -394,7 +387,7 @@ void CoreState::note_stale(Variant& variant, const Leaves& arguments) {
   Plan* plan = variant.plan.load(std::memory_order_acquire);
   if (!lock.owns_lock() || variant.is_packing || plan == nullptr || plan->recording().random_state.defined()) return;
   std::vector<Frozen::Weight> now = freezable(plan->recording(), options.freeze_inference_tensors);
-  if (!same_weights(now, variant.seen)) {
+  if (now != variant.seen) {
     variant.seen = std::move(now);
     variant.quiet = 0;
     return;

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <memory>
 
-#include <c10/core/StorageImpl.h>
+#include <ATen/core/TensorBase.h>
 
 namespace torchcc::detail {
 
@@ -22,6 +22,40 @@ class Aliases {
 
  private:
   std::atomic<int64_t> taken_{0};
+};
+
+/// What a tensor was at some moment: tells later whether it was changed since then, or may have been.
+class Snapshot {
+ public:
+  Snapshot() = default;
+  explicit Snapshot(const at::TensorBase& tensor)
+      : storage_(tensor.storage().unsafeGetStorageImpl()),
+        aliases_(Aliases::of(storage_)),
+        taken_(aliases_->taken()),
+        has_version_(!tensor.is_inference()),
+        version_(has_version_ ? version_of(tensor) : 0) {}
+
+  /// Tensors of inference mode have no version counter.
+  bool has_version() const { return has_version_; }
+  /// Whether the program had asked for data() before.
+  bool was_aliased() const { return taken_ > 0; }
+  /// Whether the tensor has the same memory, at the same version, and nobody has asked for data() since.
+  bool is_current(const at::TensorBase& tensor) const {
+    return tensor.storage().unsafeGetStorageImpl() == storage_ && aliases_->taken() == taken_ &&
+           (!has_version_ || version_of(tensor) == version_);
+  }
+  bool operator==(const Snapshot&) const = default;
+
+ private:
+  static uint32_t version_of(const at::TensorBase& tensor) {
+    return static_cast<uint32_t>(tensor.unsafeGetTensorImpl()->version_counter().current_version());
+  }
+
+  const c10::StorageImpl* storage_ = nullptr;
+  std::shared_ptr<const Aliases> aliases_{};
+  int64_t taken_ = 0;
+  bool has_version_ = false;
+  uint32_t version_ = 0;
 };
 
 }  // namespace torchcc::detail

@@ -1,5 +1,6 @@
 // The call path: check the arguments, hand them to the compiled code, take the results. Everything that only an error
 // needs is in refusal.cpp, so that the path itself stays short.
+#include "call.h"
 
 #include <algorithm>
 #include <array>
@@ -15,9 +16,7 @@
 #include <torch/csrc/inductor/aoti_torch/utils.h>
 #include <torchcc/error.h>
 
-#include "message.h"
 #include "refusal.h"
-#include "state.h"
 
 namespace torchcc {
 namespace detail {
@@ -196,9 +195,16 @@ struct Bound {
 
   Scratch<const at::Tensor*, 16> tensors;
   Scratch<int64_t, 8> symbols;
-  c10::SmallVector<at::Tensor, 8> owned;  ///< the numbers of the call, as tensors
+  c10::SmallVector<at::Tensor, 8> owned;  ///< the numbers of the call, as tensors, and converted arguments
   bool needs_grad = false;
 };
+
+/// Whether an argument differs from the signature in dtype or device alone, and may be converted.
+[[gnu::cold]] bool can_convert(const Value& value, const at::Tensor& tensor) {
+  return tensor.defined() && !value.mutated && tensor.layout() == at::kStrided &&
+         (tensor.scalar_type() != value.dtype || tensor.device().type() != value.device) &&
+         c10::canCast(tensor.scalar_type(), value.dtype);
+}
 
 void bind(const FunctionState& state, std::span<const Argument> arguments, Bound& bound) {
   const Signature& signature = state.signature;
@@ -213,7 +219,12 @@ void bind(const FunctionState& state, std::span<const Argument> arguments, Bound
       bound.tensors[i] = &bound.owned.back();
       continue;
     }
-    const at::Tensor& tensor = arguments[i].tensor();
+    const at::Tensor* given = &arguments[i].tensor();
+    if (state.converts && can_convert(signature.inputs[i], *given)) [[unlikely]] {
+      bound.owned.push_back(given->to(signature.inputs[i].device, signature.inputs[i].dtype));
+      given = &bound.owned.back();
+    }
+    const at::Tensor& tensor = *given;
     if (check_input(state, i, checks[i], tensor, bound.symbols.data())) bound.needs_grad = true;
     if (checks[i].is_number) check_number_tensor(signature, i, tensor);
     bound.tensors[i] = &tensor;
@@ -389,17 +400,6 @@ void call_with_weights(const FunctionState& state, const Bound& bound, std::span
   }
 }
 
-void call(const FunctionState& state, std::span<at::Tensor> outputs, std::span<const Argument> arguments) {
-  Bound bound(state);
-  bind(state, arguments, bound);
-  if (state.mutates) check_mutated(state, bound);
-  if (state.is_plain && !bound.needs_grad && (state.program == nullptr || !is_recorded())) [[likely]] {
-    run_code(state, *state.library, bound, outputs, nullptr, {});
-  } else {
-    call_with_weights(state, bound, outputs);
-  }
-}
-
 int64_t evaluate(const Size& size, const Bound& bound) {
   if (size.is_number()) return size.steps[0].value;
   return size.is_symbol() ? bound.symbols[static_cast<size_t>(size.steps[0].value)]
@@ -421,6 +421,19 @@ void check_output(const FunctionState& state, size_t index, const at::Tensor& te
       tensor.scalar_type() != value.dtype || tensor.sizes() != at::IntArrayRef(sizes) || !tensor.is_contiguous() ||
       (tensor.requires_grad() && at::GradMode::is_enabled())) [[unlikely]] {
     refuse_output(state.signature, index, tensor, sizes);
+  }
+}
+
+}  // namespace
+
+void call(const FunctionState& state, std::span<at::Tensor> outputs, std::span<const Argument> arguments) {
+  Bound bound(state);
+  bind(state, arguments, bound);
+  if (state.mutates) check_mutated(state, bound);
+  if (state.is_plain && !bound.needs_grad && (state.program == nullptr || !is_recorded())) [[likely]] {
+    run_code(state, *state.library, bound, outputs, nullptr, {});
+  } else {
+    call_with_weights(state, bound, outputs);
   }
 }
 
@@ -458,19 +471,6 @@ void call_out(const FunctionState& state, std::span<at::Tensor> outputs, std::sp
   for (const at::Tensor& tensor : outputs) mark_changed(tensor);
 }
 
-const FunctionState& require(const std::shared_ptr<const FunctionState>& state) {
-  if (state == nullptr) throw ArgumentError("an empty torchcc::Function is called: assign one from a package first");
-  return *state;
-}
-
-void check_output_count(const FunctionState& state, size_t count) {
-  if (count != state.signature.outputs.size()) [[unlikely]] {
-    refuse_count(state.signature, state.signature.outputs, count);
-  }
-}
-
-}  // namespace
-
 void FunctionState::prepare(const std::string& origin) {
   std::vector<bool> bound(signature.symbols.size(), false);
   for (const Value& input : signature.inputs) {
@@ -499,104 +499,4 @@ void FunctionState::prepare(const std::string& origin) {
 }
 
 }  // namespace detail
-
-const Signature& Function::signature() const { return detail::require(state_).signature; }
-
-Stats Function::stats() const {
-  const detail::FunctionState& state = detail::require(state_);
-  Stats stats = state.stats;
-  stats.portable_calls = state.portable_calls;
-  stats.portable_reason = state.portable_reason;
-  return stats;
-}
-
-Outputs Function::operator()(std::span<const NamedArgument> arguments) const {
-  const detail::FunctionState& state = detail::require(state_);
-  const std::vector<Value>& inputs = state.signature.inputs;
-  std::vector<const Argument*> found(inputs.size());
-  for (const NamedArgument& argument : arguments) {
-    const auto input =
-        std::find_if(inputs.begin(), inputs.end(), [&](const Value& one) { return one.name == argument.name; });
-    if (input == inputs.end()) detail::refuse_name(state.signature, argument.name);
-    const Argument*& entry = found[static_cast<size_t>(input - inputs.begin())];
-    if (entry != nullptr) detail::refuse_twice(state.signature, argument.name);
-    entry = &argument.value;
-  }
-  std::vector<Argument> ordered;
-  ordered.reserve(inputs.size());
-  for (size_t i = 0; i < inputs.size(); ++i) {
-    if (found[i] == nullptr) detail::refuse_missing(state.signature, i);
-    ordered.push_back(*found[i]);
-  }
-  std::vector<at::Tensor> results = call(ordered);
-  std::vector<NamedTensor> outputs;
-  outputs.reserve(results.size());
-  for (size_t i = 0; i < results.size(); ++i) {
-    outputs.emplace_back(state.signature.outputs[i].name, std::move(results[i]));
-  }
-  return Outputs(std::move(outputs));
-}
-
-Outputs Function::operator()(std::initializer_list<NamedArgument> arguments) const {
-  return (*this)(std::span<const NamedArgument>(arguments.begin(), arguments.size()));
-}
-
-const at::Tensor& Outputs::operator[](std::string_view name) const {
-  std::string names;
-  for (const auto& [known, tensor] : values_) {
-    if (known == name) return tensor;
-    names += (names.empty() ? "" : ", ") + known;
-  }
-  throw ArgumentError(detail::message("no output '" + std::string(name) + "'",
-                                      {{"expected", "one of: " + names}, {"got", std::string(name)}}));
-}
-
-const at::Tensor& Outputs::operator[](size_t position) const {
-  if (position < values_.size()) return values_[position].second;
-  throw ArgumentError(detail::message("no output " + std::to_string(position),
-                                      {{"expected", "a position below " + std::to_string(values_.size())},
-                                       {"got", std::to_string(position)},
-                                       {"fix", "correct the position, or use the output's name"}}));
-}
-
-std::vector<NamedTensor> Function::weights() const {
-  const detail::FunctionState& state = detail::require(state_);
-  std::vector<NamedTensor> named;
-  if (state.weights == nullptr) return named;
-  const auto set = state.weights->current();
-  for (size_t i = 0; i < set->tensors.size(); ++i) named.emplace_back(state.weights->names()[i], set->tensors[i]);
-  return named;
-}
-
-void Function::set_weights(std::span<const NamedTensor> weights) const {
-  const detail::FunctionState& state = detail::require(state_);
-  if (state.weights == nullptr) detail::refuse_weights(state.signature);
-  state.weights->replace(state.signature.name, weights);
-}
-
-void Function::set_weight(std::string_view name, const at::Tensor& tensor) const {
-  const NamedTensor one(std::string(name), tensor);
-  set_weights({&one, 1});
-}
-
-std::vector<at::Tensor> Function::call(std::span<const Argument> arguments) const {
-  std::vector<at::Tensor> outputs(signature().outputs.size());
-  detail::call(*state_, outputs, arguments);
-  return outputs;
-}
-
-std::vector<at::Tensor> Function::call(std::initializer_list<Argument> arguments) const {
-  return call(std::span<const Argument>(arguments.begin(), arguments.size()));
-}
-
-void Function::call_into(std::span<at::Tensor> outputs, std::span<const Argument> arguments) const {
-  detail::check_output_count(detail::require(state_), outputs.size());
-  detail::call(*state_, outputs, arguments);
-}
-
-void Function::call_out(std::span<at::Tensor> outputs, std::span<const Argument> arguments) const {
-  detail::check_output_count(detail::require(state_), outputs.size());
-  detail::call_out(*state_, outputs, arguments);
-}
-
 }  // namespace torchcc

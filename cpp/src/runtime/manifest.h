@@ -2,10 +2,15 @@
 
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include <torchcc/signature.h>
+
+namespace torchcc::portable {
+class Program;
+}
 
 namespace torchcc::detail {
 
@@ -35,9 +40,10 @@ struct Variant {
 
 struct FunctionEntry {
   Signature signature;
-  std::string graph;  ///< record of torch.export's graph; may be empty
-  std::string model;  ///< under which name the package has the graph's weights
-  std::string group;  ///< functions of the same group share their weights
+  std::string graph;                                 ///< record of torch.export's graph; may be empty
+  std::shared_ptr<const portable::Program> program;  ///< the graph, where it was read already
+  std::string model;                                 ///< under which name the package has the graph's weights
+  std::string group;                                 ///< functions of the same group share their weights
   std::vector<Variant> variants;
 };
 

@@ -78,10 +78,11 @@ std::vector<size_t> positions_of(const std::vector<std::string>& names, const Fu
 
 void bind_graph(FunctionState& state, const FunctionEntry& entry, const Contents& contents) {
   if (entry.graph.empty()) return;
-  state.program = portable::Program::parse(
-      contents.records.texts.at(entry.graph), [&](const std::string& expected, const std::string& got) {
-        fail_function(entry, contents.origin, expected, got, "make the package again with this version of torchcc");
-      });
+  const auto fail = [&](const std::string& expected, const std::string& got) {
+    fail_function(entry, contents.origin, expected, got, "make the package again with this version of torchcc");
+  };
+  state.program =
+      entry.program != nullptr ? entry.program : portable::Program::parse(contents.records.texts.at(entry.graph), fail);
   state.weights = contents.weights.at(entry.group);
   state.program_weights = positions_of(state.program->weights(), entry, contents, *state.weights);
   size_t arguments = 0;
@@ -137,6 +138,7 @@ Function bind_function(const FunctionEntry& entry, const Contents& contents, con
   auto state = std::make_shared<FunctionState>();
   state->signature = entry.signature;
   state->prepare(contents.origin);
+  state->converts = options.convert;
   std::string without_graph;
   try {
     bind_graph(*state, entry, contents);

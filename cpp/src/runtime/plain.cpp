@@ -229,13 +229,12 @@ Manifest read_plain(Archive& archive) {
     };
     const std::string text = archive.read(record, kGraphLimit);
     try {
-      // The engine says which inputs it would write to; it reads the graph again when the function is bound.
-      const auto program = portable::Program::parse(text, fail);
+      entry.program = portable::Program::parse(text, fail);
       const json root = json::parse(text, [](int depth, json::parse_event_t, const json&) {
         if (depth > kDepth) throw Error("it is nested too deeply");
         return true;
       });
-      entry.signature = read_signature(entry.model, root, program->written_arguments());
+      entry.signature = read_signature(entry.model, root, entry.program->written_arguments());
     } catch (const PackageError&) {
       throw;
     } catch (const std::exception& error) {

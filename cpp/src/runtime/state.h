@@ -42,6 +42,7 @@ struct FunctionState {
   std::vector<InputCheck> checks;              ///< one per input
   bool has_expressions = false;                ///< some input size is an expression of symbols
   bool mutates = false;                        ///< some input is written to
+  bool converts = false;                       ///< LoadOptions::convert
   bool is_plain = false;                       ///< `library` runs all calls, and takes nothing but the arguments
   std::shared_ptr<const Library> library;      ///< code with weights burnt in; null when there is none
   std::shared_ptr<const Library> library_out;  ///< null when the package has none

@@ -111,8 +111,7 @@ void Weights::add(const Archive& archive, const std::string& model, const Record
           names_.push_back(is_known ? model + "." + name : name);
           is_parameter_.push_back(entry.is_parameter);
           set->tensors.push_back(tensor);
-          const c10::StorageImpl* storage = tensor.storage().unsafeGetStorageImpl();
-          set->loaded.push_back({storage, tensor._version(), Aliases::of(storage)});
+          set->loaded.emplace_back(tensor);
         }
         positions_[{model, name}] = position;
       }

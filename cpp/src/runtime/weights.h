@@ -23,22 +23,11 @@ class Weights {
   /// One consistent state. Immutable but for what is in the tensors.
   struct Set {
     std::vector<at::Tensor> tensors;
-    /// What tells that a tensor was not changed: its memory, its version, and how often data() was asked for.
-    struct Loaded {
-      const c10::StorageImpl* storage = nullptr;
-      int64_t version = 0;
-      std::shared_ptr<const Aliases> aliases{};
-    };
-    std::vector<Loaded> loaded;
+    std::vector<Snapshot> loaded;
     bool is_original = true;  ///< none was replaced
 
     /// Whether the weight at this position is what was loaded.
-    bool is_current(size_t position) const {
-      const Loaded& before = loaded[position];
-      const at::Tensor& tensor = tensors[position];
-      return is_original && before.storage == tensor.storage().unsafeGetStorageImpl() &&
-             before.version == tensor._version() && before.aliases->taken() == 0;
-    }
+    bool is_current(size_t position) const { return is_original && loaded[position].is_current(tensors[position]); }
   };
 
   /// The archive's records, checked: texts, and the memory of weights.
