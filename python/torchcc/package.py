@@ -329,10 +329,7 @@ def extract_library(file: Path, folder: Path) -> str:
     """
     variant = read_manifest(file)["functions"][0]["variants"][0]
     with zipfile.ZipFile(file) as archive:
-        records = _records(archive)
-        for record in filter(None, (variant["library"], variant["extern_ops"])):
-            (folder / Path(record).name).write_bytes(archive.read(records[record]))
-    return str(folder / Path(variant["library"]).name)
+        return library(_extract(archive, variant["library"], folder / "library"))
 
 
 def read(file: Path, folder: Path) -> list[Function]:

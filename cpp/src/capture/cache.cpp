@@ -87,7 +87,7 @@ CacheKey::CacheKey(std::string content)
 
 std::string build_text() {
   std::string text = "torchcc " TORCHCC_VERSION "\ntorch " TORCH_VERSION "\ncpu";
-  // What Inductor compiles for; see cpu_target in python/torchcc/_torch.py.
+  // What Inductor compiles for; see cpu_target in python/torchcc/_torch/inductor.py.
   for (const char* feature : {"avx2", "fma", "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512vnni",
                               "avx512bf16", "amx-tile", "amx-int8", "amx-bf16"}) {
     if (cpu_supports(feature)) text += std::string(" ") + feature;

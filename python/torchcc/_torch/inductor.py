@@ -1,0 +1,385 @@
+"""AOTInductor: from programs to compiled code, with what has to be changed in it to be right."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import functools
+import os
+import platform
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import sympy
+import torch
+from torch.export import ExportedProgram
+
+from torchcc import toolchain
+from torchcc._torch.programs import flatten, outputs, weight_inputs
+from torchcc._torch.symbols import number_dtype
+from torchcc.errors import ArgumentError, message
+
+# Functions of torch's cpp_prefix.h that report a zero divisor through one pointer per process; code that calls them
+# must not run beside other compiled code. See Library::run in the runtime.
+_INTEGER_DIVISION = re.compile(r"\b(floor_divide_integral|remainder_integral|mod)\(")
+
+
+_SIMD_BITS = {"avx2": 256, "avx512": 512}
+
+
+# Up to this many elements, a loop is not worth a second thread; twice Inductor's own cpp.min_chunk_size.
+_SMALL = 8192
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What one run of AOTInductor left behind: its files, and whether the code must run alone (integer division)."""
+
+    files: tuple[str, ...]
+    exclusive: bool
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Raises ArgumentError for options that Inductor does not have. Leans on ``torch._inductor.config``."""
+    from torch._inductor import config
+
+    known = config.get_config_copy()
+    for name in options:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=3)
+            raise ArgumentError(
+                message(
+                    f"Inductor has no option '{name}'",
+                    expected=f"for instance {', '.join(close)}" if close else "an option of torch._inductor.config",
+                    got=name,
+                    fix="correct the name",
+                )
+            )
+
+
+@functools.cache
+def cpu_target(isa: str = "") -> tuple[str, str | None, tuple[str, ...]]:
+    """What compiled code for this CPU is called, the ``-march`` value for it, and the CPU features that it needs.
+
+    With ``isa``, ``"avx2"`` or ``"avx512"``, the same for this instruction set, as far as Inductor would use it here.
+
+    Leans on ``torch._inductor.cpu_vec_isa``. Inductor's default is ``-march=native``, which needs whatever this machine
+    happens to have; a named level runs on more machines. Before torch 2.13 there is no choice (``None``).
+    """
+    from torch._inductor import config
+    from torch._inductor.cpu_vec_isa import pick_vec_isa
+
+    machine = platform.machine()
+    if machine != "x86_64":
+        return f"cpu-{machine}", None, ()
+    with config.patch({"cpp.simdlen": _SIMD_BITS[isa]} if isa else {}):
+        isa = str(pick_vec_isa())
+    if not hasattr(config.cpp, "march"):
+        name = next((level for level in ("avx512", "avx2") if isa.startswith(level)), "native")
+        return f"cpu-x86_64-{name}", None, toolchain.native_features(toolchain.cxx())
+    level3 = ("avx2", "fma", "bmi", "bmi2", "popcnt")
+    level4 = (*level3, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
+    if isa.startswith("avx512"):
+        extras = tuple(feature for feature in ("avx512vnni", "avx512bf16") if feature in isa.replace("_", ""))
+        amx = ("amx-tile", "amx-int8", "amx-bf16") if "amx" in isa else ()
+        return "cpu-x86_64-avx512", "x86-64-v4", (*level4, *extras, *amx)
+    if isa.startswith("avx2"):
+        return "cpu-x86_64-avx2", "x86-64-v3", level3
+    return "cpu-x86_64", "x86-64", ()
+
+
+def compile(
+    program: ExportedProgram,
+    options: Mapping[str, Any],
+    into_outputs: bool,
+    folder: Path | None = None,
+    copied: Mapping[int, Sequence[int]] | None = None,
+    weights: Sequence[str] = (),
+    isa: str = "",
+) -> Compiled:
+    """Compiles with AOTInductor for this machine.
+
+    Leans on ``torch._inductor.compile_fx.compile_fx_aot``, on the options named below, and on what
+    ``torch._inductor.aot_compile`` does before it calls the former (which cannot take symbolic sizes as they are).
+
+    Args:
+        program: What to compile.
+        options: Options of Inductor that win over torchcc's own.
+        into_outputs: Compile the form that takes the outputs as further inputs, writes into them, and returns nothing.
+        folder: Where to leave the files; by default in Inductor's cache.
+        copied: Positions of outputs that get memory of their own, whatever Inductor would do, and their strides.
+        weights: Parameters and buffers that become inputs, behind the program's own; all others are burnt in.
+        isa: As in :func:`cpu_target`.
+    """
+    from torch._export.utils import _compiling_state_context
+    from torch._inductor import config
+    from torch._inductor.compile_fx import compile_fx_aot
+
+    module: Any = program.module()
+    for guards in [node for node in module.graph.nodes if node.target == "_guards_fn"]:
+        module.graph.erase_node(guards)  # the runtime checks the inputs
+    in_spec, out_spec = (torch.utils._pytree.treespec_dumps(spec) for spec in (module._in_spec, module._out_spec))
+    if _take_only_tensors(module) | _take_weights_as_inputs(module, program, weights):
+        in_spec = out_spec = ""
+    if into_outputs:
+        _take_outputs_as_inputs(module)
+        in_spec = out_spec = ""
+    module.graph.set_codegen(torch.fx.graph.CodeGen())
+    module.recompile()
+    fakes = [node.meta["val"] for node in module.graph.nodes if node.op == "placeholder"]
+    _, march, _ = cpu_target(isa)
+    settings: dict[str, Any] = {
+        "aot_inductor.package": True,
+        **({"aot_inductor.output_path": str(folder)} if folder else {}),
+        "aot_inductor.serialized_in_spec": in_spec,
+        "aot_inductor.serialized_out_spec": out_spec,
+        # With a fixed count, code that runs with more threads than it was compiled for writes past its buffers.
+        # Two at least: for one, Inductor writes no parallel regions, where a loop outside of them would run in each
+        # thread.
+        **(
+            {"cpp.threads": 1}
+            if _is_small(module)
+            else {"cpp.dynamic_threads": True, "cpp.threads": max(2, os.cpu_count() or 2)}
+        ),
+        **({"aot_inductor.enable_line_tables": False} if hasattr(config.aot_inductor, "enable_line_tables") else {}),
+        **({"cpp.march": march} if march else {}),
+        **({"cpp.simdlen": _SIMD_BITS[isa]} if isa else {}),
+        **({"post_grad_custom_post_pass": _copying(len(outputs(program)), copied)} if copied else {}),
+        **options,
+    }
+    with _compiling_state_context(), _numbers_as_doubles(), _alpha_as_product(), _normal_as_randn(), _small_loops():
+        made: Any = compile_fx_aot(module, fakes, config_patches=settings)
+    files = [str(file) for file in made if file]
+    kernels = "".join(Path(file).read_text() for file in files if file.endswith(".cpp"))
+    # The sources name folders of this machine, and no loader reads them.
+    shipped = tuple(file for file in files if not file.endswith(".cpp"))
+    return Compiled(shipped, bool(_INTEGER_DIVISION.search(kernels)))
+
+
+def _copying(count: int, copied: Mapping[int, Sequence[int]]) -> Callable[[torch.fx.Graph], None]:
+    """A pass over Inductor's graph that copies some of its ``count`` outputs; earlier, it would drop the copies.
+
+    Leans on ``original_output_strides``, by which Inductor remembers the strides that outputs should have.
+    """
+
+    def copy(graph: torch.fx.Graph) -> None:
+        output = graph.output_node()
+        results: list[Any] = [*flatten(output.args)]
+        first = len(results) - count  # before them are contents of changed inputs
+        for position, strides in ((first + one, strides) for one, strides in copied.items()):
+            source = results[position]
+            with graph.inserting_before(output):
+                results[position] = graph.call_function(torch.ops.aten.clone.default, (source,))
+            fake = source.meta["val"]
+            with fake.fake_mode:
+                results[position].meta["val"] = torch.empty_strided(fake.shape, strides, dtype=fake.dtype)
+            wanted = output.meta.get("original_output_strides")
+            if wanted is not None:
+                wanted[position] = tuple(strides)
+        output.args = (tuple(results),)
+
+    return copy
+
+
+@contextlib.contextmanager
+def _numbers_as_doubles() -> Iterator[None]:
+    """Hands run-time floats to C++ kernels as ``double``. Leans on ``KernelArgs.cpp_argdefs``.
+
+    Inductor declares them ``float``, which loses half of the digits of a number in a float64 kernel, and 1e300 whole.
+    """
+    from torch._inductor.codegen.common import KernelArgs
+
+    original = KernelArgs.cpp_argdefs
+
+    def cpp_argdefs(self: Any, *args: Any, **options: Any) -> Any:
+        definitions, values, types = original(self, *args, **options)
+        scalar = re.compile(r"^const float(?= \w+$|$)")
+        return (
+            [scalar.sub("const double", one) for one in definitions],
+            values,
+            [scalar.sub("const double", one) for one in types],
+        )
+
+    KernelArgs.cpp_argdefs = cpp_argdefs  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        KernelArgs.cpp_argdefs = original  # type: ignore[method-assign]
+
+
+@contextlib.contextmanager
+def _alpha_as_product() -> Iterator[None]:
+    """Lets Inductor see ``add(x, y, alpha=a)`` as ``x + a * y``. Leans on ``torch._inductor.decomposition``.
+
+    It forgets ``alpha`` when it fuses an addition with a matmul, and cannot write it for complex numbers.
+    """
+    from torch._inductor import decomposition
+
+    aten = torch.ops.aten
+    originals = {operator: decomposition.decompositions[operator] for operator in (aten.add.Tensor, aten.add.Scalar)}
+
+    def add(x: Any, y: Any, *, alpha: Any = 1) -> Any:
+        if alpha in (None, 1):
+            return originals[aten.add.Tensor](x, y)
+        dtype = torch.result_type(x, y)
+        return aten.add.Tensor(x, aten.mul.Scalar(y.to(dtype), float(alpha) if dtype.is_complex else alpha))
+
+    def add_number(x: Any, y: Any, alpha: Any = 1) -> Any:
+        return originals[aten.add.Scalar](x, y) if alpha == 1 else aten.add.Scalar(x, y * alpha)
+
+    tables = (decomposition.decompositions, decomposition.fast_random_decomps())
+    replaced: dict[Any, Callable[..., Any]] = {aten.add.Tensor: add, aten.add.Scalar: add_number}
+    for table in tables:
+        table.update(replaced)
+    try:
+        yield
+    finally:
+        for table in tables:
+            table.update(originals)
+
+
+@contextlib.contextmanager
+def _normal_as_randn() -> Iterator[None]:
+    """Lets Inductor see ``normal`` as ``randn``. Leans on ``torch._prims``, through which it decomposes the former.
+
+    It would call ``prims.normal``, which C++ does not have.
+    """
+    import torch._prims as prims
+
+    original = prims.normal
+    inside = False  # randn is itself made of it where only sizes are computed
+
+    def normal(shape: Any, *, mean: Any, std: Any, dtype: Any, device: Any, generator: Any = None, **other: Any) -> Any:
+        nonlocal inside
+        if inside or generator is not None:
+            return original(shape, mean=mean, std=std, dtype=dtype, device=device, generator=generator, **other)
+        inside = True
+        try:
+            return torch.ops.aten.randn.default(shape, dtype=dtype, device=device) * std + mean
+        finally:
+            inside = False
+
+    prims.normal = normal
+    try:
+        yield
+    finally:
+        prims.normal = original
+
+
+@contextlib.contextmanager
+def _small_loops() -> Iterator[None]:
+    """Leaves loops over few elements to one thread. Leans on ``CppKernel.decide_parallel_depth``.
+
+    With ``cpp.dynamic_threads``, Inductor starts threads for every loop.
+    """
+    from torch._inductor.codegen.cpp import CppKernel, ParallelDepth
+
+    original: Any = CppKernel.decide_parallel_depth
+
+    def decide(self: Any, deepest: Any, threads: int) -> Any:
+        work = sympy.Integer(1)
+        for size in self.call_ranges:
+            work = work * size
+        if work.is_Integer and work <= _SMALL:
+            return ParallelDepth(parallel_depth=0, start_depth=deepest.start_depth)
+        return original(self, deepest, threads)
+
+    CppKernel.decide_parallel_depth = decide  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        CppKernel.decide_parallel_depth = original  # type: ignore[method-assign]
+
+
+def _take_outputs_as_inputs(module: Any) -> None:
+    """Rewrites a graph ``f(x) -> y`` into ``f(x, y) -> ()`` that ends with ``y.copy_(f(x))``."""
+    graph = module.graph
+    (output,) = [node for node in graph.nodes if node.op == "output"]
+    last = [node for node in graph.nodes if node.op == "placeholder"][-1]
+    results = flatten(output.args[0])
+    for position, result in enumerate(results):
+        fake = result.meta["val"]
+        with graph.inserting_after(last):
+            last = graph.placeholder(f"torchcc_out{position}")
+        with fake.fake_mode:
+            last.meta["val"] = torch.empty(fake.shape, dtype=fake.dtype, device=fake.device)
+        with graph.inserting_before(output):
+            graph.call_function(torch.ops.aten.copy_.default, (last, result))
+    output.args = ((),)
+
+
+def _take_only_tensors(module: Any) -> bool:
+    """Leaves out inputs that are burnt in and outputs that are nothing, and makes tensors of outputs that are numbers.
+
+    Returns:
+        Whether there were any.
+    """
+    graph = module.graph
+    changed = False
+    for node in [node for node in graph.nodes if node.op == "placeholder"]:
+        value = node.meta.get("val")
+        if not isinstance(value, torch.Tensor | torch.SymInt | torch.SymFloat | torch.SymBool):
+            node.replace_all_uses_with(value)
+            graph.erase_node(node)
+            changed = True
+    (output,) = [node for node in graph.nodes if node.op == "output"]
+    kept: list[Any] = []
+    results = flatten(output.args[0])
+    for result in results:
+        value = result.meta["val"] if isinstance(result, torch.fx.Node) else result
+        if value is None or isinstance(value, str):
+            changed = True
+        elif isinstance(value, torch.Tensor):
+            kept.append(result)
+        else:
+            changed = True
+            dtype = getattr(torch, number_dtype(value))
+            with graph.inserting_before(output):
+                kept.append(graph.call_function(torch.ops.aten.scalar_tensor.default, (result,), {"dtype": dtype}))
+            kept[-1].meta["val"] = torch.empty((), dtype=dtype)
+    if changed:
+        output.args = (tuple(kept),)
+    return changed
+
+
+def _take_weights_as_inputs(module: Any, program: ExportedProgram, weights: Sequence[str]) -> bool:
+    """Makes inputs of parameters and buffers, in the given order, behind the others. Returns whether there were any."""
+    graph = module.graph
+    names = weight_inputs(program)
+    fakes = {
+        names[node.name]: node.meta["val"]
+        for node in program.graph.nodes
+        if node.op == "placeholder" and node.name in names
+    }
+    last = next((node for node in reversed(graph.nodes) if node.op == "placeholder"), None)
+    for position, weight in enumerate(weights):
+        anchor = graph.inserting_after(last) if last is not None else graph.inserting_before(next(iter(graph.nodes)))
+        with anchor:
+            last = graph.placeholder(f"torchcc_weight{position}")
+        last.meta["val"] = fakes[weight]
+        for node in [node for node in graph.nodes if node.op == "get_attr" and node.target == weight]:
+            node.replace_all_uses_with(last)
+            graph.erase_node(node)
+    return bool(weights)
+
+
+def _is_small(module: Any) -> bool:
+    """Whether no tensor of the graph can have more than a few thousand elements."""
+    for node in module.graph.nodes:
+        for fake in flatten(node.meta.get("val")):
+            if not isinstance(fake, torch.Tensor):
+                continue
+            count = sympy.Integer(1)
+            for size in fake.shape:
+                count = count * (_upper_bound(size) if isinstance(size, torch.SymInt) else size)
+            if not count.is_finite or count > _SMALL:
+                return False
+    return True
+
+
+def _upper_bound(size: torch.SymInt) -> sympy.Expr:
+    bound = size.node.shape_env.bound_sympy(size.node.expr).upper
+    return bound if bound.is_Integer else sympy.oo

@@ -1,0 +1,94 @@
+"""Symbolic sizes and numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import sympy
+import torch
+from torch.export import ExportedProgram
+
+from torchcc import sizes
+
+
+def plain_symbol(size: Any) -> sympy.Symbol | None:
+    """The symbol that a size is; ``None`` when it is a number or an expression."""
+    expression = size.node.expr if isinstance(size, torch.SymInt) else None
+    return expression if expression is not None and expression.is_Symbol else None
+
+
+def number_range(number: Any) -> tuple[int | None, int | None]:
+    """Allowed values of an input that is a number."""
+    if not isinstance(number, torch.SymInt):
+        return None, None
+    bounds = number.node.shape_env.bound_sympy(number.node.expr)
+    low, high = (int(bound) if bound.is_Integer else None for bound in (bounds.lower, bounds.upper))
+    return low, high
+
+
+def size_ranges(program: ExportedProgram) -> dict[sympy.Symbol, tuple[int, int | None]]:
+    """Allowed values of the program's symbols."""
+
+    def number(bound: Any) -> int | None:
+        return int(bound) if bound.is_Integer else None
+
+    return {
+        symbol: (max(0, number(one.lower) or 0), number(one.upper)) for symbol, one in program.range_constraints.items()
+    }
+
+
+def symbol_names(value: torch.Tensor, declared: Sequence[sizes.Size]) -> dict[sympy.Symbol, str]:
+    """The user's names of the symbols that stand alone in a fake tensor's sizes."""
+    names: dict[sympy.Symbol, str] = {}
+    for size, declared_size in zip(value.shape, declared, strict=True):
+        if isinstance(size, torch.SymInt) and isinstance(declared_size, str) and size.node.expr.is_Symbol:
+            names[size.node.expr] = declared_size
+    return names
+
+
+def read_size(size: int | torch.SymInt, names: Mapping[sympy.Symbol, str]) -> sizes.Size:
+    """A size of a fake tensor in the manifest's form; ``None`` when only the data decides it."""
+    if not isinstance(size, torch.SymInt):
+        return int(size)
+    return _read_expression(size.node.expr, names)
+
+
+def _read_expression(expression: sympy.Expr, names: Mapping[sympy.Symbol, str]) -> sizes.Size:
+    from torch.utils._sympy import functions
+
+    if expression.is_Integer:
+        return int(expression)
+    if expression.is_Symbol:
+        return names.get(expression)
+    operators: dict[type, str] = {
+        sympy.Add: "+",
+        sympy.Mul: "*",
+        sympy.Pow: "**",
+        sympy.Max: "max",
+        sympy.Min: "min",
+        functions.FloorDiv: "//",
+        functions.CleanDiv: "//",
+        functions.PythonMod: "%",
+        functions.Mod: "%",
+        functions.Max: "max",
+        functions.Min: "min",
+        functions.PowByNatural: "**",
+    }
+    operator = operators.get(type(expression))
+    operands = [_read_expression(operand, names) for operand in expression.args]
+    if operator is None or any(operand is None for operand in operands):
+        return None
+    if operator == "**" and not (isinstance(operands[1], int) and operands[1] >= 0):
+        return None
+    # Numbers after symbols in sums ("n + 1"), before them in products ("2*n").
+    if operator == "+":
+        operands.sort(key=lambda operand: isinstance(operand, int))
+    return [operator, *operands]
+
+
+def number_dtype(number: Any) -> str:
+    """The dtype that a number of Python, or a symbolic one, has as a tensor."""
+    if isinstance(number, bool | torch.SymBool):
+        return "bool"
+    return "int64" if isinstance(number, int | torch.SymInt) else "float64"
