@@ -131,15 +131,26 @@ def library_dir(progress: Callable[[str], None] | None = None) -> Path:
     key = "\n".join([__version__, torch.__version__, torch.__file__, sys.executable, compiler, sources])
     folder = paths.cache_dir() / "runtime" / hashlib.sha256(key.encode()).hexdigest()[:16]
     made = [folder / name for name in _LIBRARIES]
-    with paths.locked(folder / "lock"):
-        if not all(library.is_file() for library in made):
-            with tempfile.TemporaryDirectory(prefix="torchcc-libraries-") as work:
-                source = Path(work)
-                (source / "CMakeLists.txt").write_text(_LIBRARIES_PROJECT)
-                build_project(source, source / "build", ["CMAKE_BUILD_TYPE=Release"], progress=progress)
-                for library in made:
-                    _put(source / "build" / "torchcc" / library.name, library)
+    _build_once(made, folder / "lock", lambda: _build_libraries(made, progress))
     return folder
+
+
+def _build_once(made: Sequence[Path], lock: Path, build: Callable[[], None]) -> None:
+    """Builds what is missing, in one process at a time. A cache that has everything need not be writable."""
+    if all(file.is_file() for file in made):
+        return
+    with paths.locked(lock):
+        if not all(file.is_file() for file in made):
+            build()
+
+
+def _build_libraries(made: Sequence[Path], progress: Callable[[str], None] | None) -> None:
+    with tempfile.TemporaryDirectory(prefix="torchcc-libraries-") as work:
+        source = Path(work)
+        (source / "CMakeLists.txt").write_text(_LIBRARIES_PROJECT)
+        build_project(source, source / "build", ["CMAKE_BUILD_TYPE=Release"], progress=progress)
+        for library in made:
+            _put(source / "build" / "torchcc" / library.name, library)
 
 
 def _put(made: Path, place: Path) -> None:
@@ -158,16 +169,18 @@ def runner() -> Path:
     """
     folder = library_dir()
     program = folder / "torchcc-run"
-    with paths.locked(folder / "lock"):
-        if not program.is_file():
-            source = paths.cpp_dir() / "tools" / "run.cpp"
-            with tempfile.TemporaryDirectory(prefix="torchcc-runner-") as work:
-                made, log = Path(work) / program.name, Path(work) / "build.log"
-                command = [shutil.which(toolchain.cxx()) or "g++", "-O2", *cxx_flags(), str(source), "-o", str(made)]
-                with log.open("w") as file:
-                    _run([*command, *_link_flags(folder)], file.fileno(), log, None)
-                _put(made, program)
+    _build_once([program], folder / "lock", lambda: _build_runner(folder, program))
     return program
+
+
+def _build_runner(folder: Path, program: Path) -> None:
+    source = paths.cpp_dir() / "tools" / "run.cpp"
+    with tempfile.TemporaryDirectory(prefix="torchcc-runner-") as work:
+        made, log = Path(work) / program.name, Path(work) / "build.log"
+        command = [shutil.which(toolchain.cxx()) or "g++", "-O2", *cxx_flags(), str(source), "-o", str(made)]
+        with log.open("w") as file:
+            _run([*command, *_link_flags(folder)], file.fileno(), log, None)
+        _put(made, program)
 
 
 def cxx_flags() -> list[str]:
