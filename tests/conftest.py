@@ -31,7 +31,7 @@ _TARGETS = {
 }
 
 # Files with tests that take minutes; two lists that take about as long. Tests of one file share what they build.
-_LONG = (("test_demo.py", "test_consumers.py"), ("test_cpp.py", "test_benchmarks.py"))
+_LONG = (("test_demo.py", "test_consumers.py"), ("test_cpp.py",))
 
 _KEPT = 7 * 24 * 3600  # seconds that packages of other sources stay in the cache
 
@@ -104,6 +104,19 @@ def cpp_build(built: Path) -> Callable[..., Path]:
     Called with the preset, and with the names of targets where these are not the preset's usual ones.
     """
     return functools.cache(functools.partial(_build, built))
+
+
+@pytest.fixture(scope="session")
+def libraries(cpp_build: Callable[..., Path]) -> Path:
+    """torchcc's libraries of the release build, where `native.library_dir` looks: nothing builds them again."""
+    build = cpp_build("release", "torchcc_runtime", "torchcc_capture") / "torchcc"
+    place = native.library_place()
+    with paths.locked(place / "lock"):
+        for name in native.LIBRARIES:
+            if not (place / name).exists():
+                shutil.copy2(build / name, place / f".{name}")
+                (place / f".{name}").replace(place / name)
+    return place
 
 
 def _run(*command: str | Path) -> None:

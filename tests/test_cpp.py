@@ -45,6 +45,7 @@ def test_asan_ubsan(cpp_build: Callable[[str], Path], files: Path, suite: str) -
     check(cpp_build, files, "asan-ubsan", suite)
 
 
+@pytest.mark.slow
 def test_tsan(cpp_build: Callable[[str], Path], files: Path) -> None:
     check(cpp_build, files, "tsan", "threads")
 

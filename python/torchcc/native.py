@@ -108,14 +108,25 @@ find_package(torchcc REQUIRED)
 add_custom_target(libraries ALL DEPENDS torchcc_capture torchcc_runtime)
 """
 
-# In the order in which a linker wants them.
-_LIBRARIES = ("libtorchcc_capture.a", "libtorchcc_runtime.a")
+#: Names of the static libraries, in the order in which a linker wants them.
+LIBRARIES = ("libtorchcc_capture.a", "libtorchcc_runtime.a")
+
+
+def library_place() -> Path:
+    """The folder of the static libraries, whether they are there or not.
+
+    There is one for each C++ compiler, interpreter, torch and torchcc.
+    """
+    compiler = toolchain.check_compiler(toolchain.cxx()).detail
+    sources = "".join(
+        file.read_text() for file in sorted(paths.cpp_dir().rglob("*")) if file.suffix in (".h", ".cpp", ".txt")
+    )
+    key = "\n".join([__version__, torch.__version__, torch.__file__, sys.executable, compiler, sources])
+    return paths.cache_dir() / "runtime" / hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
 def library_dir(progress: Callable[[str], None] | None = None) -> Path:
-    """The folder of the static libraries, built on first use into the cache.
-
-    There is one for each C++ compiler, interpreter, torch and torchcc.
+    """The folder of the static libraries, which are built on first use into the cache.
 
     Args:
         progress: Called with each line of Ninja's that starts a step.
@@ -124,13 +135,8 @@ def library_dir(progress: Callable[[str], None] | None = None) -> Path:
         CompileError: The build failed.
         OSError: The cache cannot be written.
     """
-    compiler = toolchain.check_compiler(toolchain.cxx()).detail
-    sources = "".join(
-        file.read_text() for file in sorted(paths.cpp_dir().rglob("*")) if file.suffix in (".h", ".cpp", ".txt")
-    )
-    key = "\n".join([__version__, torch.__version__, torch.__file__, sys.executable, compiler, sources])
-    folder = paths.cache_dir() / "runtime" / hashlib.sha256(key.encode()).hexdigest()[:16]
-    made = [folder / name for name in _LIBRARIES]
+    folder = library_place()
+    made = [folder / name for name in LIBRARIES]
     _build_once(made, folder / "lock", lambda: _build_libraries(made, progress))
     return folder
 
@@ -206,5 +212,5 @@ def _link_flags(folder: Path) -> list[str]:
     torch_libraries = ["-ltorch", "-ltorch_cpu", "-lc10"]
     if torch.version.cuda:
         torch_libraries += ["-Wl,--push-state,--no-as-needed", "-ltorch_cuda", "-Wl,--pop-state", "-lc10_cuda"]
-    own = [str(folder / name) for name in _LIBRARIES]
+    own = [str(folder / name) for name in LIBRARIES]
     return [*own, f"-L{torch_lib}", f"-Wl,-rpath,{torch_lib}", *torch_libraries, "-ldl", "-pthread"]

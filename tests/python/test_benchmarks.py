@@ -55,7 +55,8 @@ def test_an_unknown_name_is_refused() -> None:
     assert "call_overhead" in ran.stderr
 
 
-def test_call_overhead(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_call_overhead(libraries: Path, tmp_path: Path) -> None:
     file = tmp_path / "cases.json"
     table = run("call_overhead", "--quick", "--json", file)
     cases = {case["case"]: case for case in json.loads(file.read_text())["cases"]}

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from torchcc import demo, errors, paths
+from torchcc import demo, errors
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -46,15 +46,18 @@ def ran(cache: Path, file: Path) -> Ran:
     return Ran(done.returncode, done.stdout, done.stderr, cases, cache)
 
 
+def own_cache(folder: Path, libraries: Path) -> Path:
+    """A cache of its own but for torchcc's libraries, which take longest to build and other tests need too."""
+    cache = folder / "cache"
+    cache.mkdir()
+    (cache / libraries.parent.name).symlink_to(libraries.parent.absolute())
+    return cache
+
+
 @pytest.fixture(scope="session")
-def first(tmp_path_factory: pytest.TempPathFactory) -> Ran:
+def first(libraries: Path, tmp_path_factory: pytest.TempPathFactory) -> Ran:
     folder = tmp_path_factory.mktemp("demo")
-    # A cache of its own but for torchcc's libraries, which take longest to build and other tests need too.
-    shared = paths.cache_dir() / "runtime"
-    shared.mkdir(parents=True, exist_ok=True)
-    (folder / "cache").mkdir()
-    (folder / "cache" / shared.name).symlink_to(shared.absolute())
-    return ran(folder / "cache", folder / "first.json")
+    return ran(own_cache(folder, libraries), folder / "first.json")
 
 
 def test_data_are_scikit_learns() -> None:
@@ -120,12 +123,14 @@ def test_a_failing_program_is_an_error_with_its_log(tmp_path: Path) -> None:
     assert "it broke" in (tmp_path / "digits.log").read_text()
 
 
-def test_a_broken_build_is_an_error_with_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_build_is_an_error_with_its_log(
+    libraries: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     project = tmp_path / "project"
     project.mkdir()
     (project / "CMakeLists.txt").write_text("cmake_minimum_required(VERSION 3.18)\nproject(digits CXX)\nnonsense()\n")
     monkeypatch.setattr(demo, "_PROJECT", project)
-    monkeypatch.setenv("TORCHCC_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("TORCHCC_CACHE", str(own_cache(tmp_path, libraries)))
     with pytest.raises(errors.CompileError, match=r'(?s)Unknown CMake command "nonsense".*build\.log'):
         demo.run()
 

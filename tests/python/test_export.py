@@ -33,8 +33,8 @@ pytestmark = [
 
 
 @pytest.fixture(scope="session")
-def runner() -> Path:
-    """The program ``torchcc-run``. The first process builds it, which takes minutes, while the others wait."""
+def runner(libraries: Path) -> Path:
+    """The program ``torchcc-run``."""
     return native.runner()
 
 

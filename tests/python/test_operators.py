@@ -71,7 +71,7 @@ def torchcc(*arguments: object, code: int = 0) -> str:
 
 
 @pytest.fixture(scope="module")
-def library(cpp_build: Callable[..., Path]) -> Path:
+def library(libraries: Path, cpp_build: Callable[..., Path]) -> Path:
     return cpp_build("release") / "libcustom_operators.so"
 
 

@@ -118,7 +118,7 @@ VALUE = 3
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def folder(libraries: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """``model.py``, the portable packages made of it, and two that are compiled for this machine."""
     made = tmp_path_factory.mktemp("packages")
     (made / "model.py").write_text(MODEL)
