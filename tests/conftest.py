@@ -114,8 +114,7 @@ def libraries(cpp_build: Callable[..., Path]) -> Path:
     with paths.locked(place / "lock"):
         for name in native.LIBRARIES:
             if not (place / name).exists():
-                shutil.copy2(build / name, place / f".{name}")
-                (place / f".{name}").replace(place / name)
+                native.put(build / name, place / name)
     return place
 
 

@@ -49,11 +49,13 @@ def _flags(
         answers.append(__version__)
     if cmake_dir:
         answers.append(str(paths.cmake_dir()))
-    if cxxflags or ldflags or library_dir:
+    if cxxflags:
         from torchcc import native
 
-        if cxxflags:
-            answers.extend(native.cxx_flags())
+        answers.extend(native.cxx_flags())
+    if ldflags or library_dir:
+        from torchcc import native
+
         with _progress(verbose=False) as tell:
 
             def step(line: str) -> None:

@@ -181,10 +181,7 @@ def _build(folder: Path, tell: Progress) -> None:
     settings = ["CMAKE_BUILD_TYPE=Release", f"TORCHCC_LIBRARIES={libraries}"]
     native.build_project(source, build, settings, log=folder / "build.log", progress=step)
     for name in _PROGRAMS:
-        # Under another name first: a program in its place is a whole one.
-        temporary = folder / f".{name}"
-        shutil.copy2(build / name, temporary)
-        temporary.replace(folder / name)
+        native.put(build / name, folder / name)
     shutil.rmtree(build, ignore_errors=True)
 
 

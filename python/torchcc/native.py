@@ -156,10 +156,10 @@ def _build_libraries(made: Sequence[Path], progress: Callable[[str], None] | Non
         (source / "CMakeLists.txt").write_text(_LIBRARIES_PROJECT)
         build_project(source, source / "build", ["CMAKE_BUILD_TYPE=Release"], progress=progress)
         for library in made:
-            _put(source / "build" / "torchcc" / library.name, library)
+            put(source / "build" / "torchcc" / library.name, library)
 
 
-def _put(made: Path, place: Path) -> None:
+def put(made: Path, place: Path) -> None:
     """Copies a file, so that it appears whole or not at all."""
     temporary = place.with_name(f".{place.name}")
     shutil.copy2(made, temporary)
@@ -186,7 +186,7 @@ def _build_runner(folder: Path, program: Path) -> None:
         command = [shutil.which(toolchain.cxx()) or "g++", "-O2", *cxx_flags(), str(source), "-o", str(made)]
         with log.open("w") as file:
             _run([*command, *_link_flags(folder)], file.fileno(), log, None)
-        _put(made, program)
+        put(made, program)
 
 
 def cxx_flags() -> list[str]:
