@@ -133,5 +133,7 @@ def _model_notes(title: str, samples: Samples) -> list[str]:
     better = CONTENDERS[samples.better("aoti", "compile")]
     largest = max(samples.differences.values())
     notes = [f"{title}: {better} is the better one; results differ by at most {largest:.1g}"]
+    if samples.disturbed:
+        notes.append(f"{title}: {samples.disturbed} sessions were disturbed and measured again")
     notes.append(f"{title}: {samples.stats.rstrip()}")
     return notes + [f"{title}: {CONTENDERS[key]} did not run: {reason}" for key, reason in samples.missing.items()]

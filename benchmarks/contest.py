@@ -46,6 +46,11 @@ _TOLERANCE = 1e-4
 # Nanoseconds that the calls of one contender take in one round, about.
 _SLICE = 5e6
 
+# A session was disturbed if the quartiles of compiled C++ over its twin, which is the same code, lie further apart. It
+# is measured again, so often for one model at most.
+_MOST_SPREAD = 0.25
+_REPEATS = 3
+
 
 @dataclass
 class Samples:
@@ -58,6 +63,7 @@ class Samples:
         missing: Why a contender could not run, by contender.
         eager: Why compiled C++ does not run compiled code, for each session in which it does not.
         stats: What the compiled function says of itself.
+        disturbed: Sessions that were measured again, because the machine was busy with something else.
     """
 
     times: dict[str, list[float]] = field(default_factory=dict)
@@ -66,6 +72,7 @@ class Samples:
     missing: dict[str, str] = field(default_factory=dict)
     eager: list[str] = field(default_factory=list)
     stats: str = ""
+    disturbed: int = 0
 
     def ratios(self, above: str, below: str) -> list[float]:
         """Ratios of two contenders' times, round by round."""
@@ -79,6 +86,17 @@ class Samples:
         """Compiled C++ over its twin, the median of each session: the largest deviation from 1."""
         ratios = iter(self.ratios("compiled", _TWIN))
         return max(abs(statistics.median(itertools.islice(ratios, rounds)) - 1) for rounds in self.sessions)
+
+    def drop_if_disturbed(self) -> None:
+        """Forgets the times of the last session if it says nothing; does so a few times only."""
+        rounds = self.sessions[-1]
+        first, _, third = statistics.quantiles(self.ratios("compiled", _TWIN)[-rounds:], n=4)
+        if third - first <= _MOST_SPREAD or self.disturbed == _REPEATS:
+            return
+        self.disturbed += 1
+        self.sessions.pop()
+        for times in self.times.values():
+            del times[-rounds:]
 
 
 class _State(TypedDict):
@@ -162,9 +180,10 @@ def run(program: Path, model: str, sessions: int, rounds: int, threads: int) -> 
             samples.missing["onnx"] = reason.read_text()
         else:
             commands.append(([sys.executable, "-m", "benchmarks.contender", "onnx", *arguments], "onnx"))
-        for session in range(sessions):
-            with Console(stderr=True).status(f"{model}: session {session + 1} of {sessions}"):
+        while len(samples.sessions) < sessions:
+            with Console(stderr=True).status(f"{model}: session {len(samples.sessions) + 1} of {sessions}"):
                 measure(samples, commands, rounds, environment)
+            samples.drop_if_disturbed()
     return samples
 
 
@@ -197,7 +216,7 @@ def measure(
                 samples.stats = process.errors()
                 samples.eager += [state["eager"]] if state["eager"] else []
             turns.append((process, name, max(1, int(_SLICE / process.time(1)))))
-        generator = random.Random(len(samples.sessions))
+        generator = random.Random(len(samples.sessions) + samples.disturbed)
         for _ in range(rounds):
             generator.shuffle(turns)
             for process, name, count in turns:

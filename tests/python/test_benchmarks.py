@@ -132,6 +132,26 @@ def test_more_than_noise_does_not_hold() -> None:
     assert [case.holds for case in cases] == [True, False, False]
 
 
+def test_a_disturbed_session_is_dropped_a_few_times() -> None:
+    samples = contest.Samples()
+    rounds = {"compiled": [1.0, 2.0, 1.0, 2.0], "twin": [2.0, 1.0, 1.0, 1.0], "eager": [3.0, 3.0, 3.0, 3.0]}
+    quiet = {"compiled": [1.0, 1.1, 1.0, 1.1], "twin": [1.0, 1.0, 1.0, 1.0], "eager": [4.0, 4.0, 4.0, 4.0]}
+
+    def measure(session: dict[str, list[float]]) -> None:
+        for name, times in session.items():
+            samples.times.setdefault(name, []).extend(times)
+        samples.sessions.append(4)
+        samples.drop_if_disturbed()
+
+    measure(quiet)
+    measure(rounds)
+    assert (samples.disturbed, samples.sessions, samples.times) == (1, [4], quiet)
+    for _ in range(3):
+        measure(rounds)
+    assert (samples.disturbed, samples.sessions) == (3, [4, 4])
+    assert samples.times["eager"] == [4.0] * 4 + [3.0] * 4
+
+
 @pytest.mark.parametrize(("reason", "holds"), [("no compiler", False), ("eager is faster", True)])
 def test_eager_where_compiled_was_expected_does_not_hold(reason: str, holds: bool) -> None:
     samples = contest.Samples(missing={"onnx": "no onnxruntime"})

