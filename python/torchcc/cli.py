@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -20,6 +20,9 @@ from rich.text import Text
 from torchcc import paths
 from torchcc._version import __version__
 from torchcc.errors import ArgumentError, Error, message
+
+if TYPE_CHECKING:
+    from torchcc.exporter import Exported  # imports torch, which takes seconds
 
 app = typer.Typer(
     help="torch.compile for C++.",
@@ -202,7 +205,8 @@ _Options = Annotated[list[str] | None, typer.Option("--option", help="An option 
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 _Function = Annotated[str | None, typer.Option("--function", "-f", help="Name of the function.")]
 _Imports = Annotated[
-    list[Path] | None, typer.Option("--import", help="A Python file with dataclasses or operators of the graph.")
+    list[Path] | None,
+    typer.Option("--import", help="A Python file or a module with dataclasses or operators of the graph."),
 ]
 _Operators = Annotated[
     list[Path] | None, typer.Option("--operators", help="A shared library with operators of the graph.")
@@ -238,9 +242,7 @@ def export(
         exported = packaging.export_file(
             source, out, target or ["native"], updatable, options, [*(imports or []), *(operators or [])], tell
         )
-    for name, checked in exported.checks.items():
-        print(f"{name}: equal to the graph on {checked}")
-    print(out)
+    _print_exported(exported)
 
 
 @app.command("compile")
@@ -261,9 +263,15 @@ def compile_(
         exported = packaging.compile_file(
             file, out, target or ["native"], updatable, options, [*(imports or []), *(operators or [])], tell
         )
+    _print_exported(exported)
+
+
+def _print_exported(exported: Exported) -> None:
+    for signature in exported.signatures:
+        print(signature)
     for name, checked in exported.checks.items():
         print(f"{name}: equal to the graph on {checked}")
-    print(out)
+    print(exported.package)
 
 
 @app.command()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,10 +37,11 @@ class Method:
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export wrote: the file, and per function and target how its code was checked."""
+    """What an export wrote: the file, how the code of each function and target was checked, and the signatures."""
 
     package: Path
     checks: Mapping[str, str]
+    signatures: tuple[Signature, ...] = ()
 
 
 def export(
@@ -70,7 +72,7 @@ def export(
         dynamic: Which sizes may be others than in the example: what ``torch.export.export`` takes as
             ``dynamic_shapes``, where a dimension may also be a name, ``{"ids": {0: "batch", 1: "length"}}``.
         ranges: Allowed values (minimum, maximum) of names, both ends included; a maximum of ``None`` is no limit.
-            Default: 1 and up.
+            Default: 1 and up, or 2 and up where the code does something else for 1.
         targets: What to compile for: ``"native"`` (this machine), ``"avx2"``, ``"avx512"``; ``"portable"`` compiles
             nothing. At run time the first that fits is used, else the portable graph.
         methods: Methods to export in place of ``forward``, each under its name; they share their weights.
@@ -78,8 +80,8 @@ def export(
             they are folded and packed into it, which is faster, and a weight that is replaced leaves the portable graph
             to run.
         options: Options of Inductor.
-        imports: Python files and shared libraries that define custom operators of the model, already loaded here; the
-            processes that compile load them too.
+        imports: Python files, names of modules, and shared libraries that define custom operators of the model, already
+            loaded here; the processes that compile load them too.
         progress: Called with a title, the steps done and the steps in all.
 
     Raises:
@@ -99,12 +101,18 @@ def export(
                 fix='put them into methods={"forward": torchcc.Method(...)}',
             )
         )
-    functions = []
-    for name, method in given.items():
-        program, names = _capture(module, name, method, dict(ranges or {}))
-        function = package.Function(signature_of(program, name, names), program, (), group="model")
-        _check_guards(function, _with_forward(module, name))
-        functions.append(function)
+    calls = [_call(module, name, method) for name, method in given.items()]
+    known = {size for call in calls for size in call.sizes}
+    if unknown := set(ranges or {}) - known:
+        raise ArgumentError(
+            no_such(
+                f"torchcc.export: there is a range for '{min(unknown)}', which is no size",
+                min(unknown),
+                sorted(known) or ["no ranges, as no size is dynamic"],
+                fix="correct the name, or name the size in dynamic=",
+            )
+        )
+    functions = [_function(call, ranges or {}) for call in calls]
     return compile_functions(Path(file), functions, wanted, updatable, dict(options or {}), imports, progress)
 
 
@@ -136,10 +144,30 @@ def check_targets(targets: Sequence[str]) -> tuple[str, ...]:
     return tuple(isa for _, isa in dict(wanted).items())
 
 
-def _capture(
-    module: torch.nn.Module, name: str, method: Method, ranges: Mapping[str, tuple[int, int | None]]
-) -> tuple[ExportedProgram, dict[Any, str]]:
-    """The program, and the user's names of its symbols."""
+@dataclass(frozen=True)
+class _Call:
+    """A method to export.
+
+    Attributes:
+        title: For messages: ``Net.forward``.
+        name: Of the method, and of the function.
+        module: With the method as ``forward``.
+        method: The example.
+        arguments: The example by the names of the parameters.
+        dynamic: What the user said of each argument, and ``None`` for the others.
+        sizes: The names in it.
+    """
+
+    title: str
+    name: str
+    module: torch.nn.Module
+    method: Method
+    arguments: Mapping[str, Any]
+    dynamic: Any
+    sizes: frozenset[str]
+
+
+def _call(module: torch.nn.Module, name: str, method: Method) -> _Call:
     if not callable(getattr(module, name, None)):
         raise ArgumentError(
             message(
@@ -151,48 +179,73 @@ def _capture(
         )
     called = _with_forward(module, name)
     arguments = _arguments(called, name, method)
-    dims: dict[str, Any] = {}
-    dynamic = _dims(_complete(method.dynamic, arguments), ranges, dims)
-    if unknown := ranges.keys() - dims.keys():
-        raise ArgumentError(
-            no_such(
-                f"torchcc.export: there is a range for '{min(unknown)}', which is no size",
-                min(unknown),
-                sorted(dims) or ["no ranges, as no size is dynamic"],
-                fix="correct the name, or name the size in dynamic=",
-            )
-        )
-    small = any(ranges.get(dim, (1, None))[0] < 2 for dim in dims)
+    dynamic = _complete(method.dynamic, arguments)
+    return _Call(
+        f"{type(module).__name__}.{name}", name, called, method, arguments, dynamic, frozenset(_names_in(dynamic))
+    )
+
+
+def _function(call: _Call, ranges: Mapping[str, tuple[int, int | None]]) -> package.Function:
+    """Exports a method. A size without a range begins at 1, or at 2 if the code needs that."""
+    free = call.sizes - ranges.keys()
+    narrowed: Set[str] = frozenset()
+    while True:
+        smallest = {size: (2 if size in narrowed else 1, None) for size in free}
+        try:
+            return _exported(call, {**smallest, **ranges})
+        except CaptureError as error:
+            if narrowed == free:
+                raise
+            # Those that torch.export names, if there are new ones; then all.
+            named = free & _violated(error.__cause__)
+            narrowed = narrowed | named if named - narrowed else free
+
+
+def _violated(error: BaseException | None) -> set[str]:
+    """The sizes that torch.export found to decide what the code does."""
+    found = re.search(r"Constraints violated \((.+?)\)", str(error))
+    return set(found[1].split(", ")) if found else set()
+
+
+def _exported(call: _Call, ranges: Mapping[str, tuple[int, int | None]]) -> package.Function:
+    dims = {size: Dim(size, min=ranges[size][0], max=ranges[size][1]) for size in call.sizes}
+    dynamic = _with_dims(call.dynamic, dims)
     try:
         program = _torch.export(
-            called,
-            _torch.contiguous(tuple(method.args)),  # as C++ gives them
+            call.module,
+            _torch.contiguous(tuple(call.method.args)),  # as C++ gives them
             dynamic,
-            prefer_general=small,
-            kwargs=_torch.contiguous(dict(method.kwargs)),
+            prefer_general=any(ranges[size][0] < 2 for size in call.sizes),
+            kwargs=_torch.contiguous(dict(call.method.kwargs)),
         )
     except Exception as error:
+        violated = sorted(_violated(error))
         raise CaptureError(
             message(
-                f"{type(module).__name__}.{name}: torch.export cannot capture it",
+                f"{call.title}: torch.export cannot capture it",
                 expected="code whose operators do not depend on values, and on sizes only as dynamic= says",
                 got=reason(error),
-                fix="see the message; torch.cond and torch.where replace branches on values",
+                fix=f'say for which sizes the code does the same: ranges={{"{violated[0]}": (2, 64)}}, for instance'
+                if violated
+                else "see the message; torch.cond and torch.where replace branches on values",
             )
         ) from error
-    return program, _names_of(program, _torch.dynamic_leaves(arguments, dynamic) if dynamic is not None else {})
+    names = _names_of(program, _torch.dynamic_leaves(call.arguments, dynamic) if dynamic is not None else {})
+    function = package.Function(signature_of(program, call.name, names), program, (), group="model")
+    _check_guards(function, call)
+    return function
 
 
-def _check_guards(function: package.Function, module: torch.nn.Module) -> None:
+def _check_guards(function: package.Function, call: _Call) -> None:
     """Refuses a graph that is not right for all sizes that its signature allows."""
     assert function.program is not None
     for values in agreement.size_sets(function):
         leaves = agreement.inputs(function, values, torch.Generator().manual_seed(0))
-        if guard := _torch.broken_guard(function.program, module, leaves):
+        if guard := _torch.broken_guard(function.program, call.module, leaves):
             at = ", ".join(f"{name} = {value}" for name, value in values.items())
             raise CaptureError(
                 message(
-                    f"{type(module).__name__}.{function.signature.name}: it does something else for some sizes",
+                    f"{call.title}: it does something else for some sizes",
                     expected=f"code that does the same with {at}",
                     got=f"a branch; the graph holds where {guard}",
                     fix="leave these sizes out with ranges=, for instance (2, None), or change the code",
@@ -234,17 +287,25 @@ def _complete(dynamic: Any, tree: Any) -> Any:
     return dynamic
 
 
-def _dims(tree: Any, ranges: Mapping[str, tuple[int, int | None]], dims: dict[str, Any]) -> Any:
+def _names_in(tree: Any) -> Iterator[str]:
+    """The names of sizes in ``dynamic``."""
+    if isinstance(tree, str):
+        yield tree
+    elif isinstance(tree, Mapping | tuple | list):
+        for one in tree.values() if isinstance(tree, Mapping) else tree:
+            yield from _names_in(one)
+
+
+def _with_dims(tree: Any, dims: Mapping[str, Any]) -> Any:
     """``dynamic`` with :class:`torch.export.Dim` in place of names."""
     if isinstance(tree, str):
-        if tree not in dims:
-            minimum, maximum = ranges.get(tree, (1, None))
-            dims[tree] = Dim(tree, min=minimum, max=maximum)
         return dims[tree]
     if isinstance(tree, Mapping):
-        return {key: _dims(one, ranges, dims) for key, one in tree.items()}
+        return {key: _with_dims(one, dims) for key, one in tree.items()}
     if type(tree) in (tuple, list):
-        return type(tree)(_dims(one, ranges, dims) for one in tree)
+        return type(tree)(_with_dims(one, dims) for one in tree)
+    if isinstance(tree, tuple):
+        return type(tree)(*(_with_dims(one, dims) for one in tree))
     return tree
 
 
@@ -378,7 +439,7 @@ def compile_functions(
         toolchain.require_compiler()
     with tempfile.TemporaryDirectory(prefix="torchcc-") as folder:
         work = Path(folder)
-        files = tuple(str(Path(one).resolve()) for one in imports)
+        files = tuple(str(one if workers.is_module(Path(one)) else Path(one).resolve()) for one in imports)
         jobs: list[workers.Job] = []
         owners: list[tuple[int, str]] = []
         for position, function in enumerate(functions):
@@ -436,4 +497,4 @@ def compile_functions(
             for one, new in zip(functions, made, strict=True)
         ]
         package.write(file, whole)
-    return Exported(file, checks)
+    return Exported(file, checks, tuple(one.signature for one in functions))

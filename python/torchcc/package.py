@@ -413,7 +413,8 @@ def _load_programs(file: Path) -> dict[str, ExportedProgram]:
                 f"{file}: its graphs cannot be read",
                 expected="graphs by this version of PyTorch, of operators and dataclasses that this process knows",
                 got=reason(error),
-                fix="load what defines them first (--import FILE, --operators LIBRARY), or export the model again",
+                fix="load what defines them first (--import FILE or MODULE, --operators LIBRARY), or export the model "
+                "again",
             )
         ) from error
 

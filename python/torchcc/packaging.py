@@ -39,7 +39,8 @@ def export_file(
         targets: What to compile for, as :func:`torchcc.export` takes it, like all that follows.
         updatable: Whether the weights of compiled code can be replaced.
         options: Options of Inductor.
-        imports: Python files and shared libraries that define custom operators of the model, beside the file itself.
+        imports: Python files, names of modules, and shared libraries that define custom operators of the model, beside
+            the file itself.
         progress: Called with a title, the steps done and the steps in all.
 
     Raises:
@@ -109,7 +110,7 @@ def _call(source: str) -> dict[str, Any]:
 
 
 def load_extensions(files: Sequence[Path]) -> None:
-    """Loads custom operators from Python files and shared libraries.
+    """Loads custom operators and dataclasses from Python files, installed modules and shared libraries.
 
     Raises:
         ArgumentError: One is missing, or fails.
@@ -123,8 +124,8 @@ def load_extensions(files: Sequence[Path]) -> None:
         except Exception as error:
             raise ArgumentError(
                 message(
-                    f"{file}: the operators cannot be loaded",
-                    expected="a Python file, or a shared library that registers operators",
+                    f"{file}: it cannot be loaded",
+                    expected="a Python file, an installed module, or a shared library that registers operators",
                     got=(str(error) or type(error).__name__).splitlines()[0],
                     fix="check the path; a library must be built with this torch",
                 )
@@ -204,7 +205,7 @@ def compile_file(
             alone, a file by ``torch.export.save`` becomes a package that C++ loads.
         updatable: Whether the weights of compiled code can be replaced.
         options: Options of Inductor.
-        imports: Python files and shared libraries that define custom operators of the graphs.
+        imports: Python files, names of modules, and shared libraries that define custom operators of the graphs.
         progress: Called with a title, the steps done and the steps in all.
 
     Raises:
@@ -254,7 +255,7 @@ def merge_files(sources: Sequence[str], out: Path, imports: Sequence[Path] = ())
     Args:
         sources: Files, each perhaps with new names of functions: ``a.pt2:forward=encode,step=encode_step``.
         out: Where to write.
-        imports: Python files and shared libraries that define custom operators of the graphs.
+        imports: Python files, names of modules, and shared libraries that define custom operators of the graphs.
 
     Returns:
         The functions.

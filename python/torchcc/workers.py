@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.util
 import json
 import os
@@ -18,6 +19,8 @@ from typing import Any
 
 from torchcc import _torch
 from torchcc.errors import CompileError, message
+
+_LIBRARIES = (".so", ".dylib", ".dll")
 
 
 @dataclass(frozen=True)
@@ -135,11 +138,20 @@ def _failure(job: Job, reason: str) -> CompileError:
 
 
 def load_extension(path: Path) -> None:
-    """Loads custom operators: from a shared library, or by importing a Python file."""
-    if path.suffix in (".so", ".dylib", ".dll"):
+    """Loads custom operators and dataclasses: from a shared library, or by importing a Python file or a module."""
+    if path.suffix in _LIBRARIES:
         _torch.load_operators(path)
+    elif is_module(path):
+        importlib.import_module(str(path))
     else:
         import_file(path)
+
+
+def is_module(extension: Path) -> bool:
+    """Whether this is the name of an installed module, ``transformers.modeling_outputs``, and not a file."""
+    if extension.exists() or extension.suffix in (".py", *_LIBRARIES):
+        return False
+    return all(part.isidentifier() for part in str(extension).split("."))
 
 
 def import_file(path: Path) -> Any:

@@ -7,6 +7,7 @@
 #include <fstream>
 #include <mutex>
 #include <shared_mutex>
+#include <string_view>
 #include <system_error>
 #include <thread>
 
@@ -51,6 +52,15 @@ std::string reason_text(const char* reason) {
   const size_t end = path == std::string::npos ? path : line.find(", ", path + 1);
   if (end != std::string::npos) return line.substr(end + 2);
   return line.empty() ? "it gave none" : line;
+}
+
+/// The operator that libtorch did not find, if that is its reason.
+std::string missing_operator(const std::string& reason) {
+  constexpr std::string_view kStart = "Could not find schema for ";
+  const size_t start = reason.find(kStart);
+  if (start == std::string::npos) return "";
+  const std::string name = reason.substr(start + kStart.size());
+  return name.substr(0, name.find_first_of(". "));
 }
 
 // Kernels that divide integers report a zero divisor through one pointer that all AOTInductor libraries of the process
@@ -155,6 +165,11 @@ Library::Library(const Source& source, size_t inputs, size_t outputs)
     runner_ = std::make_unique<Runner>(files.path());
   } catch (const std::exception& error) {
     const std::string reason = first_line(error.what());
+    if (const std::string name = missing_operator(reason); !name.empty()) {
+      fail(source, "an operator that this program has", name,
+           "link the library that registers it, or load it with torchcc::load_operators() first; an operator that is "
+           "written in Python cannot run here");
+    }
     const size_t path = reason.find(files.path() + ": ");
     fail_code(source, path == std::string::npos ? reason : reason.substr(path + files.path().size() + 2));
   }
