@@ -205,15 +205,20 @@ def why_eager(recording: Recording, given: Sequence[int], run: Run) -> str:
     cases = (run, given), (eager(recording.trace), range(len(recording.inputs)))
     least = min(_JUDGED, _JUDGED_PER_OPERATOR * len(recording.trace.ops))
     with torch.no_grad():
-        for seconds, loss in ((0.0, 1 / _LOSS), (1.0, _LOSS)):  # a few calls mostly show that there is no question
+        for seconds in (0.0, 1.0):  # a few calls show which functions are short, and no more
             compiled, operators = _fastest(recording, *cases, seconds=seconds)
-            if compiled < least or compiled < loss * operators:
+            if compiled < least:
                 return ""
+    if compiled < _LOSS * operators:
+        return ""
     return f"eager is faster: PyTorch's operators take {operators * 1e6:.0f} us, compiled code {compiled * 1e6:.0f} us"
 
 
 def _fastest(recording: Recording, *cases: tuple[Run, Sequence[int]], seconds: float = 1.0) -> list[float]:
-    """Seconds of the fastest call of each, in turns, within ``seconds``: other programs only ever add time."""
+    """Seconds of the fastest call of each, in turns, within ``seconds``: other programs only ever add time.
+
+    Few calls compare nothing: for stretches of many milliseconds a machine may leave one core to two threads.
+    """
     inputs = [[replay.copy_of(recording.inputs[position]) for position in given] for _, given in cases]
     times: list[list[float]] = [[] for _ in cases]
     end = time.perf_counter() + seconds
