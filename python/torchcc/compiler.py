@@ -72,8 +72,7 @@ def _answer(request: Mapping[str, Any]) -> dict[str, Any]:
     try:
         with _output_to(log):
             for file in request["imports"]:
-                if Path(file).suffix != ".py" or Path(file).stem not in sys.modules:
-                    workers.load_extension(Path(file))
+                workers.load_extension(Path(file))
             compiled = _torch.compile(
                 _torch.load(request["program"]),
                 request["options"],

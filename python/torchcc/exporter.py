@@ -41,7 +41,7 @@ class Exported:
 
     package: Path
     checks: Mapping[str, str]
-    signatures: tuple[Signature, ...] = ()
+    signatures: tuple[Signature, ...]
 
 
 def export(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import importlib.util
 import json
 import os
@@ -138,12 +137,12 @@ def _failure(job: Job, reason: str) -> CompileError:
 
 
 def load_extension(path: Path) -> None:
-    """Loads custom operators and dataclasses: from a shared library, or by importing a Python file or a module."""
+    """Loads custom operators and dataclasses, once: from a shared library, a Python file or an installed module."""
     if path.suffix in _LIBRARIES:
         _torch.load_operators(path)
     elif is_module(path):
         importlib.import_module(str(path))
-    else:
+    elif path.suffix != ".py" or path.stem not in sys.modules:
         import_file(path)
 
 

@@ -437,7 +437,7 @@ def test_inputs_that_make_no_sense(folder: Path, tmp_path: Path) -> None:
     refuse(ArgumentError, "wrong dtype", "run", file, "-i", wide)  # C++ says so
     refuse(ArgumentError, "it has several functions", "run", folder / "net.pt2", "-i", x)
     refuse(ArgumentError, "there is no function 'decode'", "run", folder / "net.pt2", "-f", "decode", "-i", x)
-    refuse(ArgumentError, "it cannot be loaded", "verify", file, "--operators", tmp_path / "missing.so")
+    refuse(ArgumentError, "missing.so: it cannot be loaded", "verify", file, "--operators", tmp_path / "missing.so")
     refuse(ArgumentError, "no such file", "verify", file, "--import", tmp_path / "missing.py")
 
 
