@@ -48,7 +48,9 @@ def run(quick: bool = False) -> Report:
     notes = [
         f"models: {sessions} sessions with new processes, of {rounds} rounds each; in a round "
         "about 5 ms of each contender, in an order that changes; results are compared before",
-        "noise: compiled C++ over itself in another process, the largest deviation from 1 of a session's median; "
+        "a contender's time is the median of a session's rounds, without those in which the machine was disturbed; "
+        "a ratio is the median over the sessions",
+        "noise: compiled C++ over itself in another process, the largest deviation from 1 of a session; "
         f"a ratio that misses its limit by no more, and by no more than {_MOST_NOISE}, is a tie and holds",
     ]
     for threads in _THREADS[:1] if quick or harness.cores() < 2 else _THREADS:
@@ -108,7 +110,7 @@ def model_cases(title: str, samples: Samples) -> list[Case]:
         if key in samples.missing:
             cases.append(Case(f"{title}: {name}", None, "us"))
         else:
-            cases.append(harness.case(f"{title}: {name}", [time / 1000 for time in samples.times[key]], "us"))
+            cases.append(harness.case(f"{title}: {name}", [time / 1000 for time in samples.times(key)], "us"))
     better = samples.ratios("compiled", samples.better("aoti", "compile"))
     names = f"{CONTENDERS['aoti']} and {CONTENDERS['compile']}"
     cases.append(
@@ -134,6 +136,7 @@ def _model_notes(title: str, samples: Samples) -> list[str]:
     largest = max(samples.differences.values())
     notes = [f"{title}: {better} is the better one; results differ by at most {largest:.1g}"]
     if samples.disturbed:
-        notes.append(f"{title}: {samples.disturbed} sessions were disturbed and measured again")
+        used = sum(len(times) for session in samples.sessions for times in session.values())
+        notes.append(f"{title}: {samples.disturbed} times were disturbed and are left out, {used} are used")
     notes.append(f"{title}: {samples.stats.rstrip()}")
     return notes + [f"{title}: {CONTENDERS[key]} did not run: {reason}" for key, reason in samples.missing.items()]

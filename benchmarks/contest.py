@@ -46,57 +46,57 @@ _TOLERANCE = 1e-4
 # Nanoseconds that the calls of one contender take in one round, about.
 _SLICE = 5e6
 
-# A session was disturbed if the quartiles of compiled C++ over its twin, which is the same code, lie further apart. It
-# is measured again, so often for one model at most.
-_MOST_SPREAD = 0.25
-_REPEATS = 3
+# A time is disturbed if it is this many times what the contender takes in its best rounds: for seconds, a machine that
+# others use leaves one core to two threads, which then take two to four times as long. Such times are left out; a
+# session goes on until each contender has as many others as wanted, for this many times as many rounds at most.
+_DISTURBED = 1.25
+_MOST_ROUNDS = 4
 
 
 @dataclass
 class Samples:
-    """Nanoseconds per call, a value per round; the sessions one after the other.
+    """Nanoseconds per call.
 
     Attributes:
-        times: By contender.
-        sessions: Rounds of each session.
+        sessions: Undisturbed times of each session, by contender.
+        disturbed: How many times were left out.
         differences: Largest difference from the expected result, by contender.
         missing: Why a contender could not run, by contender.
         eager: Why compiled C++ does not run compiled code, for each session in which it does not.
         stats: What the compiled function says of itself.
-        disturbed: Sessions that were measured again, because the machine was busy with something else.
     """
 
-    times: dict[str, list[float]] = field(default_factory=dict)
-    sessions: list[int] = field(default_factory=list)
+    sessions: list[dict[str, list[float]]] = field(default_factory=list)
+    disturbed: int = 0
     differences: dict[str, float] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
     eager: list[str] = field(default_factory=list)
     stats: str = ""
-    disturbed: int = 0
+
+    def times(self, name: str) -> list[float]:
+        """All times of a contender."""
+        return [time for session in self.sessions for time in session[name]]
 
     def ratios(self, above: str, below: str) -> list[float]:
-        """Ratios of two contenders' times, round by round."""
-        return harness.ratios(self.times[above], self.times[below])
+        """Ratios of two contenders' medians, session by session."""
+        return harness.ratios(self._medians(above), self._medians(below))
 
     def better(self, *contenders: str) -> str:
         """The contender with the smallest median."""
-        return min(contenders, key=lambda name: statistics.median(self.times[name]))
+        return min(contenders, key=lambda name: statistics.median(self._medians(name)))
 
     def noise(self) -> float:
-        """Compiled C++ over its twin, the median of each session: the largest deviation from 1."""
-        ratios = iter(self.ratios("compiled", _TWIN))
-        return max(abs(statistics.median(itertools.islice(ratios, rounds)) - 1) for rounds in self.sessions)
+        """Compiled C++ over its twin, session by session: the largest deviation from 1."""
+        return max(abs(ratio - 1) for ratio in self.ratios("compiled", _TWIN))
 
-    def drop_if_disturbed(self) -> None:
-        """Forgets the times of the last session if it says nothing; does so a few times only."""
-        rounds = self.sessions[-1]
-        first, _, third = statistics.quantiles(self.ratios("compiled", _TWIN)[-rounds:], n=4)
-        if third - first <= _MOST_SPREAD or self.disturbed == _REPEATS:
-            return
-        self.disturbed += 1
-        self.sessions.pop()
-        for times in self.times.values():
-            del times[-rounds:]
+    def _medians(self, name: str) -> list[float]:
+        return [statistics.median(session[name]) for session in self.sessions]
+
+
+def undisturbed(times: Sequence[float]) -> list[float]:
+    """The times in which the machine did nothing else."""
+    most = _DISTURBED * sorted(times)[len(times) // 10]
+    return [time for time in times if time <= most]
 
 
 class _State(TypedDict):
@@ -183,7 +183,6 @@ def run(program: Path, model: str, sessions: int, rounds: int, threads: int) -> 
         while len(samples.sessions) < sessions:
             with Console(stderr=True).status(f"{model}: session {len(samples.sessions) + 1} of {sessions}"):
                 measure(samples, commands, rounds, environment)
-            samples.drop_if_disturbed()
     return samples
 
 
@@ -193,12 +192,12 @@ def measure(
     rounds: int,
     environment: Mapping[str, str],
 ) -> None:
-    """Runs one session and adds its rounds to the samples.
+    """Runs one session and adds its times to the samples.
 
     Args:
         samples: What earlier sessions found.
         commands: Programs and the contender in each.
-        rounds: Number of rounds.
+        rounds: Number of undisturbed times of each contender that are wanted.
         environment: Further environment variables of the programs.
 
     Raises:
@@ -216,9 +215,15 @@ def measure(
                 samples.stats = process.errors()
                 samples.eager += [state["eager"]] if state["eager"] else []
             turns.append((process, name, max(1, int(_SLICE / process.time(1)))))
-        generator = random.Random(len(samples.sessions) + samples.disturbed)
-        for _ in range(rounds):
+        generator = random.Random(len(samples.sessions))
+        times: dict[str, list[float]] = {name: [] for _, name, _ in turns}
+        for done in itertools.count():
+            if done >= rounds * _MOST_ROUNDS or (
+                done >= rounds and all(len(undisturbed(all_of_one)) >= rounds for all_of_one in times.values())
+            ):
+                break
             generator.shuffle(turns)
             for process, name, count in turns:
-                samples.times.setdefault(name, []).append(process.time(count))
-    samples.sessions.append(rounds)
+                times[name].append(process.time(count))
+    samples.sessions.append({name: undisturbed(all_of_one) for name, all_of_one in times.items()})
+    samples.disturbed += sum(map(len, times.values())) - sum(map(len, samples.sessions[-1].values()))

@@ -81,7 +81,7 @@ def case(
     noise: float = 0.0,
 ) -> Case:
     """The case of one value per round: its median and quartiles."""
-    first, value, third = statistics.quantiles(samples, n=4, method="inclusive")
+    first, value, third = statistics.quantiles(samples, n=4, method="inclusive") if len(samples) > 1 else [*samples] * 3
     return Case(name, value, unit, limit, at_least, (first, third), noise)
 
 
