@@ -7,6 +7,7 @@ stays in the cache of the tests, so that a second run takes seconds.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -24,7 +25,11 @@ GROUPS = (
     ("sequences", "mutation"),
     ("changes", "signatures", "eager"),
     ("convolutions", "layers", "concurrency", "random_numbers"),
+    ("training",),
 )
+
+# Suites whose programs run with gradients too; see trains() in harness.h.
+TRAINED = ("operators", "sequences", "mutation", "signatures", "eager", "convolutions", "layers", "random_numbers")
 
 PROGRAMS = int(os.environ.get("TORCHCC_RANDOM_PROGRAMS", "300"))
 SEED = int(os.environ.get("TORCHCC_RANDOM_SEED", "1"))
@@ -64,7 +69,12 @@ RANDOM = tuple(
     for part in range(PARTS)
 )
 SLOW = Run(("@slow",))
-RUNS = {run.name: run for run in (*RANDOM, *(Run(group) for group in GROUPS))}
+# Two compilations for each of two halves, in place of one.
+RANDOM_TRAINING = Run(
+    ("random_training",),
+    {"TORCHCC_RANDOM_SEED": str(SEED), "TORCHCC_RANDOM_PROGRAMS": str(max(1, PROGRAMS // 6))},
+)
+RUNS = {run.name: run for run in (*RANDOM, RANDOM_TRAINING, *(Run(group) for group in GROUPS))}
 
 
 @dataclass(frozen=True)
@@ -128,6 +138,20 @@ def test_programs(cpp_build: Callable[[str], Path], tmp_path: Path, name: str) -
 @pytest.mark.slow
 def test_slow_programs(cpp_build: Callable[[str], Path], tmp_path: Path) -> None:
     _check(_execute(cpp_build("release") / "programs", SLOW, tmp_path))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suite", TRAINED)
+def test_programs_with_gradients(cpp_build: Callable[[str], Path], tmp_path: Path, suite: str) -> None:
+    """All that can be differentiated are right; nearly all that could be compiled are."""
+    ran = _execute(cpp_build("release") / "programs", Run((suite,), {"TORCHCC_PROGRAMS": "training"}), tmp_path)
+    _check(ran)
+    summary = re.search(r"trained: (\d+) of (\d+) compiled", ran.output)
+    assert summary is not None, ran.output
+    print(*(line for line in ran.output.splitlines() if line.startswith("trained")), sep="\n")
+    compiled, programs = map(int, summary.groups())
+    # Programs that must stay eager without gradients must with them.
+    assert suite == "eager" or compiled >= 0.8 * programs
 
 
 def _check(ran: Ran) -> None:

@@ -105,7 +105,7 @@ def for_complex(operator: Any, args: Sequence[Any]) -> tuple[Any, Sequence[Any]]
     if not tensors or not (numbers or any(one.is_complex() for one in tensors)):
         return operator, args
     args = list(args)
-    for position, argument in enumerate(_torch.schema(operator).arguments):
+    for position, argument in enumerate(_torch.schema(operator).arguments[: len(args)]):
         number = args[position]
         if str(argument.type) != "number" or not isinstance(number, (int, float, complex)):
             continue

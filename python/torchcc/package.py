@@ -31,6 +31,8 @@ MANIFEST = "torchcc.json"
 #: Of packages made from traces: the trace, and the text by which the cache knows what it is for.
 TRACE = "torchcc_trace.json"
 KEY = "torchcc_key.txt"
+#: Of packages made from traces that need gradients: what the second function, which computes them, takes and gives.
+BACKWARD = "torchcc_backward.json"
 
 #: Prefix of temporary folders beside a package, before the number of the process that writes it.
 TEMPORARY = ".torchcc-"

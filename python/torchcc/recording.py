@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -36,29 +36,49 @@ class Recording:
     Attributes:
         trace: The operators.
         inputs: As they were before the call.
-        expected: Outputs, then the contents of mutated inputs after the call.
+        expected: Outputs, then gradients, then the contents of mutated inputs after the call.
         random_state: State of the random generator before the call, or ``None``.
+        tangents: In traces that need gradients, gradients of the outputs that require grad.
+        gradients: Inputs to which gradients flow from there.
     """
 
     trace: Trace
     inputs: Sequence[torch.Tensor]
     expected: Sequence[torch.Tensor]
     random_state: torch.Tensor | None
+    tangents: Sequence[torch.Tensor] = ()
+    gradients: Sequence[int] = ()
 
     def form(self, position: int) -> Metadata:
         """Form of one of the expected results; the tensors that were saved may have been copied to another."""
         outputs = self.trace.outputs
-        inputs = self.trace.inputs
         if position < len(outputs):
             return self.trace.values[outputs[position]]
-        return self.trace.values[inputs[self.trace.mutated[position - len(outputs)]].value]
+        return self.trace.values[self.trace.inputs[self._input(position)].value]
 
     def label(self, position: int) -> str:
         """What people call one of the expected results."""
         if position < len(self.trace.outputs):
             return f"output {position}"
-        changed = self.trace.inputs[self.trace.mutated[position - len(self.trace.outputs)]]
-        return f"{changed.kind} '{changed.name}' after the call"
+        one = self.trace.inputs[self._input(position)]
+        if self.is_gradient(position):
+            return f"gradient of {one.kind} '{one.name}'"
+        return f"{one.kind} '{one.name}' after the call"
+
+    def is_gradient(self, position: int) -> bool:
+        """Whether one of the expected results is a gradient, whose strides do not matter."""
+        return 0 <= position - len(self.trace.outputs) < len(self.gradients)
+
+    def _input(self, position: int) -> int:
+        return (*self.gradients, *self.trace.mutated)[position - len(self.trace.outputs)]
+
+    def eager(self, exact: bool = False) -> Run:
+        """The trace's operators, run one after the other, and autograd's gradients; ``exact``: in float64."""
+        recorded = self.trace.widened() if exact else self.trace
+        if not recorded.trains:
+            return eager(recorded)
+        tangents = [trace.widened(one) for one in self.tangents] if exact else self.tangents
+        return lambda inputs: [one for one in differentiated(recorded, inputs, tangents) if one is not None]
 
     def run(self, function: Run, given: Sequence[int], inputs: Sequence[torch.Tensor] | None = None) -> Results:
         """Calls ``function`` on copies of the inputs ``given`` (positions), in the recorded state of the generator."""
@@ -69,12 +89,12 @@ class Recording:
             outputs = list(function([tensors[position] for position in given]))
         shared = {
             (position, f"{self.trace.inputs[other].kind} '{self.trace.inputs[other].name}'")
-            for position, output in enumerate(outputs)
+            for position, output in enumerate(outputs[: len(self.trace.outputs)])
             for other, tensor in tensors.items()
             if compare.overlap(output, tensor)
         } | {
             (position, f"output {other}")
-            for position, output in enumerate(outputs)
+            for position, output in enumerate(outputs[: len(self.trace.outputs)])
             for other in range(position)
             if compare.overlap(output, outputs[other])
         }
@@ -99,13 +119,42 @@ def load(trace_file: Path, tensors_file: Path) -> Recording:
     # A tuple of tuples: what C++ writes of lists and dicts is not among what weights_only reads.
     tensors = torch.load(tensors_file, weights_only=True)
     if isinstance(tensors, tuple):
-        tensors = dict(zip(("inputs", "outputs", "mutated", "random_state"), tensors, strict=True))
+        names = ("inputs", "outputs", "mutated", "random_state", "tangents", "gradients")
+        tensors = dict(zip(names, tensors, strict=True))
     state = tensors["random_state"]
-    return Recording(
+    recording = Recording(
         trace=recorded,
         inputs=[tensor.detach().resolve_conj().resolve_neg() for tensor in tensors["inputs"]],
         expected=[tensor.detach() for tensor in (*tensors["outputs"], *tensors["mutated"])],
         random_state=state[0] if state else None,
+        tangents=tensors.get("tangents", ()),
+    )
+    return _with_gradients(recording, tensors["gradients"]) if recorded.trains else recording
+
+
+def _with_gradients(recording: Recording, recorded: Sequence[torch.Tensor | None]) -> Recording:
+    """Adds what gradients have to be: ``recorded``, per input that requires grad; else what eager PyTorch gives."""
+    outputs = recording.trace.outputs
+    tangents = recording.tangents
+    if not recorded:
+        generator = torch.Generator().manual_seed(len(recording.trace.ops))
+        forms = [recording.form(position) for position, needed in enumerate(recording.trace.output_grads) if needed]
+        tangents = [torch.randn(form.sizes, dtype=form.dtype, generator=generator) for form in forms]
+
+        def run(inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+            nonlocal recorded
+            recorded = differentiated(recording.trace, inputs, tangents)[len(outputs) :]
+            return ()
+
+        replace(recording, tangents=tangents).run(run, range(len(recording.inputs)))
+    leaves = [position for position, one in enumerate(recording.trace.inputs) if one.requires_grad]
+    given = [(leaf, one) for leaf, one in zip(leaves, recorded, strict=True) if one is not None]
+    expected = recording.expected
+    return replace(
+        recording,
+        expected=[*expected[: len(outputs)], *(one for _, one in given), *expected[len(outputs) :]],
+        tangents=tangents,
+        gradients=[leaf for leaf, _ in given],
     )
 
 
@@ -120,10 +169,32 @@ def eager(recorded: Trace) -> Run:
     return run
 
 
+def differentiated(
+    recorded: Trace, inputs: Sequence[torch.Tensor], tangents: Sequence[torch.Tensor]
+) -> list[torch.Tensor | None]:
+    """Runs a trace's operators and autograd; gives outputs, then gradients per input that requires grad.
+
+    A gradient is ``None`` where nothing arrives.
+    """
+    leaves = [
+        one.requires_grad_() if position.requires_grad else one
+        for one, position in zip(inputs, recorded.inputs, strict=True)
+    ]
+    with torch.enable_grad():
+        outputs = Replay(recorded)(*leaves)
+        gradients = torch.autograd.grad(
+            [one for one, needed in zip(outputs, recorded.output_grads, strict=True) if needed],
+            [one for one in leaves if one.requires_grad],
+            tangents,
+            allow_unused=True,
+        )
+    return [*(one.detach() for one in outputs), *gradients]
+
+
 def check_replay(recording: Recording) -> Set[tuple[int, str]]:
     """Raises RefusedError unless the trace, run again, does what was recorded; returns what shares memory."""
     try:
-        got = recording.run(eager(recording.trace), range(len(recording.inputs)))
+        got = recording.run(recording.eager(), range(len(recording.inputs)))
     except Error as error:
         raise RefusedError("mismatch", one_line(error)) from error
     _compare(recording, got.tensors, "the operators, run again, give", trusted=got.tensors)
@@ -148,7 +219,9 @@ def _compare(
     for position, (one, expected) in enumerate(zip(got, recording.expected, strict=True)):
         label = recording.label(position)
         form = trace.metadata(one)
-        if not form.fits(recording.form(position)):
+        wanted = recording.form(position)
+        fits = (form.dtype, form.sizes) == (wanted.dtype, wanted.sizes) if recording.is_gradient(position) else None
+        if not (form.fits(wanted) if fits is None else fits):
             raise RefusedError(
                 "mismatch", f"{who} another form of {label}: {form} in place of {recording.form(position)}"
             )
@@ -184,10 +257,10 @@ def _reference(recording: Recording) -> _Reference:
     everything = range(len(recording.inputs))
     generator = torch.Generator().manual_seed(0)
     precision = max((torch.finfo(one.dtype).eps for one in recording.trace.values if one.floating()), default=0.0)
-    run = eager(recording.trace)
+    run = recording.eager()
     try:
         widened = [trace.widened(one) for one in recording.inputs]
-        exact = recording.run(eager(recording.trace.widened()), everything, widened).tensors
+        exact = recording.run(recording.eager(exact=True), everything, widened).tensors
         others = [
             recording.run(run, everything, [compare.next_to(one, generator) for one in recording.inputs]).tensors
             for _ in range(_TRIES)

@@ -45,8 +45,10 @@ class Replay(torch.nn.Module):
             if op.only_reads_metadata():
                 continue
             try:
-                with _autocast(op):
+                with _autocast(op), _grad_mode(op, self._trace):
                     run_op(op, values, self._trace.values)
+                if self._trace.trains:
+                    _check_requires_grad(op, values, self._trace.values)
             except Exception as error:
                 raise CaptureError(
                     message(
@@ -74,6 +76,18 @@ def _autocast(op: Op) -> contextlib.AbstractContextManager[Any]:
     if op.autocast is None:
         return contextlib.nullcontext()
     return torch.autocast("cpu", dtype=op.autocast, cache_enabled=op.cache)
+
+
+def _grad_mode(op: Op, recorded: Trace) -> contextlib.AbstractContextManager[Any]:
+    return torch.set_grad_enabled(op.grad) if recorded.trains else contextlib.nullcontext()
+
+
+def _check_requires_grad(op: Op, values: Values, metadata: Sequence[Metadata]) -> None:
+    known = {value for argument in op.args for value in trace.tensor_ids(argument)}
+    for value in trace.output_ids(op.outputs):
+        if value not in known and values[value].requires_grad != metadata[value].requires_grad:
+            recorded = "requires" if metadata[value].requires_grad else "does not require"
+            raise ValueError(f"its result {recorded} grad in the recorded call, and here it is the other way round")
 
 
 def run_op(op: Op, values: Values, metadata: Sequence[Metadata]) -> None:

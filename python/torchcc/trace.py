@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -31,12 +31,17 @@ Values: TypeAlias = dict[int, torch.Tensor]
 
 @dataclass(frozen=True)
 class Metadata:
-    """Form of a value. ``offset`` is in elements from the start of its storage, as the recorded tensor had it."""
+    """Form of a value.
+
+    ``offset`` is in elements from the start of its storage, as the recorded tensor had it; ``requires_grad`` is what it
+    was when the value was made, in traces that need gradients.
+    """
 
     dtype: torch.dtype
     sizes: tuple[int, ...]
     strides: tuple[int, ...]
     offset: int
+    requires_grad: bool = False
 
     def fits(self, other: Metadata) -> bool:
         """Whether dtype, sizes and strides are the same; a stride that nothing steps over does not count."""
@@ -70,11 +75,17 @@ class Metadata:
 
 @dataclass(frozen=True)
 class Input:
-    """An input: its value id; ``"argument"``, ``"captured"`` (a weight, say) or ``"constant"``; and its name."""
+    """An input: its value id; ``"argument"``, ``"captured"`` (a weight, say) or ``"constant"``; and its name.
+
+    In traces that need gradients, ``requires_grad`` says whether gradients flow into it, and ``held`` whether eager
+    PyTorch keeps it for them, so that a program that writes into it before backward gets an error.
+    """
 
     value: int
     kind: str
     name: str
+    requires_grad: bool = False
+    held: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,6 +98,7 @@ class Op:
         outputs: One per return of the schema.
         autocast: The dtype that autocast had on the CPU, if it was enabled.
         cache: Whether autocast kept the weights that it cast.
+        grad: Whether grad mode was on, in traces that need gradients.
     """
 
     name: str
@@ -94,6 +106,7 @@ class Op:
     outputs: tuple[Output, ...]
     autocast: torch.dtype | None = None
     cache: bool = True
+    grad: bool = True
 
     def only_reads_metadata(self) -> bool:
         """Whether all it returned are numbers that cannot differ (sizes, ``equal`` of a tensor and itself)."""
@@ -135,6 +148,8 @@ class Trace:
         outputs: Value ids that compiled code returns.
         mutated: Positions of the inputs that the operators write into.
         random: Whether operators draw random numbers.
+        output_grads: Which outputs require grad; empty where none does.
+        held_outputs: Which outputs eager PyTorch keeps for gradients; likewise.
     """
 
     name: str
@@ -145,6 +160,13 @@ class Trace:
     outputs: tuple[int, ...]
     mutated: tuple[int, ...]
     random: bool
+    output_grads: tuple[bool, ...] = ()
+    held_outputs: tuple[bool, ...] = ()
+
+    @property
+    def trains(self) -> bool:
+        """Whether compiled code needs a backward."""
+        return bool(self.output_grads)
 
     def widened(self) -> Trace:
         """The same operators in float64 and complex128, for results without much rounding."""
@@ -214,11 +236,16 @@ def parse(content: Mapping[str, Any], origin: str) -> Trace:
             name=str(content["name"]),
             environment=_environment(content["environment"]),
             values=tuple(map(_metadata, content["values"])),
-            inputs=tuple(Input(one["value"], one["kind"], one["name"]) for one in content["inputs"]),
+            inputs=tuple(
+                Input(one["value"], one["kind"], one["name"], bool(one.get("requires_grad")), bool(one.get("held")))
+                for one in content["inputs"]
+            ),
             ops=tuple(map(_op, content["ops"])),
             outputs=tuple(content["outputs"]),
             mutated=tuple(content["mutated"]),
             random=bool(content["random"]),
+            output_grads=tuple(map(bool, content.get("output_grads", ()))),
+            held_outputs=tuple(map(bool, content.get("held_outputs", ()))),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise _unreadable(origin, f"{type(error).__name__}: {error}") from error
@@ -250,7 +277,11 @@ def _environment(content: Mapping[str, Any]) -> Environment:
 
 def _metadata(content: Mapping[str, Any]) -> Metadata:
     return Metadata(
-        _dtype(content["dtype"]), tuple(content["sizes"]), tuple(content["strides"]), content.get("offset", 0)
+        _dtype(content["dtype"]),
+        tuple(content["sizes"]),
+        tuple(content["strides"]),
+        content.get("offset", 0),
+        bool(content.get("requires_grad")),
     )
 
 
@@ -262,6 +293,7 @@ def _op(content: Mapping[str, Any]) -> Op:
         tuple(content["outputs"]),
         _dtype(autocast) if autocast else None,
         content.get("cache", True),
+        bool(content.get("grad", True)),
     )
 
 
@@ -327,3 +359,12 @@ def tensor_ids(argument: Argument) -> Iterator[int]:
             yield argument["tensor"]
         for one in argument.get("list", ()):
             yield from tensor_ids(one)
+
+
+def output_ids(outputs: Iterable[Output]) -> Iterator[int]:
+    """Value ids among what an operator returned."""
+    for output in outputs:
+        if isinstance(output, list):
+            yield from output_ids(output)
+        elif isinstance(output, int) and not isinstance(output, bool):
+            yield output

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,9 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
-from torchcc import _torch, package, replay, toolchain, trace
+from torchcc import _torch, package, replay, toolchain, trace, training
 from torchcc.errors import Error
-from torchcc.recording import Recording, RefusedError, Run, check_artifact, check_replay, eager, load, one_line
+from torchcc.recording import Recording, RefusedError, Run, check_artifact, check_replay, load, one_line
 from torchcc.replay import Replay
 from torchcc.signature import Signature, Value
 from torchcc.trace import Trace
@@ -86,6 +88,8 @@ def compile_trace(request: Request, work: Path, tell: Callable[[str], None]) -> 
         _torch.check_options(request.options)
     except Error as error:
         raise RefusedError("compile", one_line(error)) from error
+    if recording.trace.trains:
+        return _compile_training(recording, request, work, tell)
     with recording.trace.environment.applied():
         shared = check_replay(recording)
         fixed = _fixed(recording.trace) if request.freeze else []
@@ -96,18 +100,86 @@ def compile_trace(request: Request, work: Path, tell: Callable[[str], None]) -> 
             raise RefusedError("slower", "it has no inputs but weights")  # Inductor fails without any
         program, compiled, run = _build(recording, request, work, fixed, shared, tell)
         tell("measuring")
-        before = torch.get_num_threads()
-        torch.set_num_threads(request.threads)
-        try:
+        with _threads(request.threads):
             factor = speedup(recording, given, run, request.against, work) if request.against else None
             slower = why_eager(recording, given, run)
-        finally:
-            torch.set_num_threads(before)
         if slower and request.freeze:
             raise RefusedError("slower", slower)
     tell("writing")
     _write(request, recording, given, program, compiled)
     return Measured(factor, slower)
+
+
+def _compile_training(recording: Recording, request: Request, work: Path, tell: Callable[[str], None]) -> Measured:
+    """The same for a trace that needs gradients."""
+    with recording.trace.environment.applied():
+        shared = check_replay(recording)
+        tell("differentiating")
+        try:
+            halves = training.differentiate(recording)
+        except Exception as error:
+            raise RefusedError("export", one_line(error)) from error
+        given = range(len(recording.inputs))
+        copied: Mapping[int, Sequence[int]] = {}
+        options = dict(request.options)
+        while True:
+            tell("compiling")
+            forward, backward = (
+                _compile_graph(half, count, options, Path(tempfile.mkdtemp(dir=work)), copies)
+                for half, count, copies in (
+                    (halves.forward, len(recording.trace.outputs) + halves.extras, copied),
+                    (halves.backward, len(halves.gradients), halves.copied),
+                )
+            )
+            tell("verifying")
+            code = training.Code(
+                halves,
+                _torch.load_library(package.library(forward.files)),
+                _torch.load_library(package.library(backward.files)),
+                recording.tangents,
+            )
+            try:
+                misplaced = {
+                    **check_artifact(recording, given, code.run, shared, _same_numbers(recording.trace, options)),
+                    **training.misplaced_extras(recording, code),
+                }
+            except RefusedError:
+                if "max_fusion_size" in options:
+                    raise
+                # Fused, several scatter_adds of one backward may give wrong sums (torch 2.13).
+                options["max_fusion_size"] = 1
+                continue
+            if not misplaced:
+                break
+            if copied:
+                number, how = min(misplaced.items())
+                raise RefusedError("mismatch", f"output {number} of the compiled code {how}")
+            copied = {number: code.strides(recording, number) for number in misplaced}
+        tell("measuring")
+        with _threads(request.threads):
+            slower = why_eager(recording, given, code.run)
+    tell("writing")
+    functions = [
+        package.Function(signature, None, [package.Variant(compiled.files, exclusive=compiled.exclusive)])
+        for signature, compiled in zip(training.signatures(recording, halves), (forward, backward), strict=True)
+    ]
+    extras = {
+        package.TRACE: request.trace.read_text(),
+        package.KEY: request.key,
+        package.BACKWARD: training.description(halves),
+    }
+    package.write(request.package, functions, extras, private=True)
+    return Measured(None, slower)
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _build(
@@ -173,9 +245,19 @@ def _compile(
     program: ExportedProgram, request: Request, work: Path, copied: Mapping[int, Sequence[int]]
 ) -> _torch.Compiled:
     options = {**({"freezing": True} if request.freeze else {}), **request.options}
+    return _refusing(lambda: _torch.compile(program, options, into_outputs=False, folder=work, copied=copied))
+
+
+def _compile_graph(
+    module: Any, count: int, options: Mapping[str, Any], work: Path, copied: Mapping[int, Sequence[int]]
+) -> _torch.Compiled:
+    return _refusing(lambda: _torch.compile_graph(copy.deepcopy(module), options, count, folder=work, copied=copied))
+
+
+def _refusing(compile: Callable[[], _torch.Compiled]) -> _torch.Compiled:
     try:
         toolchain.require_compiler()
-        compiled = _torch.compile(program, options, into_outputs=False, folder=work, copied=copied)
+        compiled = compile()
         toolchain.require_shared_libstdcxx(package.library(compiled.files))
     except OSError:
         raise
@@ -202,7 +284,7 @@ def speedup(recording: Recording, given: Sequence[int], run: Run, against: str, 
 
 def why_eager(recording: Recording, given: Sequence[int], run: Run) -> str:
     """Says that the recorded operators are faster than ``run``, if they are, on the recorded inputs; else nothing."""
-    cases = (run, given), (eager(recording.trace), range(len(recording.inputs)))
+    cases = (run, given), (recording.eager(), range(len(recording.inputs)))
     least = min(_JUDGED, _JUDGED_PER_OPERATOR * len(recording.trace.ops))
     with torch.no_grad():
         for seconds in (0.0, 1.0):  # a few calls show which functions are short, and no more

@@ -82,9 +82,12 @@ class Compiled<F, void> : public CompiledBase {
 /// and tuples of them. It returns the same kinds, or nothing. Tensors that it captures (weights) are held by reference:
 /// later changes of their values are seen.
 ///
+/// With grad mode on and results that require grad, forward and backward are compiled, and the results are part of
+/// autograd's graph as ever. Backward with create_graph runs the recorded operators; then the function stays eager.
+///
 /// Code that must not be replayed is not: code that reads values on the host (item(), nonzero()), writes memory or C++
-/// state that the operators do not show, changes its constants from call to call, or needs gradients. It runs eagerly,
-/// and stats() says why. Compiling never throws: without a compiler everything runs eagerly. Options that make no sense
+/// state that the operators do not show, or changes its constants from call to call. It runs eagerly, and stats() says
+/// why. Compiling never throws: without a compiler everything runs eagerly. Options that make no sense
 /// (no time, no variants) are an ArgumentError.
 template <class F>
 auto compile(F&& function, CompileOptions options = {}) {

@@ -60,6 +60,12 @@ int64_t sharers_in(c10::ArrayRef<const at::Tensor*> results, const at::Tensor& t
   return static_cast<int64_t>(sharers.size());
 }
 
+/// Whether something else than the result has a tensor of it, or its memory.
+bool is_held(c10::ArrayRef<const at::Tensor*> results, const at::Tensor& tensor) {
+  return static_cast<int64_t>(tensor.use_count()) > owners_in(results, tensor.unsafeGetTensorImpl()) ||
+         static_cast<int64_t>(tensor.storage().use_count()) > 1 + sharers_in(results, tensor);
+}
+
 }  // namespace
 
 void Recorder::check_all() {
@@ -120,6 +126,7 @@ void Recorder::add_input(Recording& recording, const External& external) {
   Input input;
   input.value = external.value;
   input.written = memory.is_written;
+  input.requires_grad = tracks_ && requires_grad_[static_cast<size_t>(external.value)];
   if (external.argument >= 0) {
     input.argument = static_cast<size_t>(external.argument);
   } else if (external.is_constant) {
@@ -129,6 +136,7 @@ void Recorder::add_input(Recording& recording, const External& external) {
     input.captured = Captured::of(external.tensor);
   }
   const int64_t* words = trace_.value(external.value);
+  if (input.requires_grad && external.is_constant) refuse("the function makes a leaf that requires grad");
   if (input.written && words[kFlags] != 0) refuse("the function writes to a tensor with a pending conjugate or sign");
   input.before = memory.original.defined() ? make_view(memory.original.storage(), words) : external.tensor;
   if (input.written) recording.after.push_back(make_view(external.tensor.storage(), words));
@@ -164,7 +172,7 @@ bool Recorder::make_base(Recording& recording, const std::vector<const External*
   made.value_begin = trace_.value_begin;
   std::vector<Recording::Shared> shared{{false, position, 0}};
   for (const External* view : views) {
-    made.steps.push_back({&as_strided, static_cast<uint32_t>(made.code.size()), -1});
+    made.steps.push_back({&as_strided, static_cast<uint32_t>(made.code.size())});
     append_as_strided(made, external.value, view->value);
   }
   for (size_t i = 0; i < arguments_.size(); ++i) {
@@ -211,25 +219,29 @@ void Recorder::make_inputs(Recording& recording) {
   }
 }
 
-void Recorder::add_output(Recording& recording, Result& result, ValueId value, const at::Tensor& tensor) {
+void Recorder::add_output(Recording& recording, Result& result, ValueId value, const at::Tensor& tensor, bool is_held) {
   const auto known = std::find(recording.outputs.begin(), recording.outputs.end(), value);
   result.index = static_cast<size_t>(known - recording.outputs.begin());
   if (known != recording.outputs.end()) return;
   recording.outputs.push_back(value);
-  recording.expected.push_back(tensor);
+  if (trains_) {
+    recording.output_grads.push_back(requires_grad_[static_cast<size_t>(value)]);
+    recording.held_outputs.push_back(is_held);
+  }
+  recording.expected.push_back(trains_ ? tensor.detach() : tensor);  // not to keep autograd's graph
 }
 
 void Recorder::make_view_of_outside(Recording& recording, Result& result, const at::Tensor& tensor, size_t memory) {
   for (size_t i = 0; i < arguments_.size(); ++i) {
     if (argument_values_[i] >= 0 && arguments_[i].is_same(tensor)) {
-      result = {Result::Source::argument, i, {}};
+      result = {Result::Source::argument, i, {}, result.requires_grad};
       return;
     }
   }
   for (size_t i = 0; i < recording.inputs.size(); ++i) {
     const Input& input = recording.inputs[i];
     if (input.kind == Input::Kind::captured && input.captured->tensor().is_same(tensor)) {
-      result = {Result::Source::captured, i, {}};
+      result = {Result::Source::captured, i, {}, result.requires_grad};
       return;
     }
   }
@@ -273,6 +285,7 @@ void Recorder::make_results(Recording& recording, c10::ArrayRef<const at::Tensor
     if (!results[i]->defined()) continue;
     const auto [id, memory] = places[i];
     const std::vector<ValueId>& values = by_memory[memory];
+    result.requires_grad = trains_ && results[i]->requires_grad();
     if (memories_[memory].is_external) {
       make_view_of_outside(recording, result, *results[i], memory);
       continue;
@@ -282,7 +295,7 @@ void Recorder::make_results(Recording& recording, c10::ArrayRef<const at::Tensor
     });
     if (!overlaps) {
       result.source = Result::Source::output;
-      add_output(recording, result, id, *results[i]);
+      add_output(recording, result, id, *results[i], is_held(results, *results[i]));
       continue;
     }
     const ValueId root = memories_[memory].values.front();
@@ -293,27 +306,75 @@ void Recorder::make_results(Recording& recording, c10::ArrayRef<const at::Tensor
       refuse("the function returns views that overlap, of something that cannot be returned as a whole");
       return;
     }
+    if (result.requires_grad && !requires_grad_[static_cast<size_t>(root)]) {
+      refuse("the function returns views that overlap, of something that does not require grad as a whole");
+      return;
+    }
     result.source = Result::Source::view_of_output;
     append_words(result.view, *results[i]);
-    add_output(recording, result, root, make_view(results[i]->storage(), words));
+    add_output(recording, result, root, make_view(results[i]->storage(), words), false);
   }
 }
 
 // A tensor that an operator of this call made, and that outlives it without being in the result: a replay would not put
-// it where the function has put it.
-void Recorder::refuse_kept(c10::ArrayRef<const at::Tensor*> results) {
+// it where the function has put it. Autograd keeps such tensors too; then Recording::remains decides at the next call.
+void Recorder::refuse_kept(Recording& recording, c10::ArrayRef<const at::Tensor*> results) {
   for (const at::Tensor* tensor : results) {
     if (!tensor->defined()) continue;
     const size_t index = memory_of_.find(tensor->storage().unsafeGetStorageImpl())->second;
     memories_[index].is_result = true;
-    if (!memories_[index].is_external &&
-        static_cast<int64_t>(tensor->use_count()) > owners_in(results, tensor->unsafeGetTensorImpl())) {
+    if (memories_[index].is_external ||
+        static_cast<int64_t>(tensor->use_count()) <= owners_in(results, tensor->unsafeGetTensorImpl())) {
+      continue;
+    }
+    if (trains_) {
+      recording.remains.results.emplace_back(tensor->getIntrusivePtr());
+    } else {
       refuse("the function keeps its result, in a variable that it does not get as an argument");
     }
   }
   for (const Memory& memory : memories_) {
-    if (!memory.is_external && !memory.is_result && !memory.is_copied && !memory.storage.expired()) {
+    if (memory.is_external || memory.is_result || memory.is_copied || memory.storage.expired()) continue;
+    if (trains_) {
+      recording.remains.storages.push_back(memory.storage);
+    } else {
       refuse("the function keeps a tensor that it has made, in a variable that it does not get as an argument");
+    }
+  }
+}
+
+void Recorder::refuse_changed_gradients() {
+  if (!tracks_) return;
+  for (const External& external : externals_) {
+    const bool requires_grad = external.tensor.requires_grad();
+    if (memories_[external.memory].is_written && requires_grad) {
+      refuse("the function writes to a tensor that requires grad");
+    } else if (requires_grad != requires_grad_[static_cast<size_t>(external.value)]) {
+      refuse("the function changes whether a tensor requires grad (requires_grad_, set_requires_grad)");
+    }
+  }
+}
+
+// Without owners that end with the call: the result, and Recording::after.
+void Recorder::count_owners(Recording& recording, c10::ArrayRef<const at::Tensor*> results) const {
+  for (Input& input : recording.inputs) {
+    if (trains_ && input.kind == Input::Kind::argument) {
+      const at::Tensor& tensor = arguments_[input.argument];
+      const auto [owners, storage_owners] = argument_owners_[input.argument];
+      input.is_held = static_cast<int64_t>(tensor.use_count()) > owners + 1 ||  // `arguments_` owns it too
+                      static_cast<int64_t>(tensor.storage().use_count()) > storage_owners;
+    }
+    if (input.kind != Input::Kind::captured) continue;
+    if (!input.written) input.before.reset();
+    const at::Tensor& tensor = input.captured->tensor();
+    input.owners = input.captured->owners() - owners_in(results, tensor.unsafeGetTensorImpl());
+    input.storage_owners = input.captured->storage_owners() - sharers_in(results, tensor) - (input.written ? 1 : 0);
+    if (!trains_) continue;
+    // Autograd's graph owns weights too, as long as the result.
+    if (const auto before = owners_.find(input.captured.get()); before != owners_.end()) {
+      input.is_held = input.owners > before->second.first || input.storage_owners > before->second.second;
+      input.owners = std::min(input.owners, before->second.first);
+      input.storage_owners = std::min(input.storage_owners, before->second.second);
     }
   }
 }
@@ -324,37 +385,27 @@ std::unique_ptr<Recording> Recorder::finish(c10::ArrayRef<const at::Tensor*> res
   auto recording = std::make_unique<Recording>();
   for (const at::Tensor* tensor : results) {
     if (refusal_.empty()) use(*tensor, kResult, false);
-    if (tensor->defined() && tensor->requires_grad() && at::GradMode::is_enabled()) {
-      refuse("a result requires grad: compiled code has no backward yet; call it under torch::NoGradGuard");
-    }
+    trains_ = trains_ || (tracks_ && tensor->defined() && tensor->requires_grad());
   }
   if (refusal_.empty()) check_all();
   if (refusal_.empty()) check_arguments();
   if (refusal_.empty()) refuse_printing();
   if (refusal_.empty()) sort_captured();
-  if (refusal_.empty()) refuse_kept(results);
+  if (refusal_.empty()) refuse_kept(*recording, results);
   if (refusal_.empty()) make_inputs(*recording);
   if (refusal_.empty()) make_results(*recording, results);
-  for (const Input& input : recording->inputs) {
-    if (!input.written || !at::GradMode::is_enabled()) continue;
-    const at::Tensor& tensor =
-        input.kind == Input::Kind::argument ? arguments_[input.argument] : input.captured->tensor();
-    if (tensor.requires_grad()) refuse("the function writes to a tensor that requires grad");
-  }
+  refuse_changed_gradients();
+  if (refusal_.empty() && trains_) refuse_graph(*recording, results);
+  if (refusal_.empty() && trains_ && checks_content_) differentiate(*recording, results);
   for (size_t i = 0; i < arguments_.size(); ++i) {
     const auto first = std::find(argument_values_.begin(), argument_values_.end(), argument_values_[i]);
     recording->same_as.push_back(static_cast<size_t>(first - argument_values_.begin()));
     if (argument_values_[i] < 0) recording->same_as.back() = i;
   }
   externals_.clear();  // our own handles, which are not to be counted
-  for (Input& input : recording->inputs) {
-    if (input.kind != Input::Kind::captured) continue;
-    if (!input.written) input.before.reset();
-    // Without those that end with the call: the result, and Recording::after.
-    const at::Tensor& tensor = input.captured->tensor();
-    input.owners = input.captured->owners() - owners_in(results, tensor.unsafeGetTensorImpl());
-    input.storage_owners = input.captured->storage_owners() - sharers_in(results, tensor) - (input.written ? 1 : 0);
-  }
+  count_owners(*recording, results);
+  recording->trains = trains_;
+  if (!trains_) trace_.requires_grad.clear();
   // A copy has no more room than it needs.
   recording->trace = trace_.code.size() * 2 < trace_.code.capacity() ? Trace(trace_) : std::move(trace_);
   recording->random_state = random_state_;

@@ -53,19 +53,27 @@ fs::path base_folder() {
 /// Code by key, shared by all functions of the process as long as one uses it.
 struct Shared {
   std::mutex mutex;
-  std::map<std::string, std::weak_ptr<const Library>> libraries;
+  std::map<std::string, std::weak_ptr<const Artifact>> artifacts;
 };
 Shared& shared() {
   static Shared instance;
   return instance;
 }
 
-std::shared_ptr<const Library> load_file(const CacheKey& key, const fs::path& file) {
+std::shared_ptr<const Artifact> load_file(const CacheKey& key, const fs::path& file) {
   Archive archive(file);
   if (archive.read("extra/torchcc_key.txt", kKeyLimit) != key.text) {
     archive.fail("code for this trace", "code for another one with the same hash", "remove the file");
   }
-  return load_code(archive);
+  std::vector<std::shared_ptr<const Library>> code = load_code(archive);
+  auto artifact = std::make_shared<Artifact>();
+  artifact->library = code.at(0);
+  if (code.size() > 1) {
+    auto backward = std::make_shared<Backward>(parse_backward(archive.read("extra/torchcc_backward.json", kKeyLimit)));
+    backward->library = code.at(1);
+    artifact->backward = std::move(backward);
+  }
+  return artifact;
 }
 
 }  // namespace
@@ -95,18 +103,18 @@ std::string build_text() {
   return text + "\n";
 }
 
-std::shared_ptr<const Library> find_library(const CacheKey& key, const fs::path& folder, std::string& reason) {
+std::shared_ptr<const Artifact> find_code(const CacheKey& key, const fs::path& folder, std::string& reason) {
   const std::lock_guard lock(shared().mutex);
-  std::weak_ptr<const Library>& entry = shared().libraries[key.text];
-  if (auto library = entry.lock()) return library;
+  std::weak_ptr<const Artifact>& entry = shared().artifacts[key.text];
+  if (auto artifact = entry.lock()) return artifact;
   const fs::path file = key.file(folder);
   std::error_code error;
   if (!fs::exists(file, error)) return nullptr;
   try {
-    auto library = load_file(key, file);
-    entry = library;
+    auto artifact = load_file(key, file);
+    entry = artifact;
     ::utimensat(AT_FDCWD, file.c_str(), nullptr, 0);  // used now: the cache drops what was not used for longest
-    return library;
+    return artifact;
   } catch (const Error& failure) {
     reason = one_line(failure.what());
     fs::remove(file, error);

@@ -4,7 +4,7 @@
 #include <memory>
 #include <string>
 
-#include "library.h"
+#include "artifact.h"
 
 namespace torchcc::detail {
 
@@ -28,8 +28,8 @@ std::string build_text();
 
 /// The compiled code of a key: from this process, else from the folder. Null when there is none. A file that is damaged
 /// or made for something else is removed, and the reason written to `reason`.
-std::shared_ptr<const Library> find_library(const CacheKey& key, const std::filesystem::path& folder,
-                                            std::string& reason);
+std::shared_ptr<const Artifact> find_code(const CacheKey& key, const std::filesystem::path& folder,
+                                          std::string& reason);
 
 /// Writes a line into a small file, whole or not at all.
 void write_marker(const std::filesystem::path& file, const std::string& text);

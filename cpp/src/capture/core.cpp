@@ -51,6 +51,11 @@ bool Core::replay(const Leaves& arguments, Replayed& results) {
     const Plan* plan = variant->plan.load(std::memory_order_acquire);
     if (plan == nullptr || !variant->guards.fit(arguments, modes, settings, state.watch)) continue;
     if (!plan->holds(arguments)) return false;
+    if (plan->is_differentiated_twice()) {
+      const std::lock_guard lock(state.mutex);
+      state.stay_eager(*variant, "backward was called with create_graph, which compiled code cannot do");
+      return false;
+    }
     bool packed = false;
     try {
       packed = plan->run(arguments, results);
@@ -72,6 +77,7 @@ struct Run::State {
   Guards guards;  // made before the call, which may move its arguments away
   std::vector<uint64_t> closure;
   std::unique_ptr<Recorder> recorder;
+  std::shared_ptr<const Recording> released;  ///< the earlier recording, if nothing of it was left at the beginning
 };
 
 Run::Run(Core& core, const Leaves& arguments) {
@@ -107,7 +113,8 @@ Run::Run(Core& core, const Leaves& arguments) {
   }
   std::vector<uint64_t> closure = state.watch.read();
   state_ = std::make_unique<State>(
-      State{core.state_, Guards(arguments, state.modes(), environment(), closure), closure, nullptr});
+      State{core.state_, Guards(arguments, state.modes(), environment(), closure), closure, nullptr, nullptr});
+  if (previous != nullptr && previous->remains.are_gone()) state_->released = previous;
   try {
     state_->recorder = std::make_unique<Recorder>(arguments.tensors, previous.get());
   } catch (const CaptureError& error) {
@@ -130,7 +137,8 @@ void Run::finish(const Leaves& results, bool unchanged) {
   state_->recorder.reset();
   recording->result_constants.assign(results.constants.begin(), results.constants.end());
   Variant* variant = nullptr;
-  const std::shared_ptr<Recording> ready = core.commit(std::move(state_->guards), std::move(recording), variant);
+  const std::shared_ptr<Recording> ready =
+      core.commit(std::move(state_->guards), std::move(recording), state_->released.get(), variant);
   core.warn();
   if (ready == nullptr) return;
   if (core.options.background) {

@@ -4,42 +4,14 @@
 
 #include <ATen/core/grad_mode.h>
 #include <c10/util/SmallVector.h>
-#include <torch/csrc/inductor/aoti_torch/utils.h>
 
+#include "gradients.h"
+#include "handles.h"
 #include "tensors.h"
 #include "trace.h"
 
 namespace torchcc::detail {
 namespace {
-
-using torch::aot_inductor::tensor_handle_to_tensor_pointer;
-using torch::aot_inductor::tensor_pointer_to_tensor_handle;
-
-/// Handles for one call of compiled code, which takes them over.
-class Handles {
- public:
-  ~Handles() {
-    for (AtenTensorHandle handle : handles_) delete tensor_handle_to_tensor_pointer(handle);
-  }
-  void push_back(at::Tensor tensor) {
-    handles_.push_back(tensor_pointer_to_tensor_handle(new at::Tensor(std::move(tensor))));
-  }
-  void run(const Library& library, AtenTensorHandle* outputs) {
-    c10::SmallVector<AtenTensorHandle, 16> given(handles_.begin(), handles_.end());
-    handles_.clear();
-    library.run(given.data(), outputs);
-  }
-
- private:
-  c10::SmallVector<AtenTensorHandle, 16> handles_;
-};
-
-at::Tensor take(AtenTensorHandle handle) {
-  at::Tensor* pointer = tensor_handle_to_tensor_pointer(handle);
-  at::Tensor tensor = std::move(*pointer);
-  delete pointer;
-  return tensor;
-}
 
 // Sizes and strides; the dtype of a tensor changes only together with its storage.
 bool has_layout(const at::Tensor& tensor, const int64_t* words) {
@@ -57,6 +29,14 @@ std::pair<const std::byte*, const std::byte*> bytes(const at::Tensor& tensor) {
   for (int64_t d = 0; d < tensor.dim(); ++d) last += (tensor.size(d) - 1) * tensor.stride(d);
   const auto* begin = static_cast<const std::byte*>(tensor.const_data_ptr());
   return {begin, begin + (last + 1) * static_cast<int64_t>(tensor.element_size())};
+}
+
+/// A view of a tensor that the recording saw; with gradients, one that autograd knows of.
+at::Tensor view_of(const at::Tensor& tensor, const int64_t* words, bool requires_grad) {
+  if (!requires_grad) return make_view(tensor.storage(), words);
+  const c10::AutoGradMode grad(true);
+  const auto rank = static_cast<size_t>(words[kRank]);
+  return tensor.as_strided({words + kSizes, rank}, {words + kSizes + rank, rank}, words[kOffset]);
 }
 
 }  // namespace
@@ -82,9 +62,10 @@ std::vector<Frozen::Weight> freezable(const Recording& recording, bool inference
   return weights;
 }
 
-Plan::Plan(std::shared_ptr<const Recording> recording, std::shared_ptr<const Library> library)
+Plan::Plan(std::shared_ptr<const Recording> recording, std::shared_ptr<const Artifact> code)
     : recording_(std::move(recording)),
-      library_(std::move(library)),
+      code_(std::move(code)),
+      training_(recording_->trains ? std::make_shared<Training>(recording_, code_) : nullptr),
       lowest_(std::make_unique<Lowest[]>(recording_->inputs.size())),
       mutates_(recording_->mutates()) {
   for (size_t i = 0; i < recording_->same_as.size(); ++i) {
@@ -146,6 +127,7 @@ void Plan::lower_owners(Recording& later) const {
 }
 
 bool Plan::holds(const Leaves& arguments) const {
+  const bool tracks = at::GradMode::is_enabled();
   for (size_t i = 0; i < recording_->inputs.size(); ++i) {
     const Input& input = recording_->inputs[i];
     if (input.kind != Input::Kind::captured) continue;
@@ -159,6 +141,7 @@ bool Plan::holds(const Leaves& arguments) const {
     }
     const int64_t* words = recording_->trace.value(input.value);
     if (!input.is_base && !has_layout(captured.tensor(), words)) return false;
+    if (tracks && captured.tensor().requires_grad() != input.requires_grad) return false;
     if (input.is_base && static_cast<int64_t>(captured.tensor().storage().nbytes() /
                                               captured.tensor().element_size()) != words[kSizes]) {
       return false;
@@ -181,39 +164,56 @@ std::shared_ptr<Recording> Plan::sample(const Leaves& arguments) const {
     handles.push_back(tensor.resolve_conj().resolve_neg());
   }
   c10::SmallVector<AtenTensorHandle, 4> outputs(made->outputs.size());
-  handles.run(*library_, outputs.data());
+  handles.run(*code_->library, outputs.data());
   for (AtenTensorHandle handle : outputs) made->expected.push_back(take(handle));
   return made;
 }
 
+std::vector<at::Tensor> Plan::compute(const Leaves& arguments, const Frozen* packed) const {
+  const std::vector<Input>& inputs = recording_->inputs;
+  Handles handles;
+  const auto give = [&](const Input& input) {
+    const at::Tensor& tensor = tensor_of(input, arguments);
+    if (input.is_base) {
+      handles.push_back(make_view(tensor.storage(), recording_->trace.value(input.value)));
+    } else if (tensor.is_conj() || tensor.is_neg()) {
+      handles.push_back(tensor.resolve_conj().resolve_neg());
+    } else {
+      handles.push_back(tensor);
+    }
+  };
+  const Library& library = packed != nullptr ? *packed->code->library : *code_->library;
+  if (packed != nullptr) {
+    for (const size_t i : packed->inputs) give(inputs[i]);
+  } else {
+    for (const Input& input : inputs) give(input);
+  }
+  c10::SmallVector<AtenTensorHandle, 4> outputs(library.outputs());
+  handles.run(library, outputs.data());
+  std::vector<at::Tensor> made;
+  made.reserve(outputs.size());
+  for (AtenTensorHandle handle : outputs) made.push_back(take(handle));
+  return made;
+}
+
+std::vector<at::Tensor> Plan::compute_with_gradients(const Leaves& arguments) const {
+  c10::SmallVector<at::Tensor, 16> inputs;
+  for (const Input& input : recording_->inputs) inputs.push_back(tensor_of(input, arguments));
+  return call_with_gradients(training_, inputs, [&] { return compute(arguments, nullptr); });
+}
+
+bool Plan::is_differentiated_twice() const {
+  return training_ != nullptr && training_->is_differentiated_twice.load(std::memory_order_relaxed);
+}
+
 bool Plan::run(const Leaves& arguments, Replayed& results) const {
   const Recording& recording = *recording_;
-  const c10::AutoGradMode no_grad(false);
   const Frozen* packed = frozen.load(std::memory_order_acquire);
   if (packed != nullptr && !packed->is_current()) packed = nullptr;
-  c10::SmallVector<AtenTensorHandle, 4> outputs(recording.outputs.size());
-  if (library_ != nullptr) {
-    Handles handles;
-    const auto give = [&](const Input& input) {
-      const at::Tensor& tensor = tensor_of(input, arguments);
-      if (input.is_base) {
-        handles.push_back(make_view(tensor.storage(), recording.trace.value(input.value)));
-      } else if (tensor.is_conj() || tensor.is_neg()) {
-        handles.push_back(tensor.resolve_conj().resolve_neg());
-      } else {
-        handles.push_back(tensor);
-      }
-    };
-    if (packed != nullptr) {
-      for (const size_t i : packed->inputs) give(recording.inputs[i]);
-      handles.run(*packed->library, outputs.data());
-    } else {
-      for (const Input& input : recording.inputs) give(input);
-      handles.run(*library_, outputs.data());
-    }
-  }
-  c10::SmallVector<at::Tensor, 4> made;
-  for (AtenTensorHandle handle : outputs) made.push_back(take(handle));
+  std::vector<at::Tensor> made;
+  if (training_ != nullptr) made = compute_with_gradients(arguments);
+  const c10::AutoGradMode no_grad(false);
+  if (training_ == nullptr && code_ != nullptr) made = compute(arguments, packed);
   for (const Input& input : recording.inputs) {
     if (!input.written) continue;
     const at::Tensor& tensor = tensor_of(input, arguments);
@@ -231,15 +231,15 @@ bool Plan::run(const Leaves& arguments, Replayed& results) const {
         const at::Tensor& argument = *arguments.tensors[result.index];
         c10::SmallVector<int64_t, 16> words(result.view.begin(), result.view.end());
         words[kOffset] += argument.storage_offset();
-        results.tensors.push_back(make_view(argument.storage(), words.data()));
+        results.tensors.push_back(view_of(argument, words.data(), result.requires_grad));
         break;
       }
       case Result::Source::view_of_captured:
         results.tensors.push_back(
-            make_view(recording.inputs[result.index].captured->tensor().storage(), result.view.data()));
+            view_of(recording.inputs[result.index].captured->tensor(), result.view.data(), result.requires_grad));
         break;
       case Result::Source::view_of_output:
-        results.tensors.push_back(make_view(made[result.index].storage(), result.view.data()));
+        results.tensors.push_back(view_of(made[result.index], result.view.data(), result.requires_grad));
         break;
     }
   }

@@ -8,7 +8,7 @@
 #include <torchcc/detail/core.h>
 
 #include "aliases.h"
-#include "library.h"
+#include "artifact.h"
 #include "recording.h"
 
 namespace torchcc::detail {
@@ -20,7 +20,7 @@ struct Frozen {
     Snapshot before{};
     bool operator==(const Weight&) const = default;
   };
-  std::shared_ptr<const Library> library;
+  std::shared_ptr<const Artifact> code;
   std::vector<size_t> inputs;  ///< the inputs that the code still takes
   std::vector<Weight> weights;
 
@@ -32,13 +32,16 @@ struct Frozen {
 /// version counter that must not be frozen.
 std::vector<Frozen::Weight> freezable(const Recording& recording, bool inference_tensors);
 
+struct Training;
+
 /// A recording with compiled code: runs it in place of the function. Safe from many threads.
 class Plan {
  public:
-  Plan(std::shared_ptr<const Recording> recording, std::shared_ptr<const Library> library);
+  /// `code` is null when there is nothing to compute.
+  Plan(std::shared_ptr<const Recording> recording, std::shared_ptr<const Artifact> code);
 
   const Recording& recording() const { return *recording_; }
-  const std::shared_ptr<const Library>& library() const { return library_; }
+  const std::shared_ptr<const Artifact>& code() const { return code_; }
 
   /// Whether the captured tensors and the aliasing of the arguments are as recorded. When not, the function has to be
   /// recorded again before compiled code may run.
@@ -51,6 +54,9 @@ class Plan {
   /// Runs the code. Returns whether the frozen form ran.
   bool run(const Leaves& arguments, Replayed& results) const;
 
+  /// Whether somebody called backward with create_graph, which compiled code cannot do.
+  bool is_differentiated_twice() const;
+
   /// The recording with this call's arguments, and the results that the code computes from them; changes nothing.
   std::shared_ptr<Recording> sample(const Leaves& arguments) const;
 
@@ -61,9 +67,12 @@ class Plan {
   const at::Tensor& tensor_of(const Input& input, const Leaves& arguments) const;
   bool shares_as_recorded(const Leaves& arguments) const;
   bool overlaps(const Leaves& arguments) const;
+  std::vector<at::Tensor> compute(const Leaves& arguments, const Frozen* packed) const;
+  std::vector<at::Tensor> compute_with_gradients(const Leaves& arguments) const;
 
   std::shared_ptr<const Recording> recording_;
-  std::shared_ptr<const Library> library_;  // null when there is nothing to compute
+  std::shared_ptr<const Artifact> code_;
+  std::shared_ptr<Training> training_;  // null where no result requires grad
   struct Lowest {
     std::atomic<int64_t> owners{INT64_MAX};
     std::atomic<int64_t> storage_owners{INT64_MAX};

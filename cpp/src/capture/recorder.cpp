@@ -12,6 +12,7 @@
 
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/autocast_mode.h>
+#include <ATen/core/grad_mode.h>
 #include <torch/library.h>
 #include <torchcc/error.h>
 #include <torchcc/signature.h>
@@ -153,11 +154,14 @@ Unrecorded::Unrecorded() : guard_(kMode) {}
 Recorder* Recorder::current() { return current_recorder; }
 
 Recorder::Recorder(c10::ArrayRef<const at::Tensor*> arguments, const Recording* previous)
-    : mode_(require_mode()), checks_content_(previous != nullptr) {
+    : mode_(require_mode()), checks_content_(previous != nullptr), tracks_(at::GradMode::is_enabled()) {
   static const Operator kCall{.name = "the call"};
   const Unrecorded unrecorded;
   for (const at::Tensor* tensor : arguments) {
     arguments_.push_back(*tensor);
+    argument_owners_.emplace_back(tensor->use_count(), tensor->defined() && tensor->has_storage()
+                                                           ? static_cast<int64_t>(tensor->storage().use_count())
+                                                           : 0);
     argument_values_.push_back(-1);
     if (!tensor->defined()) continue;
     if (!require_ordinary(*tensor, kCall)) break;
@@ -180,6 +184,7 @@ Recorder::Recorder(c10::ArrayRef<const at::Tensor*> arguments, const Recording* 
       if (input.kind != Input::Kind::captured) continue;
       const c10::StorageImpl* storage = input.captured->tensor().storage().unsafeGetStorageImpl();
       watched_[storage] = hash_of(*storage);
+      owners_[input.captured.get()] = {input.captured->owners(), input.captured->storage_owners()};
     }
   }
   current_recorder = this;
@@ -200,9 +205,19 @@ bool Recorder::require_ordinary(const at::Tensor& tensor, const Operator& op) {
   return false;
 }
 
-ValueId Recorder::find(const at::Tensor& tensor, const Memory& memory) const {
+ValueId Recorder::find(const at::Tensor& tensor, const Memory& memory) {
+  const bool requires_grad = tracks_ && tensor.requires_grad();
   for (const ValueId id : memory.values) {
-    if (has_words(tensor, trace_.value(id))) return id;
+    if ((!tracks_ || requires_grad_[static_cast<size_t>(id)] == requires_grad) && has_words(tensor, trace_.value(id))) {
+      return id;
+    }
+  }
+  if (!requires_grad || !memory.is_written) return -1;
+  // Something that requires grad was written into it, or into a view of it.
+  for (const ValueId id : memory.values) {
+    if (!has_words(tensor, trace_.value(id))) continue;
+    requires_grad_[static_cast<size_t>(id)] = true;
+    return id;
   }
   return -1;
 }
@@ -216,6 +231,11 @@ ValueId Recorder::add_value(const at::Tensor& tensor) {
     append_words(trace_.values, tensor);
   }
   uses_.push_back(0);
+  if (tracks_) {
+    const bool requires_grad = tensor.requires_grad();
+    requires_grad_.push_back(requires_grad);
+    trace_.requires_grad.push_back(requires_grad);
+  }
   return static_cast<ValueId>(trace_.value_begin.size()) - 1;
 }
 
@@ -232,6 +252,11 @@ ValueId Recorder::add_external(const at::Tensor& tensor) {
       memory.checks = kChecks;
     }
   }
+  if (!is_new && tracks_ && std::any_of(externals_.begin(), externals_.end(), [&](const External& known) {
+        return known.tensor.is_same(tensor);
+      })) {
+    refuse("the function changes whether a tensor requires grad (requires_grad_, set_requires_grad)");
+  }
   memories_[entry->second].values.push_back(id);
   externals_.push_back({.tensor = tensor, .value = id, .memory = entry->second});
   return id;
@@ -247,8 +272,12 @@ ValueId Recorder::add_alias(const at::Tensor& tensor, Memory& memory) {
     refuse("memory of one value is used as another dtype without an operator");
     return root;
   }
+  if (tracks_ && tensor.requires_grad() != requires_grad_[static_cast<size_t>(root)]) {
+    refuse("whether a tensor requires grad changes without an operator (data(), requires_grad_, a custom Function)");
+    return root;
+  }
   static const Operator& as_strided = operator_named("aten::as_strided");
-  trace_.steps.push_back({&as_strided, static_cast<uint32_t>(trace_.code.size()), -1});
+  trace_.steps.push_back({&as_strided, static_cast<uint32_t>(trace_.code.size())});
   const ValueId id = add_value(tensor);
   append_as_strided(trace_, root, id);
   memory.values.push_back(id);
@@ -276,7 +305,7 @@ ValueId Recorder::add_copy(const at::Tensor& tensor, ValueId old, size_t memory)
   const ValueId constant = add_external(content);
   externals_.back().is_constant = true;
   ++uses_[static_cast<size_t>(constant)];
-  trace_.steps.push_back({&clone, static_cast<uint32_t>(trace_.code.size()), -1});
+  trace_.steps.push_back({&clone, static_cast<uint32_t>(trace_.code.size())});
   const ValueId id = add_value(tensor);
   write(trace_.code, Tag::tensor, constant);
   trace_.code.push_back(static_cast<int64_t>(Tag::none));
@@ -495,7 +524,7 @@ void Recorder::step(const c10::OperatorHandle& handle, torch::jit::Stack* stack)
   written_.clear();
   first_used_ = Memory::kNone;
   use_all(op, stack->data() + first);
-  Trace::Step step{&op, static_cast<uint32_t>(trace_.code.size()), -1};
+  Trace::Step step{&op, static_cast<uint32_t>(trace_.code.size()), -1, !tracks_ || at::GradMode::is_enabled()};
   if (at::autocast::is_autocast_enabled(at::kCPU)) {
     step.autocast = static_cast<int16_t>(at::autocast::get_autocast_dtype(at::kCPU));
   }

@@ -80,7 +80,7 @@ class Recorder {
   void rehash_written();
   void note_random(const Operator& op, const c10::IValue* arguments);
   bool require_ordinary(const at::Tensor& tensor, const Operator& op);
-  ValueId find(const at::Tensor& tensor, const Memory& memory) const;
+  ValueId find(const at::Tensor& tensor, const Memory& memory);
   ValueId add_value(const at::Tensor& tensor);
   ValueId add_external(const at::Tensor& tensor);
   ValueId add_alias(const at::Tensor& tensor, Memory& memory);
@@ -94,31 +94,42 @@ class Recorder {
   void check_arguments();
   void refuse_printing();
   void sort_captured();
-  void refuse_kept(c10::ArrayRef<const at::Tensor*> results);
+  void refuse_kept(Recording& recording, c10::ArrayRef<const at::Tensor*> results);
+  void refuse_changed_gradients();
+  // gradients.cpp: what autograd made of it
+  void refuse_graph(Recording& recording, c10::ArrayRef<const at::Tensor*> results);
+  void differentiate(Recording& recording, c10::ArrayRef<const at::Tensor*> results);
+  // assemble.cpp
+  void count_owners(Recording& recording, c10::ArrayRef<const at::Tensor*> results) const;
   void make_inputs(Recording& recording);
   bool make_base(Recording& recording, const std::vector<const External*>& views, size_t memory);
   void add_input(Recording& recording, const External& external);
   void make_results(Recording& recording, c10::ArrayRef<const at::Tensor*> results);
   void make_view_of_outside(Recording& recording, Result& result, const at::Tensor& tensor, size_t memory);
-  void add_output(Recording& recording, Result& result, ValueId value, const at::Tensor& tensor);
+  void add_output(Recording& recording, Result& result, ValueId value, const at::Tensor& tensor, bool is_held);
 
   c10::impl::IncludeDispatchKeyGuard mode_;
   Trace trace_;
   std::vector<Memory> memories_;
   ska::flat_hash_map<const c10::StorageImpl*, size_t> memory_of_;
   ska::flat_hash_map<const c10::StorageImpl*, size_t> watched_;  ///< hashes of what the earlier recording captured
+  ska::flat_hash_map<const Captured*, std::pair<int64_t, int64_t>> owners_;  ///< of the same, before the call
   std::vector<External> externals_;
   std::vector<at::Tensor> arguments_;
-  std::vector<ValueId> argument_values_;  ///< -1 for an undefined tensor
-  std::vector<int32_t> uses_;             ///< per value: by operators
-  c10::SmallVector<ValueId, 8> used_;     ///< tensors of the current operator's arguments, in order; -1: a number
-  c10::SmallVector<size_t, 4> written_;   ///< memories that the current operator writes to
-  size_t first_used_ = Memory::kNone;     ///< memory of the current operator's first tensor
+  std::vector<std::pair<int64_t, int64_t>> argument_owners_;  ///< of each, and of its storage, before the call
+  std::vector<ValueId> argument_values_;                      ///< -1 for an undefined tensor
+  std::vector<int32_t> uses_;                                 ///< per value: by operators
+  std::vector<bool> requires_grad_;                           ///< per value, as it is now; where tracks_
+  c10::SmallVector<ValueId, 8> used_;    ///< tensors of the current operator's arguments, in order; -1: a number
+  c10::SmallVector<size_t, 4> written_;  ///< memories that the current operator writes to
+  size_t first_used_ = Memory::kNone;    ///< memory of the current operator's first tensor
   at::Tensor random_state_;
   size_t argument_hash_ = 0;  ///< made with the first copy
   bool has_copies_ = false;
   std::string refusal_;
   bool checks_content_;
+  bool tracks_;          ///< grad mode is on
+  bool trains_ = false;  ///< some result requires grad
 };
 
 /// Leaves the mode for a scope, so that torchcc's own operators are not recorded.

@@ -1,5 +1,6 @@
 #include "recording.h"
 
+#include <algorithm>
 #include <bit>
 #include <cstdio>
 #include <mutex>
@@ -92,12 +93,14 @@ Json output(const int64_t*& word) {
 Json value(const Trace& trace, size_t id) {
   const int64_t* words = trace.value(static_cast<ValueId>(id));
   const auto list = [&](int64_t from) { return std::vector<int64_t>(words + from, words + from + words[kRank]); };
-  return {{"dtype", dtype_name(static_cast<c10::ScalarType>(words[kDtype]))},
-          {"sizes", list(kSizes)},
-          {"strides", list(kSizes + words[kRank])},
-          {"offset", words[kOffset]},
-          {"conj", (words[kFlags] & kConjugate) != 0},
-          {"neg", (words[kFlags] & kNegative) != 0}};
+  Json json{{"dtype", dtype_name(static_cast<c10::ScalarType>(words[kDtype]))},
+            {"sizes", list(kSizes)},
+            {"strides", list(kSizes + words[kRank])},
+            {"offset", words[kOffset]},
+            {"conj", (words[kFlags] & kConjugate) != 0},
+            {"neg", (words[kFlags] & kNegative) != 0}};
+  if (!trace.requires_grad.empty() && trace.requires_grad[id]) json["requires_grad"] = true;
+  return json;
 }
 
 Json step(const Trace& trace, size_t index) {
@@ -109,6 +112,7 @@ Json step(const Trace& trace, size_t index) {
   for (size_t i = 0; i < step.op->returns; ++i) outputs.push_back(output(word));
   Json json{{"op", step.op->name}, {"args", arguments}, {"outputs", outputs}};
   if (step.autocast >= 0) json["autocast"] = dtype_name(static_cast<c10::ScalarType>(step.autocast));
+  if (!step.grad && !trace.requires_grad.empty()) json["grad"] = false;
   return json;
 }
 
@@ -128,6 +132,11 @@ bool same_bytes(const at::Tensor& a, const at::Tensor& b) {
 }
 
 }  // namespace
+
+bool Remains::are_gone() const {
+  const auto is_gone = [](const auto& one) { return one.expired(); };
+  return std::all_of(storages.begin(), storages.end(), is_gone) && std::all_of(results.begin(), results.end(), is_gone);
+}
 
 std::shared_ptr<const Captured> Captured::of(const at::Tensor& tensor) {
   static std::mutex mutex;
@@ -156,10 +165,14 @@ std::string disagreement(const Recording& before, const Recording& after) {
         !a.captured->tensor().storage().is_alias_of(b.captured->tensor().storage())) {
       return "a captured tensor (" + type + ") was another tensor in the next call: it is assigned anew";
     }
+    if (a.requires_grad != b.requires_grad) {
+      return "whether input " + std::to_string(i) + " (" + type + ") requires grad changed in the next call";
+    }
     if (a.kind == Input::Kind::constant && !same_bytes(a.before, b.before)) {
       return "data that C++ code writes (" + type + ") changed in the next call";
     }
   }
+  if (before.output_grads != after.output_grads) return "whether a result requires grad changed in the next call";
   if (before.result_constants != after.result_constants) return "a number in the result changed in the next call";
   return "";
 }
@@ -173,23 +186,29 @@ std::string to_json(const Recording& recording, const std::string& name) {
   for (size_t i = 0; i < recording.inputs.size(); ++i) {
     const Input& input = recording.inputs[i];
     inputs.push_back({{"value", input.value}, {"kind", kind_name(input.kind)}, {"name", input.name}});
+    if (recording.trains && input.requires_grad) inputs.back()["requires_grad"] = true;
+    if (recording.trains && input.is_held) inputs.back()["held"] = true;
     if (input.written) mutated.push_back(i);
   }
   Json steps = Json::array();
   for (size_t i = 0; i < trace.steps.size(); ++i) steps.push_back(step(trace, i));
-  const Json json{{"format", "torchcc-trace"},
-                  {"version", 1},
-                  {"name", name},
-                  {"environment",
-                   {{"default_dtype", dtype_name(static_cast<c10::ScalarType>(recording.default_dtype))},
-                    {"deterministic", recording.deterministic},
-                    {"inference_mode", recording.inference_mode}}},
-                  {"values", values},
-                  {"inputs", inputs},
-                  {"ops", steps},
-                  {"outputs", recording.outputs},
-                  {"mutated", mutated},
-                  {"random", recording.random_state.defined()}};
+  Json json{{"format", "torchcc-trace"},
+            {"version", 1},
+            {"name", name},
+            {"environment",
+             {{"default_dtype", dtype_name(static_cast<c10::ScalarType>(recording.default_dtype))},
+              {"deterministic", recording.deterministic},
+              {"inference_mode", recording.inference_mode}}},
+            {"values", values},
+            {"inputs", inputs},
+            {"ops", steps},
+            {"outputs", recording.outputs},
+            {"mutated", mutated},
+            {"random", recording.random_state.defined()}};
+  if (recording.trains) {
+    json["output_grads"] = recording.output_grads;
+    json["held_outputs"] = recording.held_outputs;
+  }
   return json.dump();
 }
 

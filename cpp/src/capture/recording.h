@@ -44,7 +44,9 @@ struct Input {
   int64_t storage_owners = 0;
   at::Tensor before;  ///< content before the call, or the constant; undefined for a captured tensor that is unchanged
   bool written = false;
-  bool is_base = false;  ///< the whole storage as one dimension, of which several views are used
+  bool requires_grad = false;  ///< where grad mode was on
+  bool is_held = false;        ///< if so: autograd's graph has it, and backward may fail when it is written into
+  bool is_base = false;        ///< the whole storage as one dimension, of which several views are used
   std::string name;
 };
 
@@ -62,13 +64,28 @@ struct Result {
   Source source = Source::undefined;
   size_t index = 0;  ///< of the argument, of the input (captured), or of the output
   Words view;        ///< of a view: words as in Trace::values; of an argument: the offset from its own
+  bool requires_grad = false;
+};
+
+/// What of a recorded call that needs gradients may still be in memory because of autograd's graph. Once that is gone,
+/// whatever is left is kept by the function.
+struct Remains {
+  std::vector<c10::weak_intrusive_ptr<c10::StorageImpl>> storages;
+  std::vector<c10::weak_intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>> results;
+
+  bool are_gone() const;
 };
 
 /// What one recorded call left behind.
 struct Recording {
   Trace trace;
   std::vector<Input> inputs;
-  std::vector<ValueId> outputs;      ///< what the compiled code returns
+  std::vector<ValueId> outputs;    ///< what the compiled code returns
+  std::vector<bool> output_grads;  ///< per output, whether it requires grad; empty unless `trains`
+  std::vector<bool> held_outputs;  ///< as Input::is_held; likewise
+  /// Per output, those whose part of autograd's graph is a part of its own, itself included; likewise. Backward through
+  /// it frees what they have saved.
+  std::vector<std::vector<size_t>> covered;
   std::vector<at::Tensor> expected;  ///< as recorded, per output
   std::vector<at::Tensor> after;     ///< content after the call, per written input
   std::vector<Result> results;
@@ -82,8 +99,14 @@ struct Recording {
   std::vector<std::vector<Shared>> shared;
   std::vector<size_t> same_as;  ///< per argument: the first argument that is the same value
   at::Tensor random_state;      ///< of the CPU generator before the first random operator
-  bool has_copies = false;      ///< some constants are data that C++ code wrote
-  size_t argument_hash = 0;     ///< of the content of the arguments, where has_copies
+  bool trains = false;          ///< some result requires grad
+  Remains remains;              ///< if so
+  /// If so: random gradients of the outputs that require grad, and what autograd makes of them, per input that requires
+  /// grad (undefined where nothing arrives). Empty where that cannot be found out without running the program's hooks.
+  std::vector<at::Tensor> tangents;
+  std::vector<at::Tensor> gradients;
+  bool has_copies = false;   ///< some constants are data that C++ code wrote
+  size_t argument_hash = 0;  ///< of the content of the arguments, where has_copies
   int64_t default_dtype = 0;
   bool deterministic = false;
   bool inference_mode = false;
@@ -102,6 +125,8 @@ struct Recording {
     }
     expected.clear();
     after.clear();
+    tangents.clear();
+    gradients.clear();
   }
   /// Whether there is something to compile.
   bool has_work() const { return !outputs.empty() || mutates(); }

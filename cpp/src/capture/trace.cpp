@@ -227,6 +227,7 @@ std::string difference(const Trace& before, const Trace& after) {
     const auto at = [&] { return "operator " + std::to_string(i) + " (" + a.op->name + "): "; };
     if (a.op != b.op) return at() + "it was " + b.op->name + " in the next call";
     if (a.autocast != b.autocast) return at() + "autocast differs";
+    if (a.grad != b.grad) return at() + "grad mode differs";
     const size_t size = before.end_of(i) - a.begin;
     if (size != after.end_of(i) - b.begin ||
         !std::equal(before.code.begin() + a.begin, before.code.begin() + a.begin + static_cast<std::ptrdiff_t>(size),
@@ -245,6 +246,7 @@ std::string difference(const Trace& before, const Trace& after) {
     }
     return "the layout of a value changed";
   }
+  if (before.requires_grad != after.requires_grad) return "whether a value requires grad changed";
   return "";
 }
 

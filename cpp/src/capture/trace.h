@@ -76,11 +76,13 @@ struct Trace {
     const Operator* op = nullptr;
     uint32_t begin = 0;     ///< of its arguments, then its outputs, in `code`
     int16_t autocast = -1;  ///< the dtype of CPU autocast while it ran; -1 when that was off
+    bool grad = true;       ///< grad mode while it ran, where Trace::requires_grad says something
   };
   std::vector<Step> steps;
   Words code;
   Words values;                       ///< dtype, flags, offset, rank, sizes, strides, and so on for the next
   std::vector<uint32_t> value_begin;  ///< of each value, in `values`; the same for neighbours that are alike
+  std::vector<bool> requires_grad;    ///< of each value, as it was made; empty where no result requires grad
 
   size_t end_of(size_t step) const { return step + 1 < steps.size() ? steps[step + 1].begin : code.size(); }
   const int64_t* value(ValueId id) const { return values.data() + value_begin[static_cast<size_t>(id)]; }

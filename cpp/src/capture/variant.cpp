@@ -27,6 +27,8 @@ namespace {
 
 // Recordings in a row that may differ before the function counts as one that always does.
 constexpr int64_t kDisagreements = 6;
+// Recordings in a row that may agree while something of the earlier one is in memory.
+constexpr int64_t kUndecided = 8;
 // Replays without packed weights between two looks at these.
 constexpr int64_t kStaleCalls = 16;
 
@@ -67,11 +69,17 @@ std::vector<char> pickle(const Recording& recording) {
   for (const Input& input : recording.inputs) inputs.emplace_back(content(input).detach());
   for (const at::Tensor& tensor : recording.expected) outputs.emplace_back(tensor.detach());
   for (const at::Tensor& tensor : recording.after) mutated.emplace_back(tensor.detach());
+  std::vector<c10::IValue> tangents(recording.tangents.begin(), recording.tangents.end());
+  std::vector<c10::IValue> gradients;
+  for (const at::Tensor& tensor : recording.gradients) {
+    gradients.push_back(tensor.defined() ? c10::IValue(tensor.detach()) : c10::IValue());
+  }
   if (recording.random_state.defined()) random_state.emplace_back(recording.random_state);
   // Tuples: Python's weights_only reads no lists and dicts that C++ has written.
   return torch::jit::pickle_save(c10::ivalue::Tuple::create(
       {c10::ivalue::Tuple::create(std::move(inputs)), c10::ivalue::Tuple::create(std::move(outputs)),
-       c10::ivalue::Tuple::create(std::move(mutated)), c10::ivalue::Tuple::create(std::move(random_state))}));
+       c10::ivalue::Tuple::create(std::move(mutated)), c10::ivalue::Tuple::create(std::move(random_state)),
+       c10::ivalue::Tuple::create(std::move(tangents)), c10::ivalue::Tuple::create(std::move(gradients))}));
 }
 
 void name_captured(Recording& recording, const ModuleView* module) {
@@ -176,7 +184,8 @@ Variant* CoreState::find_recorded(const Guards& guards, const Recording& made) {
   return nullptr;
 }
 
-std::shared_ptr<Recording> CoreState::commit(Guards guards, std::unique_ptr<Recording> made, Variant*& variant) {
+std::shared_ptr<Recording> CoreState::commit(Guards guards, std::unique_ptr<Recording> made, const Recording* released,
+                                             Variant*& variant) {
   name_captured(*made, module.get());
   const std::lock_guard lock(mutex);
   variant = find_recorded(guards, *made);
@@ -210,7 +219,7 @@ std::shared_ptr<Recording> CoreState::commit(Guards guards, std::unique_ptr<Reco
   if (differs.empty() && variant->state == Variant::State::compiled) {
     // Only the number of owners of some captured tensor had changed.
     variant->plans.back()->lower_owners(*now);
-    variant->plans.push_back(std::make_unique<Plan>(now, variant->plans.back()->library()));
+    variant->plans.push_back(std::make_unique<Plan>(now, variant->plans.back()->code()));
     variant->plans.back()->frozen = variant->plans[variant->plans.size() - 2]->frozen.load();
     variant->plan.store(variant->plans.back().get(), std::memory_order_release);
     now->drop_samples();
@@ -221,6 +230,14 @@ std::shared_ptr<Recording> CoreState::commit(Guards guards, std::unique_ptr<Reco
     reason = variant->reason =
         "C++ code writes data for the operators (torch::tensor of an array, data_ptr); a call with other values in the "
         "arguments has to show that it does not depend on them";
+    return nullptr;
+  }
+  if (differs.empty() && now->trains && released != before.get()) {
+    now->drop_samples();
+    reason = variant->reason =
+        "memory of the earlier call is still in use, so that it cannot be told whether the function keeps some of it; "
+        "call backward(), or let go of the earlier result, before the next call";
+    if (++variant->undecided >= kUndecided) stay_eager(*variant, std::string(variant->reason));
     return nullptr;
   }
   if (!differs.empty()) {
@@ -258,10 +275,10 @@ CoreState::Code CoreState::get_code(const Recording& recording, bool freeze, Var
   std::string slower = read_marker(key.slower(folder));
   if (freeze && !slower.empty()) return {};
   std::string damage;
-  if (auto library = find_library(key, folder, damage)) {
+  if (auto artifact = find_code(key, folder, damage)) {
     const std::lock_guard lock(mutex);
     variant.from_cache = true;
-    return {std::move(library), "", std::move(slower)};
+    return {std::move(artifact), "", std::move(slower)};
   }
   if (!damage.empty()) log(Topic::compile, options.name, "not used: " + damage);
   if (compiler_is_off()) {
@@ -296,8 +313,19 @@ CoreState::Code CoreState::get_code(const Recording& recording, bool freeze, Var
   }
   std::filesystem::remove(request.log, error);
   if (!answer.slower.empty()) write_marker(key.slower(folder), answer.slower);
-  if (auto library = find_library(key, folder, damage)) return {std::move(library), "", answer.slower};
+  if (auto artifact = find_code(key, folder, damage)) return {std::move(artifact), "", answer.slower};
   return {nullptr, "the compiled code cannot be used: " + damage};
+}
+
+bool CoreState::fits(const Recording& recording, const Artifact& artifact) const {
+  const Backward* backward = artifact.backward.get();
+  const size_t extras = backward == nullptr ? 0 : backward->extras;
+  if ((backward != nullptr) != recording.trains || artifact.library->inputs() != recording.inputs.size() ||
+      artifact.library->outputs() != recording.outputs.size() + extras) {
+    return false;
+  }
+  return backward == nullptr || (backward->library->inputs() == backward->saved.size() + backward->tangents.size() &&
+                                 backward->library->outputs() == backward->gradients.size());
 }
 
 void CoreState::compile(Variant& variant, const std::shared_ptr<Recording>& recording) {
@@ -305,12 +333,11 @@ void CoreState::compile(Variant& variant, const std::shared_ptr<Recording>& reco
   Plan* plan = nullptr;
   try {
     if (recording->has_work()) code = get_code(*recording, false, variant);
-    if (code.library != nullptr &&
-        (code.library->inputs() != recording->inputs.size() || code.library->outputs() != recording->outputs.size())) {
+    if (code.artifact != nullptr && !fits(*recording, *code.artifact)) {
       code = {nullptr, "the compiled code takes or gives another number of tensors than recorded"};
     }
-    if (code.library != nullptr || !recording->has_work()) {
-      auto made = std::make_unique<Plan>(recording, code.library);
+    if (code.artifact != nullptr || !recording->has_work()) {
+      auto made = std::make_unique<Plan>(recording, code.artifact);
       plan = made.get();
       const std::lock_guard lock(mutex);
       variant.plans.push_back(std::move(made));
@@ -341,7 +368,7 @@ void CoreState::compile(Variant& variant, const std::shared_ptr<Recording>& reco
       log(Topic::compile, options.name, "(" + variant.guards.text() + ") is compiled");
     }
   }
-  if (plan != nullptr && plan->library() != nullptr && !packs_first) freeze(variant, *plan, *recording);
+  if (plan != nullptr && plan->code() != nullptr && !packs_first) freeze(variant, *plan, *recording);
   const std::lock_guard lock(mutex);
   recording->drop_samples();
   --pending;
@@ -349,7 +376,7 @@ void CoreState::compile(Variant& variant, const std::shared_ptr<Recording>& reco
 }
 
 void CoreState::freeze(Variant& variant, Plan& plan, const Recording& recording) {
-  if (!options.freeze) return;
+  if (!options.freeze || recording.trains) return;
   try {
     auto made = std::make_unique<Frozen>();
     made->weights = freezable(recording, options.freeze_inference_tensors);
@@ -359,22 +386,22 @@ void CoreState::freeze(Variant& variant, Plan& plan, const Recording& recording)
       if (input.kind == Input::Kind::argument || input.written) made->inputs.push_back(i);
     }
     Code code = get_code(recording, true, variant);
-    if (code.library != nullptr && code.library->inputs() != made->inputs.size()) {
-      code = {nullptr, "the compiled code takes " + std::to_string(code.library->inputs()) + " inputs in place of " +
-                           std::to_string(made->inputs.size())};
+    if (code.artifact != nullptr && code.artifact->library->inputs() != made->inputs.size()) {
+      code = {nullptr, "the compiled code takes " + std::to_string(code.artifact->library->inputs()) +
+                           " inputs in place of " + std::to_string(made->inputs.size())};
     }
-    if (code.library == nullptr) {
+    if (code.artifact == nullptr) {
       if (!code.reason.empty()) log(Topic::compile, options.name, "weights are not packed: " + code.reason);
       return;
     }
-    made->library = std::move(code.library);
+    made->code = std::move(code.artifact);
     // The weights may have changed while the compiler read them.
     if (!made->is_current()) return;
     const std::lock_guard lock(mutex);
     variant.packed.push_back(std::move(made));
     plan.frozen.store(variant.packed.back().get(), std::memory_order_release);
     Plan& latest_plan = *variant.plans.back();  // another call may have made one anew meanwhile, with the same code
-    if (latest_plan.library() == plan.library()) latest_plan.frozen.store(variant.packed.back().get());
+    if (latest_plan.code() == plan.code()) latest_plan.frozen.store(variant.packed.back().get());
     log(Topic::compile, options.name, "(" + variant.guards.text() + ") has packed weights");
   } catch (const std::exception& failure) {
     log(Topic::compile, options.name, std::string("weights are not packed: ") + failure.what());

@@ -45,6 +45,7 @@ struct Variant {
   std::shared_ptr<const Recording> last;
   int64_t recorded = 0;
   int64_t disagreements = 0;
+  int64_t undecided = 0;  ///< agreements while remains of the earlier call were in memory
   double compile_seconds = 0;
   bool from_cache = false;
   bool is_packing = false;
@@ -92,7 +93,11 @@ struct CoreState : std::enable_shared_from_this<CoreState> {
   /// Warns of what note_surplus() and commit() have noted, once. To be called without the mutex.
   void warn();
   /// Takes in a recorded call. Returns the recording if it is to be compiled now.
-  std::shared_ptr<Recording> commit(Guards guards, std::unique_ptr<Recording> recording, Variant*& variant);
+  /// `released`: an earlier recording of which nothing was left when the call began; or null.
+  std::shared_ptr<Recording> commit(Guards guards, std::unique_ptr<Recording> recording, const Recording* released,
+                                    Variant*& variant);
+  /// Runs it eagerly from now on.
+  void stay_eager(Variant& variant, std::string reason);
   /// Gets code for a recording that commit() returned, from the cache or the compiler. Does not throw.
   void compile(Variant& variant, const std::shared_ptr<Recording>& recording);
   /// Looks whether changed weights hold still, and if so has them packed again. Now and then.
@@ -102,12 +107,12 @@ struct CoreState : std::enable_shared_from_this<CoreState> {
   Variant* find_recorded(const Guards& guards, const Recording& made);
   Variant& add_variant(Guards guards);
   void refuse_surplus(const std::string& changed);
-  void stay_eager(Variant& variant, std::string reason);
   struct Code {
-    std::shared_ptr<const Library> library{};
+    std::shared_ptr<const Artifact> artifact{};
     std::string reason{};  ///< why there is none; empty when it was measured before, and lost
     std::string slower{};  ///< why the function itself should run in its place; empty when it is faster
   };
+  bool fits(const Recording& recording, const Artifact& artifact) const;
   Code get_code(const Recording& recording, bool freeze, Variant& variant);
   void freeze(Variant& variant, Plan& plan, const Recording& recording);
   std::string key_text(const Recording& recording, bool freeze) const;

@@ -174,17 +174,20 @@ Function bind_function(const FunctionEntry& entry, const Contents& contents, con
 
 }  // namespace
 
-std::shared_ptr<const Library> load_code(Archive& archive) {
+std::vector<std::shared_ptr<const Library>> load_code(Archive& archive) {
   const Manifest manifest = read_manifest(archive);
-  FunctionEntry entry = manifest.functions.front();
-  entry.graph.clear();
   Contents contents;
   contents.origin = archive.origin();
   for (const auto& [name, record] : manifest.records) {
     if (name.starts_with("data/aotinductor/"))
       contents.records.texts[name] = archive.read(name, record.size, record.crc32);
   }
-  return Access::state(bind_function(entry, contents, {}))->library;
+  std::vector<std::shared_ptr<const Library>> code;
+  for (FunctionEntry entry : manifest.functions) {
+    entry.graph.clear();
+    code.push_back(Access::state(bind_function(entry, contents, {}))->library);
+  }
+  return code;
 }
 
 namespace {

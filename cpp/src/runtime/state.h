@@ -80,6 +80,6 @@ struct Access {
 };
 
 /// The compiled code of a package's first function, without its graph. Throws PackageError.
-std::shared_ptr<const Library> load_code(Archive& archive);
+std::vector<std::shared_ptr<const Library>> load_code(Archive& archive);
 
 }  // namespace torchcc::detail

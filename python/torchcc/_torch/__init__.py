@@ -14,7 +14,8 @@ from torchcc._torch.archive import (
     tree_version,
     write_archive,
 )
-from torchcc._torch.inductor import Compiled, check_options, compile, cpu_target
+from torchcc._torch.inductor import Compiled, check_options, compile, compile_graph, cpu_target
+from torchcc._torch.joint import Halves, halves
 from torchcc._torch.programs import (
     as_function,
     as_pure_function,
@@ -52,12 +53,14 @@ __all__ = [
     "EXTRA_FOLDER",
     "LIBRARY_FOLDER",
     "Compiled",
+    "Halves",
     "as_function",
     "as_pure_function",
     "broken_guard",
     "check",
     "check_options",
     "compile",
+    "compile_graph",
     "contiguous",
     "cpu_target",
     "draws_random_numbers",
@@ -65,6 +68,7 @@ __all__ = [
     "examples",
     "export",
     "flatten",
+    "halves",
     "input_leaves",
     "leaf_names",
     "load",

@@ -102,9 +102,6 @@ def compile(
 ) -> Compiled:
     """Compiles with AOTInductor for this machine.
 
-    Leans on ``torch._inductor.compile_fx.compile_fx_aot``, on the options named below, and on what
-    ``torch._inductor.aot_compile`` does before it calls the former (which cannot take symbolic sizes as they are).
-
     Args:
         program: What to compile.
         options: Options of Inductor that win over torchcc's own.
@@ -114,10 +111,6 @@ def compile(
         weights: Parameters and buffers that become inputs, behind the program's own; all others are burnt in.
         isa: As in :func:`cpu_target`.
     """
-    from torch._export.utils import _compiling_state_context
-    from torch._inductor import config
-    from torch._inductor.compile_fx import compile_fx_aot
-
     module: Any = program.module()
     for guards in [node for node in module.graph.nodes if node.target == "_guards_fn"]:
         module.graph.erase_node(guards)  # the runtime checks the inputs
@@ -127,6 +120,28 @@ def compile(
     if into_outputs:
         _take_outputs_as_inputs(module)
         in_spec = out_spec = ""
+    specs = {"aot_inductor.serialized_in_spec": in_spec, "aot_inductor.serialized_out_spec": out_spec}
+    return compile_graph(module, {**specs, **options}, len(outputs(program)), folder, copied, isa)
+
+
+def compile_graph(
+    module: Any,
+    options: Mapping[str, Any],
+    count: int,
+    folder: Path | None = None,
+    copied: Mapping[int, Sequence[int]] | None = None,
+    isa: str = "",
+) -> Compiled:
+    """Compiles a graph of ATen's operators, whose inputs and ``count`` outputs are tensors.
+
+    Leans on ``torch._inductor.compile_fx.compile_fx_aot``, on the options named below, and on what
+    ``torch._inductor.aot_compile`` does before it calls the former (which cannot take symbolic sizes as they are). The
+    other arguments are those of :func:`compile`.
+    """
+    from torch._export.utils import _compiling_state_context
+    from torch._inductor import config
+    from torch._inductor.compile_fx import compile_fx_aot
+
     module.graph.set_codegen(torch.fx.graph.CodeGen())
     module.recompile()
     fakes = [node.meta["val"] for node in module.graph.nodes if node.op == "placeholder"]
@@ -134,8 +149,6 @@ def compile(
     settings: dict[str, Any] = {
         "aot_inductor.package": True,
         **({"aot_inductor.output_path": str(folder)} if folder else {}),
-        "aot_inductor.serialized_in_spec": in_spec,
-        "aot_inductor.serialized_out_spec": out_spec,
         # With a fixed count, code that runs with more threads than it was compiled for writes past its buffers.
         # Two at least: for one, Inductor writes no parallel regions, where a loop outside of them would run in each
         # thread.
@@ -147,10 +160,10 @@ def compile(
         **({"aot_inductor.enable_line_tables": False} if hasattr(config.aot_inductor, "enable_line_tables") else {}),
         **({"cpp.march": march} if march else {}),
         **({"cpp.simdlen": _SIMD_BITS[isa]} if isa else {}),
-        **({"post_grad_custom_post_pass": _copying(len(outputs(program)), copied)} if copied else {}),
+        **({"post_grad_custom_post_pass": _copying(count, copied)} if copied else {}),
         **options,
     }
-    with _compiling_state_context(), _numbers_as_doubles(), _alpha_as_product(), _normal_as_randn(), _small_loops():
+    with _compiling_state_context(), mended_decompositions(), _numbers_as_doubles(), _small_loops():
         made: Any = compile_fx_aot(module, fakes, config_patches=settings)
     files = [str(file) for file in made if file]
     kernels = "".join(Path(file).read_text() for file in files if file.endswith(".cpp"))
@@ -182,6 +195,13 @@ def _copying(count: int, copied: Mapping[int, Sequence[int]]) -> Callable[[torch
         output.args = (tuple(results),)
 
     return copy
+
+
+@contextlib.contextmanager
+def mended_decompositions() -> Iterator[None]:
+    """Changes to Inductor's decompositions, for the body, without which its code would be wrong or not compile."""
+    with _alpha_as_product(), _normal_as_randn():
+        yield
 
 
 @contextlib.contextmanager

@@ -2,8 +2,12 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
+#include <iostream>
 #include <limits>
 #include <sstream>
+
+#include <ATen/CPUGeneratorImpl.h>
 
 namespace programs {
 namespace {
@@ -148,6 +152,71 @@ void check_stats(const torchcc::CompileStats& stats, const Expect& expect) {
   } else {
     BOOST_TEST(stats.replayed == 0, "was replayed:\n" << stats.str());
     BOOST_TEST(missing(stats.reason, expect.eager) == "");
+  }
+}
+
+bool trains() {
+  const char* mode = std::getenv("TORCHCC_PROGRAMS");
+  return mode != nullptr && std::string_view(mode) == "training";
+}
+
+void require_gradients(const Values& values) {
+  for (const Tensor& tensor : values.tensors) {
+    if (!tensor.defined() || !tensor.is_leaf() || !(tensor.is_floating_point() || tensor.is_complex())) continue;
+    if (!tensor.is_inference()) tensor.set_requires_grad(true);
+  }
+}
+
+Values differentiate(Outcome& outcome, int call) {
+  std::vector<Tensor> results;
+  std::vector<Tensor> tangents;
+  const at::Generator generator = at::detail::createCPUGenerator(kSeed + static_cast<uint64_t>(call));
+  for (const Tensor& tensor : outcome.results.tensors) {
+    if (!tensor.defined() || !tensor.requires_grad()) continue;
+    results.push_back(tensor);
+    tangents.push_back(at::randn(tensor.sizes(), generator, tensor.options().requires_grad(false)));
+  }
+  if (!results.empty()) torch::autograd::backward(results, tangents);
+  Values gradients;
+  for (const Values* values : {&outcome.arguments, &outcome.state}) {
+    for (const Tensor& tensor : values->tensors) {
+      if (!tensor.defined() || !tensor.is_leaf() || !tensor.requires_grad()) continue;
+      gradients.add(tensor.grad().defined() ? tensor.grad().contiguous() : Tensor());
+      tensor.mutable_grad().reset();
+    }
+  }
+  for (Values* values : {&outcome.results, &outcome.arguments, &outcome.state}) {
+    for (Tensor& tensor : values->tensors) {
+      if (tensor.defined() && tensor.requires_grad()) {
+        values->say("requires grad");
+        tensor = tensor.detach();
+      }
+    }
+  }
+  return gradients;
+}
+
+namespace {
+
+/// Prints at the end of the process how many programs were compiled with gradients.
+struct TrainingSummary {
+  int64_t programs = 0, replayed = 0;
+  std::string reasons;
+  ~TrainingSummary() {
+    if (programs > 0) std::cout << reasons << "trained: " << replayed << " of " << programs << " compiled\n";
+  }
+};
+
+}  // namespace
+
+void note_training(const torchcc::CompileStats& stats) {
+  static TrainingSummary summary;
+  ++summary.programs;
+  if (stats.replayed > 0) {
+    ++summary.replayed;
+  } else {
+    summary.reasons += "trained eagerly: " + boost::unit_test::framework::current_test_case().p_name.get() + ": " +
+                       stats.reason + "\n";
   }
 }
 

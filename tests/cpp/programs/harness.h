@@ -106,8 +106,68 @@ Outcome observe(F& function, Arguments arguments, const State& state) {
 
 constexpr uint64_t kSeed = 20240607;
 
+/// Whether the variable TORCHCC_PROGRAMS is "training": check() then lets gradients flow into everything that a program
+/// works on, and compares these too.
+bool trains();
+/// Lets gradients flow into floating-point tensors that are leaves.
+void require_gradients(const Values& values);
+/// Differentiates the results of a call, with random gradients of them, and gives the gradients of arguments and state.
+/// The results stay, without autograd's graph.
+Values differentiate(Outcome& outcome, int call);
+/// One line for the summary that the test module prints in the end.
+void note_training(const torchcc::CompileStats& stats);
+
+/// What comes out of calling a program once, with gradients of everything.
+template <class F, class Inputs>
+Outcome train(F& function, Inputs& inputs, const State& state, bool into_arguments, int call, Values& gradients) {
+  torch::manual_seed(kSeed + static_cast<uint64_t>(call));
+  auto arguments = inputs(call);
+  Values taken;
+  taken.add(arguments);
+  if (into_arguments) require_gradients(taken);
+  Outcome outcome = observe(function, std::move(arguments), state);
+  gradients = differentiate(outcome, call);
+  return outcome;
+}
+
+/// Whether a program runs while its arguments, or only its own tensors, require grad.
+template <class Make>
+bool is_differentiable(const Make& make, bool into_arguments) {
+  try {
+    torch::manual_seed(kSeed);
+    auto program = make();
+    Values gradients;
+    train(program.function, program.inputs, program.state, into_arguments, 1, gradients);
+    return true;
+  } catch (const c10::Error&) {  // it writes into leaves, or an operator has no derivative
+    return false;
+  }
+}
+
+template <class Make>
+void check_gradients(const Make& make, const Expect& expect, const Options& options) {
+  const at::AutoGradMode grad_mode(true);
+  const bool into_arguments = is_differentiable(make, true);
+  if (!into_arguments && !is_differentiable(make, false)) return;
+  torch::manual_seed(kSeed);
+  auto plain = make();
+  torch::manual_seed(kSeed);
+  auto other = make();
+  auto compiled = torchcc::compile(other.function, options);
+  for (int call = 1; call <= expect.calls; ++call) {
+    Values expected_gradients, got_gradients;
+    const Outcome expected = train(plain.function, plain.inputs, plain.state, into_arguments, call, expected_gradients);
+    const Outcome got = train(compiled, other.inputs, other.state, into_arguments, call, got_gradients);
+    compare(got, expected, expect, call);
+    compare({got_gradients, {}, {}}, {expected_gradients, {}, {}}, expect, call);
+  }
+  compiled.wait();
+  note_training(compiled.stats());
+}
+
 template <class Make>
 void check(const Make& make, const Expect& expect = {}, const Options& options = plain_options()) {
+  if (trains()) return check_gradients(make, expect, options);
   const at::AutoGradMode grad_mode(expect.gradients);
   torch::manual_seed(kSeed);
   auto plain = make();

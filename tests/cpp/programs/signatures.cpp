@@ -212,22 +212,4 @@ BOOST_AUTO_TEST_CASE(other_default_dtype, *boost::unit_test::label("slow")) {
   torch::set_default_dtype(caffe2::TypeMeta::Make<float>());
 }
 
-// With gradients required nothing is replayed, and backward works as ever.
-BOOST_AUTO_TEST_CASE(gradients) {
-  check(
-      [] {
-        nn::Linear net(4, 2);
-        return program([net](Tensor x) mutable { return net->forward(x).tanh().sum(); }, one, tensors_of(net));
-      },
-      {.eager = "grad", .gradients = true});
-  nn::Linear net(4, 2);
-  auto loss = torchcc::compile([net](Tensor x) mutable { return net->forward(x).square().mean(); }, plain_options());
-  for (int call = 0; call < 4; ++call) {
-    net->zero_grad();
-    loss(torch::randn({3, 4})).backward();
-    BOOST_TEST(net->weight.grad().abs().sum().item<float>() > 0);
-  }
-  BOOST_TEST(loss.stats().replayed == 0);
-}
-
 BOOST_AUTO_TEST_SUITE_END()

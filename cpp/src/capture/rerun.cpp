@@ -1,0 +1,145 @@
+#include "rerun.h"
+
+#include <bit>
+#include <cstring>
+#include <optional>
+#include <string>
+
+#include <ATen/ScalarOps.h>
+#include <ATen/autocast_mode.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/core/grad_mode.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+
+#include "recorder.h"
+
+namespace torchcc::detail {
+namespace {
+
+using Values = std::vector<at::Tensor>;
+
+/// Reads the arguments of a step, as boxed calls take them.
+class Reader {
+ public:
+  Reader(const int64_t* word, const Values& values) : word_(word), values_(values) {}
+
+  c10::IValue read(const c10::TypePtr& type) {
+    switch (static_cast<Tag>(*word_++)) {
+      case Tag::none: return {};
+      case Tag::tensor: return values_[static_cast<size_t>(*word_++)];
+      case Tag::boolean: return *word_++ != 0;
+      case Tag::floating: return std::bit_cast<double>(*word_++);
+      case Tag::integer:
+      case Tag::dtype:
+      case Tag::layout:
+      case Tag::memory_format: return *word_++;
+      case Tag::complex: {
+        const auto real = std::bit_cast<double>(*word_++);
+        return c10::complex<double>(real, std::bit_cast<double>(*word_++));
+      }
+      case Tag::text: return text();
+      case Tag::device: {
+        const auto kind = static_cast<c10::DeviceType>(*word_++);
+        return c10::Device(kind, static_cast<c10::DeviceIndex>(*word_++));
+      }
+      case Tag::list: return list(type);
+    }
+    return {};
+  }
+
+  /// Takes what an operator returned.
+  void give(const c10::IValue& value, Values& values) {
+    switch (static_cast<Tag>(*word_++)) {
+      case Tag::tensor: values[static_cast<size_t>(*word_++)] = value.toTensor(); break;
+      case Tag::list:
+        ++word_;
+        for (const c10::IValue& element : value.toListRef()) give(element, values);
+        break;
+      default: break;
+    }
+  }
+
+ private:
+  std::string text() {
+    std::string text(static_cast<size_t>(*word_++), '\0');
+    for (size_t i = 0; i < text.size(); i += sizeof(int64_t)) {
+      std::memcpy(text.data() + i, word_++, std::min(sizeof(int64_t), text.size() - i));
+    }
+    return text;
+  }
+
+  c10::IValue list(c10::TypePtr type) {
+    if (type->kind() == c10::TypeKind::OptionalType) type = type->containedType(0);
+    const c10::TypePtr element = type->kind() == c10::TypeKind::ListType ? type->containedType(0) : c10::AnyType::get();
+    c10::impl::GenericList made(element->kind() == c10::TypeKind::SymIntType ? c10::IntType::get() : element);
+    for (int64_t left = *word_++; left > 0; --left) {
+      c10::IValue one = read(element);
+      // An undefined tensor reads as None, and a number may stand for a double.
+      if (one.isNone() && element->kind() == c10::TypeKind::TensorType) one = at::Tensor();
+      if (one.isInt() && element->kind() == c10::TypeKind::FloatType) one = static_cast<double>(one.toInt());
+      made.push_back(std::move(one));
+    }
+    return made;
+  }
+
+  const int64_t* word_;
+  const Values& values_;
+};
+
+/// An argument as its type wants it: numbers stand for tensors of rank 0.
+c10::IValue adapted(c10::IValue value, c10::TypePtr type) {
+  if (type->kind() == c10::TypeKind::OptionalType) type = type->containedType(0);
+  if (type->kind() == c10::TypeKind::TensorType && value.isScalar()) {
+    return at::native::wrapped_scalar_tensor(value.toScalar());
+  }
+  return value;
+}
+
+/// Autocast as it was in a step.
+class Autocast {
+ public:
+  explicit Autocast(int16_t dtype)
+      : was_enabled_(at::autocast::is_autocast_enabled(at::kCPU)), before_(at::autocast::get_autocast_dtype(at::kCPU)) {
+    at::autocast::set_autocast_enabled(at::kCPU, dtype >= 0);
+    if (dtype >= 0) at::autocast::set_autocast_dtype(at::kCPU, static_cast<c10::ScalarType>(dtype));
+  }
+  ~Autocast() {
+    at::autocast::set_autocast_enabled(at::kCPU, was_enabled_);
+    at::autocast::set_autocast_dtype(at::kCPU, before_);
+  }
+  Autocast(const Autocast&) = delete;
+  Autocast& operator=(const Autocast&) = delete;
+
+ private:
+  bool was_enabled_;
+  c10::ScalarType before_;
+};
+
+}  // namespace
+
+std::vector<at::Tensor> rerun(const Recording& recording, c10::ArrayRef<at::Tensor> inputs) {
+  const Unrecorded unrecorded;
+  const Trace& trace = recording.trace;
+  Values values(trace.value_begin.size());
+  for (size_t i = 0; i < inputs.size(); ++i) values[static_cast<size_t>(recording.inputs[i].value)] = inputs[i];
+  torch::jit::Stack stack;
+  for (const Trace::Step& step : trace.steps) {
+    const size_t dot = step.op->name.find('.');
+    const c10::OperatorHandle handle = c10::Dispatcher::singleton().findSchemaOrThrow(
+        step.op->name.substr(0, dot).c_str(), dot == std::string::npos ? "" : step.op->name.substr(dot + 1).c_str());
+    const c10::AutoGradMode grad(step.grad);
+    const Autocast autocast(step.autocast);
+    Reader reader(trace.code.data() + step.begin, values);
+    stack.clear();
+    for (const c10::Argument& argument : handle.schema().arguments()) {
+      stack.push_back(adapted(reader.read(argument.real_type()), argument.type()));
+    }
+    handle.callBoxed(stack);
+    for (const c10::IValue& value : stack) reader.give(value, values);
+  }
+  std::vector<at::Tensor> outputs;
+  for (const ValueId id : recording.outputs) outputs.push_back(values[static_cast<size_t>(id)]);
+  return outputs;
+}
+
+}  // namespace torchcc::detail

@@ -1,0 +1,502 @@
+// Functions whose results require grad: compiled forward and backward. The other suites run with gradients too, when
+// TORCHCC_PROGRAMS is "training"; see harness.h.
+#include "harness.h"
+
+#include <ATen/core/grad_mode.h>
+
+using namespace programs;
+namespace nn = torch::nn;
+namespace F = torch::nn::functional;
+
+namespace {
+
+auto one(int) { return std::tuple(torch::randn({3, 4})); }
+
+/// check_gradients(), and every call from the third on has to be compiled.
+template <class Make>
+void check_trained(const Make& make, const Expect& expect = {}) {
+  const at::AutoGradMode grad_mode(true);
+  torch::manual_seed(kSeed);
+  auto plain = make();
+  torch::manual_seed(kSeed);
+  auto other = make();
+  auto compiled = torchcc::compile(other.function, plain_options());
+  for (int call = 1; call <= expect.calls; ++call) {
+    Values expected_gradients, got_gradients;
+    const Outcome expected = train(plain.function, plain.inputs, plain.state, true, call, expected_gradients);
+    const Outcome got = train(compiled, other.inputs, other.state, true, call, got_gradients);
+    compare(got, expected, expect, call);
+    compare({got_gradients, {}, {}}, {expected_gradients, {}, {}}, expect, call);
+    BOOST_TEST(!expected_gradients.tensors.empty());
+  }
+  compiled.wait();
+  check_stats(compiled.stats(), expect);
+}
+
+/// A compiled function that is replayed from now on. `call` calls it once, and lets go of what it returned.
+template <class Compiled, class Call>
+void warm(const Compiled& compiled, const Call& call) {
+  for (int i = 0; i < 3; ++i) call();
+  compiled.wait();
+  BOOST_TEST_REQUIRE(compiled.stats().replayed == 1, compiled.stats().str());
+}
+
+struct Loss {
+  nn::Linear first{4, 8}, second{8, 2};
+  Tensor operator()(const Tensor& x) { return second(torch::tanh(first(x))).square().mean(); }
+  std::vector<Tensor> parameters() const {
+    std::vector<Tensor> all = first->parameters();
+    for (const Tensor& one : second->parameters()) all.push_back(one);
+    return all;
+  }
+};
+
+Tensor flat_gradients(const std::vector<Tensor>& tensors) {
+  std::vector<Tensor> parts;
+  for (const Tensor& tensor : tensors) parts.push_back(tensor.grad().flatten());
+  return torch::cat(parts);
+}
+
+}  // namespace
+
+BOOST_AUTO_TEST_SUITE(training)
+
+BOOST_AUTO_TEST_CASE(perceptron) {
+  check_trained([] {
+    Loss loss;
+    return program(loss, one, [loss] { return loss.parameters(); });
+  });
+}
+
+BOOST_AUTO_TEST_CASE(several_results) {
+  check_trained([] {
+    nn::Linear net(4, 4);
+    return program(
+        [net](Tensor x, Tensor index) mutable {
+          const Tensor y = net(x);
+          const auto [largest, where] = y.max(1);
+          return std::tuple(y, y.detach() * 2, where, largest.exp(), index + 1, net->weight, y.t(), x.view({2, 6}));
+        },
+        [](int) { return std::tuple(torch::randn({3, 4}), torch::randint(5, {3})); }, tensors_of(net));
+  });
+}
+
+BOOST_AUTO_TEST_CASE(a_weight_twice) {
+  check_trained([] {
+    nn::Linear net(4, 4);
+    return program([net](Tensor x) mutable { return net(torch::relu(net(x))) + net->weight.sum() * x; }, one,
+                   tensors_of(net));
+  });
+}
+
+BOOST_AUTO_TEST_CASE(parts_without_gradients) {
+  check_trained([] {
+    nn::Linear net(4, 4);
+    net->bias.set_requires_grad(false);
+    return program(
+        [net](Tensor x) mutable {
+          const Tensor y = net(x);
+          Tensor scale;
+          {
+            const torch::NoGradGuard no_grad;
+            scale = y.std() + 1;
+          }
+          return y / scale - y.detach().mean() * x;
+        },
+        one, tensors_of(net));
+  });
+}
+
+BOOST_AUTO_TEST_CASE(written_in_place) {
+  check_trained([] {
+    nn::Linear net(4, 4);
+    return program(
+        [net](Tensor x) mutable {
+          Tensor y = net(x);
+          y.mul_(2);
+          y.select(1, 0).mul_(3);
+          Tensor z = torch::zeros({3, 6});
+          z.narrow(1, 1, 4).copy_(y);
+          z.add_(1);
+          return std::pair(y.sum(1), z);
+        },
+        one, tensors_of(net));
+  });
+}
+
+BOOST_AUTO_TEST_CASE(running_statistics) {
+  check_trained([] {
+    nn::Sequential net(nn::Conv2d(3, 4, 3), nn::BatchNorm2d(4), nn::ReLU(), nn::MaxPool2d(2));
+    return program([net](Tensor x) mutable { return net->forward(x).mean({2, 3}); },
+                   [](int) { return std::tuple(torch::randn({2, 3, 10, 10})); }, tensors_of(net));
+  });
+}
+
+BOOST_AUTO_TEST_CASE(attention_and_recurrence) {
+  check_trained([] {
+    nn::Embedding words(20, 8);
+    nn::LSTMCell cell(8, 8);
+    return program(
+        [words, cell](Tensor index) mutable {
+          const Tensor x = words(index);
+          const Tensor y = torch::scaled_dot_product_attention(x, x, x, {}, 0, true);
+          auto [h, c] = cell(y.select(1, 0));
+          for (int64_t step = 1; step < 3; ++step) std::tie(h, c) = cell(y.select(1, step), std::tuple(h, c));
+          return h + c;
+        },
+        [](int) { return std::tuple(torch::randint(20, {2, 3})); },
+        [words, cell] {
+          std::vector<Tensor> all = words->parameters();
+          for (const Tensor& one : cell->parameters()) all.push_back(one);
+          return all;
+        });
+  });
+}
+
+BOOST_AUTO_TEST_CASE(double_precision) {
+  check_trained([] {
+    return program([](Tensor x, Tensor y) { return (torch::sin(x) * y).cumsum(0).log1p().sum(); },
+                   [](int) { return std::tuple(torch::rand({5, 3}, at::kDouble), torch::rand({5, 1}, at::kDouble)); });
+  });
+}
+
+// Numerical derivatives, as torch.autograd.gradcheck makes them.
+BOOST_AUTO_TEST_CASE(numerical_derivatives) {
+  const auto function = [](const Tensor& x, const Tensor& w) {
+    return torch::softmax(torch::layer_norm(x.matmul(w), {4}).pow(3), 1).square().sum();
+  };
+  const auto compiled = torchcc::compile(function, plain_options());
+  const auto fresh = [] {
+    return std::pair(torch::randn({3, 4}, at::kDouble).requires_grad_(),
+                     torch::randn({4, 4}, at::kDouble).requires_grad_());
+  };
+  warm(compiled, [&] {
+    const auto [x, w] = fresh();
+    compiled(x, w).backward();
+  });
+  const auto [x, w] = fresh();
+  compiled(x, w).backward();
+  constexpr double step = 1e-6;
+  const torch::NoGradGuard no_grad;
+  for (const Tensor& leaf : {x, w}) {
+    const Tensor flat = leaf.detach().view({-1});
+    for (int64_t i = 0; i < flat.numel(); ++i) {
+      const double before = flat[i].item<double>();
+      flat[i] = before + step;
+      const double above = function(x, w).item<double>();
+      flat[i] = before - step;
+      const double below = function(x, w).item<double>();
+      flat[i] = before;
+      BOOST_TEST(std::abs((above - below) / (2 * step) - leaf.grad().flatten()[i].item<double>()) < 1e-6);
+    }
+  }
+  BOOST_TEST(compiled.stats().replayed == 2);
+}
+
+BOOST_AUTO_TEST_CASE(views_of_arguments) {
+  check_trained(
+      [] { return program([](Tensor x) { return std::tuple(x.t(), x.narrow(0, 1, 2), (x * 2).sum()); }, one); });
+}
+
+BOOST_AUTO_TEST_CASE(a_graph_before_and_behind) {
+  Loss loss;
+  const auto compiled = torchcc::compile([loss](Tensor x) mutable { return loss(x); }, plain_options());
+  const Tensor w = torch::randn({4, 4}).requires_grad_();
+  const auto call = [&](auto& function, const Tensor& x) {
+    for (const Tensor& one : loss.parameters()) one.mutable_grad().reset();
+    w.mutable_grad().reset();
+    (function(torch::sin(x.matmul(w))).exp() * 3).backward();
+    return torch::cat({flat_gradients(loss.parameters()), w.grad().flatten()});
+  };
+  warm(compiled, [&] { call(compiled, torch::randn({3, 4})); });
+  const Tensor x = torch::randn({3, 4});
+  BOOST_TEST(difference(call(compiled, x), call(loss, x)) == "");
+}
+
+// What autograd does around a compiled function.
+BOOST_AUTO_TEST_CASE(autograd_as_ever) {
+  Loss loss;
+  const std::vector<Tensor> weights = loss.parameters();
+  const auto compiled = torchcc::compile([loss](Tensor x) mutable { return loss(x); }, plain_options());
+  const auto reset = [&] {
+    for (const Tensor& one : weights) one.mutable_grad().reset();
+  };
+  warm(compiled, [&] { compiled(torch::randn({3, 4})).backward(); });
+  const Tensor x = torch::randn({3, 4});
+  reset();
+  loss(x).backward();
+  const Tensor wanted = flat_gradients(weights);
+
+  reset();  // retain_graph, and a graph that is gone
+  Tensor result = compiled(x);
+  result.backward({}, /*retain_graph=*/true);
+  BOOST_TEST(difference(flat_gradients(weights), wanted) == "");
+  result.backward();
+  BOOST_TEST(difference(flat_gradients(weights), wanted * 2) == "");
+  BOOST_CHECK_EXCEPTION(result.backward(), c10::Error, [](const c10::Error& error) {
+    return missing(error.what(), "backward through the graph a second time") == "";
+  });
+
+  reset();  // only some gradients
+  const auto some = torch::autograd::grad({compiled(x)}, {weights[1], weights[2]});
+  BOOST_TEST(difference(torch::cat({some[0].flatten(), some[1].flatten()}), wanted.narrow(0, 32, 8 + 16)) == "");
+  BOOST_TEST(!weights[0].grad().defined());
+
+  reset();  // hooks on leaves
+  const auto hook = weights[3].register_hook([](const Tensor& gradient) { return gradient * 10; });
+  compiled(x).backward();
+  BOOST_TEST(difference(weights[3].grad(), wanted.narrow(0, wanted.numel() - 2, 2) * 10) == "");
+  weights[3].remove_hook(hook);
+
+  reset();  // a weight that is changed before backward
+  result = compiled(x);
+  {
+    const torch::NoGradGuard no_grad;
+    weights[2].add_(1);
+  }
+  BOOST_CHECK_EXCEPTION(result.backward(), c10::Error, [](const c10::Error& error) {
+    return missing(error.what(), "modified by an inplace operation") == "";
+  });
+  {
+    const torch::NoGradGuard no_grad;
+    weights[2].sub_(1);
+  }
+
+  const int64_t before = compiled.stats().replayed;  // other modes are other recordings
+  {
+    const torch::NoGradGuard no_grad;
+    BOOST_TEST(!compiled(x).requires_grad());
+  }
+  {
+    const c10::InferenceMode inference;
+    BOOST_TEST(!compiled(x).requires_grad());
+  }
+  BOOST_TEST(compiled.stats().replayed == before);
+  reset();
+  compiled(x).backward();
+  BOOST_TEST(difference(flat_gradients(weights), wanted, 10) == "");
+  BOOST_TEST(compiled.stats().replayed == before + 1);
+
+  reset();  // a weight that is frozen: recorded again
+  weights[0].set_requires_grad(false);
+  compiled(x).backward();
+  BOOST_TEST(!weights[0].grad().defined());
+  BOOST_TEST(compiled.stats().replayed == before + 1);
+}
+
+// What eager operators do not save may be written into before backward.
+BOOST_AUTO_TEST_CASE(written_between_forward_and_backward) {
+  const auto function = [](const Tensor& x, const Tensor& w) {
+    const Tensor y = (x + w).exp();
+    return std::pair(y * 2 + 1, torch::gelu(y).sum());
+  };
+  const auto compiled = torchcc::compile(function, plain_options());
+  const auto call = [](const auto& callee, const Tensor& w, const Tensor& data) {
+    const Tensor x = data.clone();
+    auto [y, loss] = callee(x, w);
+    x.zero_();
+    y.mul_(3);
+    (loss + y.sum()).backward();
+  };
+  const auto fresh = [] { return torch::randn({4}).requires_grad_(); };
+  warm(compiled, [&] { call(compiled, fresh(), torch::randn({3, 4})); });
+  const Tensor w = fresh(), other = w.detach().clone().requires_grad_(), data = torch::randn({3, 4});
+  call(compiled, w, data);
+  call(function, other, data);
+  BOOST_TEST(difference(w.grad(), other.grad()) == "");
+  BOOST_TEST(compiled.stats().replayed == 2);
+}
+
+// Results with graphs of their own: backward through one leaves the other's alone.
+BOOST_AUTO_TEST_CASE(backward_one_after_the_other) {
+  const auto function = [](const Tensor& x, const Tensor& w) {
+    const Tensor y = torch::sin(x * w);
+    return std::tuple(y.exp().sum(), torch::cos(x + w).sum(), y);
+  };
+  const auto compiled = torchcc::compile(function, plain_options());
+  const auto call = [](const auto& callee, const Tensor& w, const Tensor& x) {
+    const auto [first, second, third] = callee(x, w);
+    first.backward();
+    second.backward();
+    BOOST_CHECK_THROW(first.backward(), c10::Error);
+    BOOST_CHECK_THROW(third.sum().backward(), c10::Error);  // a part of the first's
+    return w.grad();
+  };
+  const auto fresh = [] { return torch::randn({4}).requires_grad_(); };
+  warm(compiled, [&] { call(compiled, fresh(), torch::randn({3, 4})); });
+  const Tensor w = fresh(), other = w.detach().clone().requires_grad_(), x = torch::randn({3, 4});
+  BOOST_TEST(difference(call(compiled, w, x), call(function, other, x)) == "");
+  BOOST_TEST(compiled.stats().replayed == 2);
+}
+
+BOOST_AUTO_TEST_CASE(anomaly_mode) {
+  const auto compiled = torchcc::compile([](Tensor x) { return torch::sqrt(x).sum(); }, plain_options());
+  const auto fresh = [] { return torch::rand({3}).requires_grad_(); };
+  warm(compiled, [&] { compiled(fresh()).backward(); });
+  const torch::autograd::DetectAnomalyGuard anomaly;
+  compiled(fresh()).backward();
+  const Tensor negative = (-torch::ones({3})).requires_grad_();
+  BOOST_CHECK_EXCEPTION(compiled(negative).backward(), std::exception, [](const std::exception& error) {
+    return missing(error.what(), "returned nan values in its") == "";
+  });
+  BOOST_TEST(compiled.stats().replayed == 3);
+}
+
+// Second derivatives come from the recorded operators; from then on the function runs eagerly.
+BOOST_AUTO_TEST_CASE(create_graph) {
+  Loss loss;
+  const auto compiled = torchcc::compile([loss](Tensor x) mutable { return loss(x); }, plain_options());
+  warm(compiled, [&] { compiled(torch::randn({3, 4}).requires_grad_()).backward(); });
+  const auto penalty = [&](auto& function, const Tensor& x) {
+    for (const Tensor& one : loss.parameters()) one.mutable_grad().reset();
+    const Tensor gradient =
+        torch::autograd::grad({function(x)}, {x}, {}, /*retain_graph=*/true, /*create_graph=*/true)[0];
+    gradient.square().sum().backward();
+    return torch::cat({flat_gradients(loss.parameters()).flatten(), x.grad().flatten()});
+  };
+  const Tensor x = torch::randn({3, 4});
+  const Tensor wanted = penalty(loss, x.clone().requires_grad_());
+  BOOST_TEST(difference(penalty(compiled, x.clone().requires_grad_()), wanted, 10) == "");
+  BOOST_TEST(compiled.stats().replayed == 2);
+  BOOST_TEST(difference(penalty(compiled, x.clone().requires_grad_()), wanted, 10) == "");
+  BOOST_TEST(compiled.stats().replayed == 2);
+  BOOST_TEST(missing(compiled.stats().reason, "create_graph") == "");
+}
+
+BOOST_AUTO_TEST_CASE(saved_tensors_are_freed) {
+  const auto compiled = torchcc::compile(
+      [](Tensor x, Tensor w) { return torch::sin(torch::matmul(x, w)).exp().matmul(w).sum(); }, plain_options());
+  const Tensor w = torch::randn({64, 64}).requires_grad_();
+  warm(compiled, [&] { compiled(torch::randn({64, 64}), w).backward(); });
+  Tensor x = torch::randn({64, 64});
+  const c10::weak_intrusive_ptr<c10::StorageImpl> argument = x.storage().getWeakStorageImpl();
+  Tensor result = compiled(x, w);
+  x.reset();
+  BOOST_TEST(!argument.expired());
+  result.backward();
+  BOOST_TEST(argument.expired());
+}
+
+BOOST_AUTO_TEST_CASE(gradients_of_their_own) {
+  // Both arguments get the same gradient, which is the caller's tensor.
+  const auto compiled = torchcc::compile([](Tensor x, Tensor y) { return x + y; }, plain_options());
+  const auto fresh = [] { return torch::randn({4}).requires_grad_(); };
+  warm(compiled, [&] { compiled(fresh(), fresh()).sum().backward(); });
+  const Tensor x = fresh(), y = fresh(), tangent = torch::ones({4});
+  compiled(x, y).backward(tangent);
+  x.mutable_grad().mul_(2);
+  BOOST_TEST(y.grad().sum().item<float>() == 4);
+  BOOST_TEST(tangent.sum().item<float>() == 4);
+  y.mutable_grad().mul_(3);
+  BOOST_TEST(x.grad().sum().item<float>() == 8);
+  BOOST_TEST(compiled.stats().replayed == 2);
+}
+
+// The derivative of dropout is known from what it gives: the same elements are zero.
+BOOST_AUTO_TEST_CASE(dropout) {
+  const auto compiled = torchcc::compile([](Tensor x) { return torch::dropout(x * 3, 0.4, true); }, plain_options());
+  const auto fresh = [] { return torch::ones({1000}).requires_grad_(); };
+  warm(compiled, [&] { compiled(fresh()).sum().backward(); });
+  std::vector<Tensor> seen;
+  for (const uint64_t seed : {1, 1, 2}) {
+    torch::manual_seed(seed);
+    const Tensor x = fresh(), y = compiled(x);
+    y.sum().backward();
+    BOOST_TEST(difference(x.grad(), y.detach()) == "");  // d(3x m)/dx = 3 m, and x is 1
+    BOOST_TEST(std::abs((y == 0).sum().item<double>() / 1000 - 0.4) < 0.1);
+    seen.push_back(y.detach());
+  }
+  BOOST_TEST(torch::equal(seen[0], seen[1]));
+  BOOST_TEST(!torch::equal(seen[0], seen[2]));
+  BOOST_TEST(compiled.stats().replayed == 4);
+}
+
+// An optimiser around a compiled loss, with a schedule and clipping: the same losses as eager.
+BOOST_AUTO_TEST_CASE(an_optimizer) {
+  const auto train_with = [](bool is_compiled) {
+    torch::manual_seed(3);
+    auto net = nn::Sequential(nn::Linear(8, 32), nn::ReLU(), nn::Linear(32, 3));
+    auto forward = [net](const Tensor& x, const Tensor& y) mutable { return F::cross_entropy(net->forward(x), y); };
+    const auto compiled = torchcc::compile(forward, plain_options());
+    torch::optim::AdamW optimizer(net->parameters(), torch::optim::AdamWOptions(1e-2));
+    torch::optim::StepLR schedule(optimizer, 20, 0.5);
+    std::vector<double> losses;
+    for (int step = 0; step < 60; ++step) {
+      const Tensor x = torch::randn({16, 8});
+      const Tensor y = x.narrow(1, 0, 3).argmax(1);
+      optimizer.zero_grad();
+      const Tensor loss = is_compiled ? compiled(x, y) : forward(x, y);
+      loss.backward();
+      nn::utils::clip_grad_norm_(net->parameters(), 1.0);
+      optimizer.step();
+      schedule.step();
+      losses.push_back(loss.item<double>());
+    }
+    if (is_compiled) BOOST_TEST(compiled.stats().replayed == 58, compiled.stats().str());
+    return losses;
+  };
+  const std::vector<double> eager = train_with(false);
+  const std::vector<double> compiled = train_with(true);
+  for (size_t i = 0; i < eager.size(); ++i) BOOST_TEST(std::abs(eager[i] - compiled[i]) < 1e-3 * (1 + eager[i]));
+  BOOST_TEST(eager.back() < 0.5 * eager.front());
+}
+
+// What autograd's graph shows and the operators do not.
+BOOST_AUTO_TEST_CASE(what_stays_eager) {
+  struct Double : torch::autograd::Function<Double> {
+    static Tensor forward(torch::autograd::AutogradContext*, const Tensor& x) { return x * 2; }
+    static std::vector<Tensor> backward(torch::autograd::AutogradContext*, std::vector<Tensor> gradients) {
+      return {gradients[0] * 20};  // not what the operators say
+    }
+  };
+  const Tensor kept_weight = torch::randn({4}).requires_grad_();
+  Tensor last;
+  const std::vector<std::pair<std::function<Tensor(Tensor)>, std::string>> cases = {
+      {[](Tensor x) { return Double::apply(x).sum(); }, "without an operator"},
+      {[](Tensor x) {
+         Tensor y = x * 2;
+         y.register_hook([](const Tensor& gradient) { return gradient * 7; });
+         return y.sum();
+       },
+       "hook"},
+      {[](Tensor x) {
+         const Tensor y = x * 2;
+         return (y.data() * x).sum();
+       },
+       "data()"},
+      {[&](Tensor x) {
+         const Tensor y = x * kept_weight;
+         last = y.detach();
+         return y.sum();
+       },
+       "keeps"},
+  };
+  for (const auto& [function, reason] : cases) {
+    const auto compiled = torchcc::compile(function, plain_options());
+    for (int call = 0; call < 12; ++call) {
+      const Tensor x = torch::randn({4}), a = x.clone().requires_grad_(), b = x.clone().requires_grad_();
+      compiled(a).backward();
+      function(b).backward();
+      BOOST_TEST(torch::equal(a.grad(), b.grad()));
+    }
+    BOOST_TEST(compiled.stats().replayed == 0);
+    BOOST_TEST(missing(compiled.stats().str(), reason) == "");
+  }
+}
+
+// While results of the recorded calls live, with their graphs, nobody knows whether the function keeps something.
+BOOST_AUTO_TEST_CASE(results_that_live) {
+  Loss loss;
+  const auto compiled = torchcc::compile([loss](Tensor x) mutable { return loss(x); }, plain_options());
+  std::vector<Tensor> results;
+  for (int call = 0; call < 3; ++call) results.push_back(compiled(torch::randn({3, 4})));
+  compiled.wait();
+  BOOST_TEST(compiled.stats().replayed == 0);
+  BOOST_TEST(missing(compiled.stats().reason, "still in use") == "");
+  results.clear();
+  for (int call = 0; call < 3; ++call) compiled(torch::randn({3, 4})).backward();
+  compiled.wait();
+  BOOST_TEST(compiled.stats().replayed > 0, compiled.stats().str());
+}
+
+BOOST_AUTO_TEST_SUITE_END()
