@@ -317,27 +317,19 @@ void Recorder::make_results(Recording& recording, c10::ArrayRef<const at::Tensor
 }
 
 // A tensor that an operator of this call made, and that outlives it without being in the result: a replay would not put
-// it where the function has put it. Autograd keeps such tensors too; then Recording::remains decides at the next call.
-void Recorder::refuse_kept(Recording& recording, c10::ArrayRef<const at::Tensor*> results) {
+// it where the function has put it. See refuse_kept_beside_graph() for calls that need gradients.
+void Recorder::refuse_kept(c10::ArrayRef<const at::Tensor*> results) {
   for (const at::Tensor* tensor : results) {
     if (!tensor->defined()) continue;
     const size_t index = memory_of_.find(tensor->storage().unsafeGetStorageImpl())->second;
     memories_[index].is_result = true;
-    if (memories_[index].is_external ||
-        static_cast<int64_t>(tensor->use_count()) <= owners_in(results, tensor->unsafeGetTensorImpl())) {
-      continue;
-    }
-    if (trains_) {
-      recording.remains.results.emplace_back(tensor->getIntrusivePtr());
-    } else {
+    if (!memories_[index].is_external &&
+        static_cast<int64_t>(tensor->use_count()) > owners_in(results, tensor->unsafeGetTensorImpl())) {
       refuse("the function keeps its result, in a variable that it does not get as an argument");
     }
   }
   for (const Memory& memory : memories_) {
-    if (memory.is_external || memory.is_result || memory.is_copied || memory.storage.expired()) continue;
-    if (trains_) {
-      recording.remains.storages.push_back(memory.storage);
-    } else {
+    if (!memory.is_external && !memory.is_result && !memory.is_copied && !memory.storage.expired()) {
       refuse("the function keeps a tensor that it has made, in a variable that it does not get as an argument");
     }
   }
@@ -391,11 +383,12 @@ std::unique_ptr<Recording> Recorder::finish(c10::ArrayRef<const at::Tensor*> res
   if (refusal_.empty()) check_arguments();
   if (refusal_.empty()) refuse_printing();
   if (refusal_.empty()) sort_captured();
-  if (refusal_.empty()) refuse_kept(*recording, results);
+  if (refusal_.empty() && !trains_) refuse_kept(results);
   if (refusal_.empty()) make_inputs(*recording);
   if (refusal_.empty()) make_results(*recording, results);
   refuse_changed_gradients();
   if (refusal_.empty() && trains_) refuse_graph(*recording, results);
+  if (refusal_.empty() && trains_ && checks_content_) refuse_kept_beside_graph(*recording, results);
   if (refusal_.empty() && trains_ && checks_content_) differentiate(*recording, results);
   for (size_t i = 0; i < arguments_.size(); ++i) {
     const auto first = std::find(argument_values_.begin(), argument_values_.end(), argument_values_[i]);

@@ -77,7 +77,6 @@ struct Run::State {
   Guards guards;  // made before the call, which may move its arguments away
   std::vector<uint64_t> closure;
   std::unique_ptr<Recorder> recorder;
-  std::shared_ptr<const Recording> released;  ///< the earlier recording, if nothing of it was left at the beginning
 };
 
 Run::Run(Core& core, const Leaves& arguments) {
@@ -113,8 +112,7 @@ Run::Run(Core& core, const Leaves& arguments) {
   }
   std::vector<uint64_t> closure = state.watch.read();
   state_ = std::make_unique<State>(
-      State{core.state_, Guards(arguments, state.modes(), environment(), closure), closure, nullptr, nullptr});
-  if (previous != nullptr && previous->remains.are_gone()) state_->released = previous;
+      State{core.state_, Guards(arguments, state.modes(), environment(), closure), closure, nullptr});
   try {
     state_->recorder = std::make_unique<Recorder>(arguments.tensors, previous.get());
   } catch (const CaptureError& error) {
@@ -137,8 +135,7 @@ void Run::finish(const Leaves& results, bool unchanged) {
   state_->recorder.reset();
   recording->result_constants.assign(results.constants.begin(), results.constants.end());
   Variant* variant = nullptr;
-  const std::shared_ptr<Recording> ready =
-      core.commit(std::move(state_->guards), std::move(recording), state_->released.get(), variant);
+  const std::shared_ptr<Recording> ready = core.commit(std::move(state_->guards), std::move(recording), variant);
   core.warn();
   if (ready == nullptr) return;
   if (core.options.background) {

@@ -101,16 +101,54 @@ struct Call {
   const std::function<std::vector<at::Tensor>()>* compute;
 };
 
-/// Adds the nodes from `first` on, but for those outside.
-void add_part(Node* first, const std::set<Node*>& outside, std::set<Node*>& part) {
-  std::vector<Node*> next{first};
-  while (!next.empty()) {
-    Node* node = next.back();
-    next.pop_back();
-    if (node == nullptr || outside.count(node) != 0 || !part.insert(node).second) continue;
-    for (const torch::autograd::Edge& edge : node->next_edges()) next.push_back(edge.function.get());
+using Place = std::pair<Node*, uint32_t>;
+
+Place place_of(const torch::autograd::Edge& edge) { return {edge.function.get(), edge.input_nr}; }
+
+Place place_of(const at::Tensor& tensor) { return place_of(torch::autograd::impl::gradient_edge(tensor)); }
+
+/// A part of autograd's graph: its nodes, and where it ends.
+struct Part {
+  std::set<Node*> nodes;
+  std::set<Place> ends;
+
+  /// Adds everything from `first` on, up to nodes outside.
+  void add(Place first, const std::set<Node*>& outside) {
+    std::vector<Place> next{first};
+    while (!next.empty()) {
+      const Place place = next.back();
+      next.pop_back();
+      if (place.first == nullptr) continue;
+      if (outside.count(place.first) != 0) {
+        ends.insert(place);
+      } else if (nodes.insert(place.first).second) {
+        for (const torch::autograd::Edge& edge : place.first->next_edges()) next.push_back(place_of(edge));
+      }
+    }
   }
-}
+};
+
+/// Gives the generator a state for a scope, if there is one, and its own back afterwards.
+class KeptGenerator {
+ public:
+  explicit KeptGenerator(const at::Tensor& state) : generator_(at::detail::getDefaultCPUGenerator()) {
+    if (!state.defined()) return;
+    const std::lock_guard lock(generator_.mutex());
+    before_ = generator_.get_state();
+    generator_.set_state(state);
+  }
+  ~KeptGenerator() {
+    if (!before_.defined()) return;
+    const std::lock_guard lock(generator_.mutex());
+    generator_.set_state(before_);
+  }
+  KeptGenerator(const KeptGenerator&) = delete;
+  KeptGenerator& operator=(const KeptGenerator&) = delete;
+
+ private:
+  at::Generator generator_;
+  at::Tensor before_;
+};
 
 /// Why the recorded operators, run again, would not give what the code gave; empty when they would.
 std::string why_not_rerun(const Recording& recording) {
@@ -210,9 +248,15 @@ class Compiled : public torch::autograd::Function<Compiled> {
     }
     if (is_last) kept.release();
     handles.run(*code.library, outputs.data());
+    std::vector<bool> is_reached(recording.inputs.size());
+    for (size_t i = 0; i < gradients.size(); ++i) {
+      if (!gradients[i].defined()) continue;
+      for (const size_t input : recording.reached[i]) is_reached[input] = true;
+    }
     std::vector<at::Tensor> by_input(recording.inputs.size());
     for (size_t i = 0; i < outputs.size(); ++i) {
       at::Tensor gradient = take(outputs[i]);
+      if (!is_reached[code.gradients[i]]) continue;  // none, and not zeros
       // Autograd makes it the gradient of a leaf as it is, if it seems to belong to nobody else.
       if (gradient.storage().use_count() > 1 || gradient.use_count() > 1) gradient = gradient.clone();
       by_input[code.gradients[i]] = std::move(gradient);
@@ -239,17 +283,20 @@ class Compiled : public torch::autograd::Function<Compiled> {
     }
     for (const auto& [input, tensor] : kept.others) inputs[input] = tensor.get();
     variable_list leaves;
+    std::vector<at::Tensor> values(recording.trace.value_begin.size());
     for (size_t i = 0; i < inputs.size(); ++i) {
-      if (!recording.inputs[i].requires_grad) continue;
-      inputs[i] = inputs[i].view_as(inputs[i]);  // whose gradient runs no hooks of the program
-      leaves.push_back(inputs[i]);
+      if (recording.inputs[i].requires_grad) {
+        inputs[i] = inputs[i].view_as(inputs[i]);  // whose gradient runs no hooks of the program
+        leaves.push_back(inputs[i]);
+      }
+      values[static_cast<size_t>(recording.inputs[i].value)] = inputs[i];
     }
-    const std::vector<at::Tensor> outputs = rerun(recording, inputs);
+    values = rerun(recording.trace, std::move(values));
     variable_list roots;
     variable_list tangents;
     for (const Backward::Tangent& one : code.tangents) {
       if (!gradients[one.output].defined()) continue;
-      roots.push_back(outputs[one.output]);
+      roots.push_back(values[static_cast<size_t>(recording.outputs[one.output])]);
       tangents.push_back(gradients[one.output]);
     }
     const variable_list found = torch::autograd::grad(roots, leaves, tangents, /*retain_graph=*/true,
@@ -294,19 +341,17 @@ Backward parse_backward(const std::string& json) {
 void Recorder::refuse_graph(Recording& recording, c10::ArrayRef<const at::Tensor*> results) {
   std::set<Node*> outside;
   for (const External& external : externals_) {
-    if (external.tensor.requires_grad()) {
-      outside.insert(torch::autograd::impl::gradient_edge(external.tensor).function.get());
-    }
+    if (external.tensor.requires_grad()) outside.insert(place_of(external.tensor).first);
   }
-  std::vector<std::set<Node*>> parts(recording.outputs.size());
+  std::vector<Part> parts(recording.outputs.size());
   for (size_t i = 0; i < results.size(); ++i) {
     const Result& result = recording.results[i];
     const bool is_output = result.source == Result::Source::output || result.source == Result::Source::view_of_output;
     if (!result.requires_grad || !is_output) continue;
-    add_part(torch::autograd::impl::gradient_edge(*results[i]).function.get(), outside, parts[result.index]);
+    parts[result.index].add(place_of(*results[i]), outside);
   }
-  for (const std::set<Node*>& part : parts) {
-    for (Node* node : part) {
+  for (const Part& part : parts) {
+    for (Node* node : part.nodes) {
       const std::string name = node->name();
       if (has_hooks(*node)) {
         refuse("the function registers a hook on a tensor that it makes, or retains its gradient");
@@ -318,7 +363,65 @@ void Recorder::refuse_graph(Recording& recording, c10::ArrayRef<const at::Tensor
     }
     std::vector<size_t>& covered = recording.covered.emplace_back();
     for (size_t other = 0; other < parts.size(); ++other) {
-      if (std::includes(part.begin(), part.end(), parts[other].begin(), parts[other].end())) covered.push_back(other);
+      const std::set<Node*>& nodes = parts[other].nodes;
+      if (std::includes(part.nodes.begin(), part.nodes.end(), nodes.begin(), nodes.end())) covered.push_back(other);
+    }
+    std::vector<size_t>& reached = recording.reached.emplace_back();
+    for (size_t i = 0; i < recording.inputs.size(); ++i) {
+      if (!recording.inputs[i].requires_grad) continue;
+      if (part.ends.count(place_of(tensor_of(recording.inputs[i]))) != 0) reached.push_back(i);
+    }
+  }
+}
+
+const at::Tensor& Recorder::tensor_of(const Input& input) const {
+  return input.kind == Input::Kind::argument ? arguments_[input.argument] : input.captured->tensor();
+}
+
+// Autograd's graph keeps tensors of the call, as the function may. The same operators are run again, and leave behind
+// what the graph alone keeps: whatever has more owners after the function's own run is kept by the function.
+void Recorder::refuse_kept_beside_graph(const Recording& recording, c10::ArrayRef<const at::Tensor*> results) {
+  std::vector<at::Tensor> values(trace_.value_begin.size());
+  const auto value = [&](ValueId id) -> at::Tensor& { return values[static_cast<size_t>(id)]; };
+  for (const Input& input : recording.inputs) {
+    if (input.written) {
+      value(input.value) = input.before.clone();
+    } else {
+      value(input.value) = input.kind == Input::Kind::constant ? input.before : tensor_of(input);
+    }
+  }
+  try {
+    const KeptGenerator generator(random_state_);
+    values = rerun(trace_, std::move(values));
+  } catch (const std::exception& failure) {
+    refuse("the recorded operators cannot be run again: " + first_line(failure.what()));
+    return;
+  }
+  // Handles as there are of the function's own results.
+  std::vector<at::Tensor> same_results(results.size());
+  for (size_t i = 0; i < results.size(); ++i) {
+    if (!results[i]->defined()) continue;
+    const Memory& memory = memories_[memory_of_.find(results[i]->storage().unsafeGetStorageImpl())->second];
+    if (!memory.is_external) same_results[i] = value(find(*results[i], memory));
+  }
+  std::vector<at::Tensor> same_expected;
+  for (const ValueId id : recording.outputs) same_expected.push_back(value(id).detach());
+  using WeakStorage = c10::weak_intrusive_ptr<c10::StorageImpl>;
+  std::vector<std::pair<const Memory*, WeakStorage>> made;
+  for (const Memory& memory : memories_) {
+    const at::Tensor& first = value(memory.values.front());
+    if (memory.is_external || memory.is_copied || !first.defined()) continue;
+    made.emplace_back(&memory, first.storage().getWeakStorageImpl());
+  }
+  values.clear();
+  for (size_t i = 0; i < results.size(); ++i) {
+    if (same_results[i].defined() && results[i]->use_count() > same_results[i].use_count()) {
+      refuse("the function keeps its result, in a variable that it does not get as an argument");
+    }
+  }
+  for (const auto& [memory, storage] : made) {
+    if (memory->storage.use_count() > storage.use_count()) {
+      refuse("the function keeps a tensor that it has made, in a variable that it does not get as an argument");
     }
   }
 }
@@ -338,7 +441,7 @@ void Recorder::differentiate(Recording& recording, c10::ArrayRef<const at::Tenso
   variable_list inputs;
   for (const Input& input : recording.inputs) {
     if (!input.requires_grad) continue;
-    inputs.push_back(input.kind == Input::Kind::argument ? arguments_[input.argument] : input.captured->tensor());
+    inputs.push_back(tensor_of(input));
     if (has_hooks(inputs.back())) return;
   }
   if (outputs.empty()) return;

@@ -94,11 +94,13 @@ class Recorder {
   void check_arguments();
   void refuse_printing();
   void sort_captured();
-  void refuse_kept(Recording& recording, c10::ArrayRef<const at::Tensor*> results);
+  void refuse_kept(c10::ArrayRef<const at::Tensor*> results);
   void refuse_changed_gradients();
   // gradients.cpp: what autograd made of it
   void refuse_graph(Recording& recording, c10::ArrayRef<const at::Tensor*> results);
+  void refuse_kept_beside_graph(const Recording& recording, c10::ArrayRef<const at::Tensor*> results);
   void differentiate(Recording& recording, c10::ArrayRef<const at::Tensor*> results);
+  const at::Tensor& tensor_of(const Input& input) const;
   // assemble.cpp
   void count_owners(Recording& recording, c10::ArrayRef<const at::Tensor*> results) const;
   void make_inputs(Recording& recording);

@@ -1,6 +1,5 @@
 #include "recording.h"
 
-#include <algorithm>
 #include <bit>
 #include <cstdio>
 #include <mutex>
@@ -132,11 +131,6 @@ bool same_bytes(const at::Tensor& a, const at::Tensor& b) {
 }
 
 }  // namespace
-
-bool Remains::are_gone() const {
-  const auto is_gone = [](const auto& one) { return one.expired(); };
-  return std::all_of(storages.begin(), storages.end(), is_gone) && std::all_of(results.begin(), results.end(), is_gone);
-}
 
 std::shared_ptr<const Captured> Captured::of(const at::Tensor& tensor) {
   static std::mutex mutex;

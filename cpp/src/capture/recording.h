@@ -67,15 +67,6 @@ struct Result {
   bool requires_grad = false;
 };
 
-/// What of a recorded call that needs gradients may still be in memory because of autograd's graph. Once that is gone,
-/// whatever is left is kept by the function.
-struct Remains {
-  std::vector<c10::weak_intrusive_ptr<c10::StorageImpl>> storages;
-  std::vector<c10::weak_intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>> results;
-
-  bool are_gone() const;
-};
-
 /// What one recorded call left behind.
 struct Recording {
   Trace trace;
@@ -86,6 +77,8 @@ struct Recording {
   /// Per output, those whose part of autograd's graph is a part of its own, itself included; likewise. Backward through
   /// it frees what they have saved.
   std::vector<std::vector<size_t>> covered;
+  /// Per output, the inputs that its gradient flows to; likewise. Backward through it leaves all others without one.
+  std::vector<std::vector<size_t>> reached;
   std::vector<at::Tensor> expected;  ///< as recorded, per output
   std::vector<at::Tensor> after;     ///< content after the call, per written input
   std::vector<Result> results;
@@ -100,7 +93,6 @@ struct Recording {
   std::vector<size_t> same_as;  ///< per argument: the first argument that is the same value
   at::Tensor random_state;      ///< of the CPU generator before the first random operator
   bool trains = false;          ///< some result requires grad
-  Remains remains;              ///< if so
   /// If so: random gradients of the outputs that require grad, and what autograd makes of them, per input that requires
   /// grad (undefined where nothing arrives). Empty where that cannot be found out without running the program's hooks.
   std::vector<at::Tensor> tangents;

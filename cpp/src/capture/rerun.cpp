@@ -117,11 +117,8 @@ class Autocast {
 
 }  // namespace
 
-std::vector<at::Tensor> rerun(const Recording& recording, c10::ArrayRef<at::Tensor> inputs) {
+std::vector<at::Tensor> rerun(const Trace& trace, std::vector<at::Tensor> values) {
   const Unrecorded unrecorded;
-  const Trace& trace = recording.trace;
-  Values values(trace.value_begin.size());
-  for (size_t i = 0; i < inputs.size(); ++i) values[static_cast<size_t>(recording.inputs[i].value)] = inputs[i];
   torch::jit::Stack stack;
   for (const Trace::Step& step : trace.steps) {
     const size_t dot = step.op->name.find('.');
@@ -137,9 +134,7 @@ std::vector<at::Tensor> rerun(const Recording& recording, c10::ArrayRef<at::Tens
     handle.callBoxed(stack);
     for (const c10::IValue& value : stack) reader.give(value, values);
   }
-  std::vector<at::Tensor> outputs;
-  for (const ValueId id : recording.outputs) outputs.push_back(values[static_cast<size_t>(id)]);
-  return outputs;
+  return values;
 }
 
 }  // namespace torchcc::detail

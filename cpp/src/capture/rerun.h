@@ -3,14 +3,13 @@
 #include <vector>
 
 #include <ATen/core/Tensor.h>
-#include <c10/util/ArrayRef.h>
 
-#include "recording.h"
+#include "trace.h"
 
 namespace torchcc::detail {
 
-/// Runs the operators of a recording one by one, as the program did, with the grad modes that it had. `inputs`: of the
-/// recording. Gives its outputs. Throws what the operators throw.
-std::vector<at::Tensor> rerun(const Recording& recording, c10::ArrayRef<at::Tensor> inputs);
+/// Runs the operators of a trace one by one, as the program did, with the grad modes that it had. `values`: by id,
+/// those of the inputs. Gives all values. Throws what the operators throw.
+std::vector<at::Tensor> rerun(const Trace& trace, std::vector<at::Tensor> values);
 
 }  // namespace torchcc::detail

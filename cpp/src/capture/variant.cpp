@@ -27,8 +27,6 @@ namespace {
 
 // Recordings in a row that may differ before the function counts as one that always does.
 constexpr int64_t kDisagreements = 6;
-// Recordings in a row that may agree while something of the earlier one is in memory.
-constexpr int64_t kUndecided = 8;
 // Replays without packed weights between two looks at these.
 constexpr int64_t kStaleCalls = 16;
 
@@ -184,8 +182,7 @@ Variant* CoreState::find_recorded(const Guards& guards, const Recording& made) {
   return nullptr;
 }
 
-std::shared_ptr<Recording> CoreState::commit(Guards guards, std::unique_ptr<Recording> made, const Recording* released,
-                                             Variant*& variant) {
+std::shared_ptr<Recording> CoreState::commit(Guards guards, std::unique_ptr<Recording> made, Variant*& variant) {
   name_captured(*made, module.get());
   const std::lock_guard lock(mutex);
   variant = find_recorded(guards, *made);
@@ -230,14 +227,6 @@ std::shared_ptr<Recording> CoreState::commit(Guards guards, std::unique_ptr<Reco
     reason = variant->reason =
         "C++ code writes data for the operators (torch::tensor of an array, data_ptr); a call with other values in the "
         "arguments has to show that it does not depend on them";
-    return nullptr;
-  }
-  if (differs.empty() && now->trains && released != before.get()) {
-    now->drop_samples();
-    reason = variant->reason =
-        "memory of the earlier call is still in use, so that it cannot be told whether the function keeps some of it; "
-        "call backward(), or let go of the earlier result, before the next call";
-    if (++variant->undecided >= kUndecided) stay_eager(*variant, std::string(variant->reason));
     return nullptr;
   }
   if (!differs.empty()) {

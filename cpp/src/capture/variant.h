@@ -45,7 +45,6 @@ struct Variant {
   std::shared_ptr<const Recording> last;
   int64_t recorded = 0;
   int64_t disagreements = 0;
-  int64_t undecided = 0;  ///< agreements while remains of the earlier call were in memory
   double compile_seconds = 0;
   bool from_cache = false;
   bool is_packing = false;
@@ -93,9 +92,7 @@ struct CoreState : std::enable_shared_from_this<CoreState> {
   /// Warns of what note_surplus() and commit() have noted, once. To be called without the mutex.
   void warn();
   /// Takes in a recorded call. Returns the recording if it is to be compiled now.
-  /// `released`: an earlier recording of which nothing was left when the call began; or null.
-  std::shared_ptr<Recording> commit(Guards guards, std::unique_ptr<Recording> recording, const Recording* released,
-                                    Variant*& variant);
+  std::shared_ptr<Recording> commit(Guards guards, std::unique_ptr<Recording> recording, Variant*& variant);
   /// Runs it eagerly from now on.
   void stay_eager(Variant& variant, std::string reason);
   /// Gets code for a recording that commit() returned, from the cache or the compiler. Does not throw.
