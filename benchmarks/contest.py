@@ -3,7 +3,8 @@
 A contender first prints a line of JSON: ``difference``, the largest one of its result from the expected one, and
 ``eager``, why compiled C++ does not run compiled code, else "". Then it reads numbers, a line each, makes a few calls
 untimed and that many timed, and answers with the nanoseconds per call. It ends at the end of its input. Nothing runs
-between the requests.
+between the requests: the next one is made when all threads of the contender sleep. OpenMP's wait for work in a loop
+first, for about 10 ms, on a core that the next contender would lack.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,11 +48,14 @@ _TOLERANCE = 1e-4
 # Nanoseconds that the calls of one contender take in one round, about.
 _SLICE = 5e6
 
-# A time is disturbed if it is this many times what the contender takes in its best rounds: for seconds, a machine that
-# others use leaves one core to two threads, which then take two to four times as long. Such times are left out; a
-# session goes on until each contender has as many others as wanted, for this many times as many rounds at most.
+# A time is disturbed if it is this many times what the contender takes in its best rounds: a machine that others use
+# may leave one core to two threads, which then take two to four times as long. Such times are left out; a session goes
+# on until each contender has as many others as wanted, for this many times as many rounds at most.
 _DISTURBED = 1.25
 _MOST_ROUNDS = 4
+
+# Seconds after which threads are taken not to fall asleep at all.
+_MOST_WAIT = 1.0
 
 
 @dataclass
@@ -75,7 +80,7 @@ class Samples:
 
     def times(self, name: str) -> list[float]:
         """All times of a contender."""
-        return [time for session in self.sessions for time in session[name]]
+        return [one for session in self.sessions for one in session[name]]
 
     def ratios(self, above: str, below: str) -> list[float]:
         """Ratios of two contenders' medians, session by session."""
@@ -96,7 +101,7 @@ class Samples:
 def undisturbed(times: Sequence[float]) -> list[float]:
     """The times in which the machine did nothing else."""
     most = _DISTURBED * sorted(times)[len(times) // 10]
-    return [time for time in times if time <= most]
+    return [one for one in times if one <= most]
 
 
 class _State(TypedDict):
@@ -145,9 +150,22 @@ class _Process:
         return state
 
     def time(self, count: int) -> float:
+        """Nanoseconds per call; waits until the program sleeps."""
         assert self._process.stdin is not None
         print(count, file=self._process.stdin, flush=True)
-        return float(self._read())
+        nanoseconds = float(self._read())
+        end = time.monotonic() + _MOST_WAIT
+        while self._runs() and time.monotonic() < end:
+            time.sleep(0.001)
+        return nanoseconds
+
+    def _runs(self) -> bool:
+        """Whether a thread of the program does; see ``proc_pid_stat(5)``."""
+        for file in Path("/proc", str(self._process.pid), "task").glob("*/stat"):
+            with contextlib.suppress(OSError):  # the thread has ended
+                if file.read_text().rpartition(")")[2].split()[0] == "R":
+                    return True
+        return False
 
 
 def run(program: Path, model: str, sessions: int, rounds: int, threads: int) -> Samples:

@@ -23,8 +23,7 @@ namespace {
 using Clock = std::chrono::steady_clock;
 using Call = std::function<at::Tensor()>;
 
-/// Untimed calls before the timed ones; then this program's caches are warm, and other programs' threads, which wait
-/// for work in a loop for a while, have gone to sleep.
+/// Untimed calls before the timed ones; then this program's caches are warm.
 constexpr auto kWarm = std::chrono::milliseconds(3);
 
 benchmarks::Weights load_weights(const std::string& file) {

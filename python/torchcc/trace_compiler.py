@@ -111,17 +111,21 @@ def compile_trace(request: Request, work: Path, tell: Callable[[str], None]) -> 
 
 
 def _compile_training(recording: Recording, request: Request, work: Path, tell: Callable[[str], None]) -> Measured:
-    """The same for a trace that needs gradients."""
+    """The same for a trace that needs gradients.
+
+    Random numbers are PyTorch's own unless the options say otherwise: with Inductor's, nothing could tell whether a
+    backward that belongs to other numbers is right.
+    """
+    options = {**({"fallback_random": True} if recording.trace.random else {}), **request.options}
     with recording.trace.environment.applied():
         shared = check_replay(recording)
         tell("differentiating")
         try:
-            halves = training.differentiate(recording)
+            halves = training.differentiate(recording, options)
         except Exception as error:
             raise RefusedError("export", one_line(error)) from error
         given = range(len(recording.inputs))
         copied: Mapping[int, Sequence[int]] = {}
-        options = dict(request.options)
         while True:
             tell("compiling")
             forward, backward = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -14,8 +15,13 @@ from torchcc.replay import Replay
 from torchcc.signature import Signature, Value
 
 
-def differentiate(recording: Recording) -> _torch.Halves:
-    """The two graphs of a trace. Raises whatever PyTorch does for operators without a derivative."""
+def differentiate(recording: Recording, options: Mapping[str, Any]) -> _torch.Halves:
+    """The two graphs of a trace. Raises whatever PyTorch does for operators without a derivative.
+
+    Args:
+        recording: With the trace.
+        options: Inductor's options.
+    """
     recorded = recording.trace
     shares = _outputs_that_share(recording)
 
@@ -29,7 +35,9 @@ def differentiate(recording: Recording) -> _torch.Halves:
         for one, form in zip(recording.inputs, recorded.inputs, strict=True)
     ]
     held = [one.held for one in recorded.inputs], recorded.held_outputs
-    return _torch.halves(function, inputs, recorded.output_grads, recorded.mutated, held, operators.for_complex)
+    return _torch.halves(
+        function, inputs, recorded.output_grads, recorded.mutated, held, operators.for_complex, options
+    )
 
 
 def _outputs_that_share(recording: Recording) -> set[int]:

@@ -11,6 +11,7 @@
 #include <filesystem>
 #include <fstream>
 #include <mutex>
+#include <vector>
 
 #include <fcntl.h>
 #include <poll.h>
@@ -72,7 +73,12 @@ class Process {
     posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETPGROUP | POSIX_SPAWN_SETSIGMASK);
     std::array<char*, 4> arguments{const_cast<char*>(python.c_str()), const_cast<char*>("-m"),
                                    const_cast<char*>("torchcc.compiler"), nullptr};
-    const int failed = ::posix_spawnp(&pid_, python.c_str(), &files, &attributes, arguments.data(), environ);
+    // Modules are not taken from the program's working folder (Python 3.11; others do not know the variable).
+    std::string safe_path = "PYTHONSAFEPATH=1";
+    std::vector<char*> environment{safe_path.data()};
+    for (char** variable = environ; *variable != nullptr; ++variable) environment.push_back(*variable);
+    environment.push_back(nullptr);
+    const int failed = ::posix_spawnp(&pid_, python.c_str(), &files, &attributes, arguments.data(), environment.data());
     posix_spawn_file_actions_destroy(&files);
     posix_spawnattr_destroy(&attributes);
     ::close(in[1]);

@@ -49,6 +49,7 @@ def halves(
     mutated: Sequence[int],
     held: tuple[Sequence[bool], Sequence[bool]],
     adapt: Callable[[Any, Sequence[Any]], tuple[Any, Sequence[Any]]],
+    options: Mapping[str, Any],
 ) -> Halves:
     """Differentiates ``function`` for inputs that require grad as given.
 
@@ -66,14 +67,16 @@ def halves(
             others copies are kept.
         adapt: Takes an operator and its arguments, and gives a call of the same meaning in which complex tensors stand
             for complex numbers, which Inductor cannot write.
+        options: Inductor's options.
     """
     from torch._functorch.aot_autograd import aot_export_joint_simple
+    from torch._inductor import config
     from torch._inductor.compile_fx import partition_fn
     from torch._inductor.decomposition import select_decomp_table
     from torch._inductor.virtualized import V
 
     count = len(output_grads) + len(mutated)
-    with torch.enable_grad(), mended_decompositions():
+    with torch.enable_grad(), mended_decompositions(), config.patch(dict(options)):
         joint: Any = aot_export_joint_simple(
             function, tuple(inputs), trace_joint=True, decompositions=select_decomp_table()
         )
@@ -246,7 +249,7 @@ def _move_views(forward: Any, backward: Any, kept: list[Any], taken: Sequence[An
 
 
 def _copy(module: Any, node: Any) -> Any:
-    with module.graph.inserting_after(node):
+    with module.graph.inserting_before(_output(module)):
         copy = module.graph.call_function(torch.ops.aten.clone.default, (node,))
     copy.meta["val"] = node.meta["val"]
     return copy
