@@ -43,7 +43,7 @@ def run(quick: bool = False) -> Report:
     Raises:
         CompileError: A program cannot be built, or failed, or a contender gives other results.
     """
-    sessions, rounds = (1, 3) if quick else (3, 60)
+    sessions, rounds = (1, 3) if quick else (5, 40)
     cases = [*_recording_cases(5 if quick else 300), *_replay_cases(5 if quick else 5000)]
     program = harness.build("contest") / "contest"
     notes = [
@@ -119,7 +119,7 @@ def model_cases(title: str, samples: Samples) -> list[Case]:
             cases.append(harness.case(f"{title}: {name}", [time / 1000 for time in samples.times(key)], "us"))
     names = f"the better of {CONTENDERS['aoti']} and {CONTENDERS['compile']}"
     for key, name in ((samples.better("aoti", "compile"), names), ("eager", CONTENDERS["eager"])):
-        ratios = samples.ratios("compiled", key)
+        ratios = samples.ratios(key)
         noise = min(_MOST_NOISE, max(samples.noise(), _deviation(ratios)))
         name = f"{title}: compiled C++ over {name}, ties within noise"
         cases.append(harness.case(name, ratios, "ratio", 1.0, noise=noise))
@@ -127,7 +127,7 @@ def model_cases(title: str, samples: Samples) -> list[Case]:
         name = f"{title}: compiled C++ over {CONTENDERS[key]}"
         missing = key in samples.missing
         cases.append(
-            Case(name, None, "ratio") if missing else harness.case(name, samples.ratios("compiled", key), "ratio")
+            Case(name, None, "ratio") if missing else harness.case(name, samples.ratios(key), "ratio")
         )
     return cases
 

@@ -52,7 +52,7 @@ _SLICE = 5e6
 # may leave one core to two threads, which then take two to four times as long. Such times are left out; a session goes
 # on until each contender has as many others as wanted, for this many times as many rounds at most.
 _DISTURBED = 1.25
-_MOST_ROUNDS = 4
+_MOST_ROUNDS = 3
 
 # Seconds after which threads are taken not to fall asleep at all.
 _MOST_WAIT = 1.0
@@ -82,9 +82,10 @@ class Samples:
         """All times of a contender."""
         return [one for session in self.sessions for one in session[name]]
 
-    def ratios(self, above: str, below: str) -> list[float]:
-        """Ratios of two contenders' medians, session by session."""
-        return harness.ratios(self._medians(above), self._medians(below))
+    def ratios(self, below: str) -> list[float]:
+        """Compiled C++, the mean of its two processes, over a contender, session by session."""
+        both = zip(self._medians("compiled"), self._medians(_TWIN), strict=True)
+        return harness.ratios([statistics.mean(two) for two in both], self._medians(below))
 
     def better(self, *contenders: str) -> str:
         """The contender with the smallest median."""
@@ -92,7 +93,7 @@ class Samples:
 
     def noise(self) -> float:
         """Compiled C++ over its twin, session by session: the largest deviation from 1."""
-        return max(abs(ratio - 1) for ratio in self.ratios("compiled", _TWIN))
+        return max(abs(ratio - 1) for ratio in harness.ratios(self._medians("compiled"), self._medians(_TWIN)))
 
     def _medians(self, name: str) -> list[float]:
         return [statistics.median(session[name]) for session in self.sessions]
