@@ -26,6 +26,7 @@ GROUPS = (
     ("changes", "signatures", "eager"),
     ("convolutions", "layers", "concurrency", "random_numbers"),
     ("training",),
+    ("lazy",),
 )
 
 # Suites whose programs run with gradients too; see trains() in harness.h.

@@ -314,6 +314,8 @@ def constant(argument: Argument, names: Sequence[str]) -> str:
     match kind:
         case "tensor":
             return names[int(content)]
+        case "number":
+            return f"{names[int(content)]}.item()"
         case "list":
             return f"[{', '.join(constant(one, names) for one in content)}]"
         case "float":

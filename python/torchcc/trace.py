@@ -319,6 +319,8 @@ def decode(argument: Argument, values: Mapping[int, torch.Tensor]) -> Any:
             return [decode(one, values) for one in content]
         case "float":
             return number(content)
+        case "number":
+            return values[content].item()
         case "complex":
             return complex(*map(number, content))
         case "str":
@@ -355,8 +357,9 @@ def encode(value: Any) -> Argument:
 def tensor_ids(argument: Argument) -> Iterator[int]:
     """Value ids in an argument."""
     if isinstance(argument, Mapping):
-        if "tensor" in argument:
-            yield argument["tensor"]
+        for kind in ("tensor", "number"):
+            if kind in argument:
+                yield argument[kind]
         for one in argument.get("list", ()):
             yield from tensor_ids(one)
 

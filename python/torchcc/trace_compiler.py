@@ -27,9 +27,12 @@ _WORTH = 1.03
 # Compiled code counts as slower than the operators themselves when it takes this many times as long; nearer ones may be
 # chance. Calls shorter than so many seconds, or so many for each operator, are not judged: running the operators from
 # Python costs too much of it.
-_LOSS = 1.1
+_LOSS = 1.05
 _JUDGED = 2e-4
 _JUDGED_PER_OPERATOR = 2e-5
+
+# Seconds of calls of one kind in a row.
+_TURN = 0.01
 
 
 @dataclass(frozen=True)
@@ -303,16 +306,20 @@ def why_eager(recording: Recording, given: Sequence[int], run: Run) -> str:
 def _fastest(recording: Recording, *cases: tuple[Run, Sequence[int]], seconds: float = 1.0) -> list[float]:
     """Seconds of the fastest call of each, in turns, within ``seconds``: other programs only ever add time.
 
-    Few calls compare nothing: for stretches of many milliseconds a machine may leave one core to two threads.
+    Few calls compare nothing: for stretches of many milliseconds a machine may leave one core to two threads. A turn is
+    several calls, since the first ones find the caches filled by the others.
     """
     inputs = [[replay.copy_of(recording.inputs[position]) for position in given] for _, given in cases]
     times: list[list[float]] = [[] for _ in cases]
     end = time.perf_counter() + seconds
     while len(times[0]) < 7 or (time.perf_counter() < end and len(times[0]) < 2000):
         for (run, _), tensors, spent in zip(cases, inputs, times, strict=True):
-            start = time.perf_counter()
-            run(tensors)
-            spent.append(time.perf_counter() - start)
+            begin = start = time.perf_counter()
+            while start - begin < (_TURN if seconds else 0.0) or start == begin:
+                run(tensors)
+                now = time.perf_counter()
+                spent.append(now - start)
+                start = now
     return [min(spent) for spent in times]
 
 

@@ -73,6 +73,13 @@ class Compiled<F, void> : public CompiledBase {
   std::shared_ptr<F> function_;
 };
 
+/// Computes what waits, if the calling thread runs a function in lazy mode. To be called before the memory of `tensor` is
+/// read or written by pointer (data_ptr, accessor, storage). Gives `tensor`. Throws what the operators throw.
+inline const at::Tensor& materialize(const at::Tensor& tensor) {
+  detail::materialize();
+  return tensor;
+}
+
 /// Gives a callable of the same C++ signature as `function`. At first it runs `function` and records its operators; as
 /// soon as two calls have recorded the same, Inductor compiles them in another process, and later calls run the
 /// compiled code in place of `function`.

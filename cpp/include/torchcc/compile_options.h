@@ -9,8 +9,24 @@
 
 namespace torchcc {
 
+/// What happens in a call of a compiled function.
+enum class CompileMode {
+  /// Compiled code runs in place of the function where recordings have shown that it may; else the function runs.
+  automatic,
+  /// The same, but a function that cannot be replayed is an error: CaptureError, with the reason.
+  replay,
+  /// The function's own code runs in every call, and its operators wait until a value is needed: stretches of operators
+  /// that came before run as compiled code. For code that reads values, branches on them, or counts its calls.
+  lazy,
+  /// The function runs, and nothing is recorded.
+  eager,
+};
+
 /// How a function is compiled. A plain value; compile() copies it.
 struct CompileOptions {
+  /// What calls do.
+  CompileMode mode = CompileMode::automatic;
+
   /// How messages and stats() name the function.
   std::string name = "function";
 
@@ -62,6 +78,20 @@ struct VariantStats {
   bool frozen = false;         ///< the next call uses packed weights
 };
 
+/// Of lazy execution: operators between two places where the function needs values.
+struct SegmentStats {
+  std::string first;           ///< its first operator
+  std::string end;             ///< what ended it: an operator, or "the end of the function"
+  std::string state;           ///< as VariantStats::state
+  std::string reason;          ///< why it is not compiled; else empty
+  int64_t ops = 0;             ///< its operators
+  int64_t recorded = 0;        ///< times that it was recorded
+  int64_t replayed = 0;        ///< runs of its compiled code
+  int64_t eager = 0;           ///< runs of it, or of its beginning, operator by operator
+  double compile_seconds = 0;  ///< spent in the compiler
+  bool from_cache = false;     ///< the compiled code came from the cache
+};
+
 /// What a compiled function has done so far.
 struct CompileStats {
   int64_t calls = 0;
@@ -72,6 +102,10 @@ struct CompileStats {
   double compile_seconds = 0;
   std::string reason;  ///< why the latest call that did not run compiled code did not; else empty
   std::vector<VariantStats> variants;
+  int64_t lazy = 0;          ///< calls in lazy mode
+  int64_t compiled_ops = 0;  ///< operators that ran as part of compiled code, in lazy mode
+  int64_t eager_ops = 0;     ///< operators that ran one by one, in lazy mode
+  std::vector<SegmentStats> segments;
 
   /// Several lines for people.
   std::string str() const;

@@ -397,17 +397,77 @@ std::unique_ptr<Recording> Recorder::finish(c10::ArrayRef<const at::Tensor*> res
   }
   externals_.clear();  // our own handles, which are not to be counted
   count_owners(*recording, results);
-  recording->trains = trains_;
+  fill(*recording);
+  return recording;
+}
+
+void Recorder::fill(Recording& recording) {
+  recording.trains = trains_;
   if (!trains_) trace_.requires_grad.clear();
   // A copy has no more room than it needs.
-  recording->trace = trace_.code.size() * 2 < trace_.code.capacity() ? Trace(trace_) : std::move(trace_);
-  recording->random_state = random_state_;
-  recording->has_copies = has_copies_;
-  recording->argument_hash = argument_hash_;
-  recording->default_dtype = static_cast<int64_t>(c10::get_default_dtype_as_scalartype());
-  recording->deterministic = at::globalContext().deterministicAlgorithms();
-  recording->inference_mode = c10::InferenceMode::is_enabled();
-  recording->refusal = refusal_;
+  recording.trace = trace_.code.size() * 2 < trace_.code.capacity() ? Trace(trace_) : std::move(trace_);
+  recording.random_state = random_state_;
+  recording.has_copies = has_copies_;
+  recording.argument_hash = argument_hash_;
+  recording.default_dtype = static_cast<int64_t>(c10::get_default_dtype_as_scalartype());
+  recording.deterministic = at::globalContext().deterministicAlgorithms();
+  recording.inference_mode = c10::InferenceMode::is_enabled();
+  recording.refusal = refusal_;
+}
+
+std::vector<std::pair<ValueId, at::Tensor>> Recorder::live() {
+  std::vector<std::pair<ValueId, at::Tensor>> found;
+  for (const Memory& memory : memories_) {
+    if (memory.is_external) continue;
+    auto storage = memory.storage.lock();
+    if (storage == nullptr) continue;
+    const ValueId root = memory.values.front();
+    const int64_t* words = trace_.value(root);
+    const auto end = extent(words).second;
+    for (const ValueId id : memory.values) {
+      const int64_t* other = trace_.value(id);
+      if (words[kFlags] != 0 || words[kOffset] != 0 || other[kDtype] != words[kDtype] || extent(other).second > end) {
+        refuse("an operator makes several tensors in one memory, none of which is the whole");
+        return {};
+      }
+    }
+    found.emplace_back(root, make_view(c10::Storage(std::move(storage)), words));
+  }
+  return found;
+}
+
+std::unique_ptr<Recording> Recorder::finish_segment() {
+  const Unrecorded unrecorded;
+  auto recording = std::make_unique<Recording>();
+  if (refusal_.empty()) check_all();
+  for (auto& [root, tensor] : refusal_.empty() ? live() : std::vector<std::pair<ValueId, at::Tensor>>()) {
+    recording->outputs.push_back(root);
+    recording->expected.push_back(std::move(tensor));
+  }
+  const size_t steps = trace_.steps.size();
+  if (refusal_.empty()) make_inputs(*recording);
+  Recording::Layout& layout = recording->layout;
+  layout.prologue = trace_.steps.size() - steps;
+  layout.memories.resize(trace_.value_begin.size());
+  layout.externals.resize(trace_.value_begin.size());
+  layout.roots.resize(memories_.size(), -1);
+  for (size_t memory = 0; memory < memories_.size(); ++memory) {
+    for (const ValueId id : memories_[memory].values) layout.memories[static_cast<size_t>(id)] = memory;
+    if (!memories_[memory].is_external) layout.roots[memory] = memories_[memory].values.front();
+  }
+  for (const External& external : externals_) {
+    layout.externals[static_cast<size_t>(external.value)] =
+        external.tensor.requires_grad() ? Recording::External::tracked : Recording::External::untracked;
+  }
+  for (const Input& input : recording->inputs) {
+    if (!input.is_base) continue;
+    for (const External& external : externals_) {
+      if (external.tensor.is_same(input.captured->tensor())) {
+        layout.memories[static_cast<size_t>(input.value)] = external.memory;
+      }
+    }
+  }
+  fill(*recording);
   return recording;
 }
 

@@ -5,6 +5,7 @@
 #include <torchcc/error.h>
 
 #include "background.h"
+#include "lazy.h"
 #include "log.h"
 #include "message.h"
 #include "recorder.h"
@@ -28,6 +29,13 @@ void check(const CompileOptions& options) {
   }
 }
 
+[[noreturn]] void refuse_eager(const std::string& name, const std::string& reason) {
+  throw CaptureError(message("compile '" + name + "': compiled code cannot run in its place",
+                             {{"expected", "a function that can be replayed, since CompileOptions::mode is replay"},
+                              {"got", reason},
+                              {"fix", "change the function, or leave out the mode: it then runs eagerly"}}));
+}
+
 }  // namespace
 
 Core::Core(CompileOptions options, ClosureBytes closure, std::unique_ptr<ModuleView> module)
@@ -42,7 +50,7 @@ Core::~Core() = default;
 
 bool Core::replay(const Leaves& arguments, Replayed& results) {
   CoreState& state = *state_;
-  if (Recorder::current() != nullptr) return false;  // part of a function that is being recorded
+  if (Mode::current() != nullptr) return false;  // part of a function that is being recorded
   const CoreState::Table* table = state.table.load(std::memory_order_acquire);
   if (table == nullptr) return false;
   const uint64_t settings = environment();
@@ -77,11 +85,19 @@ struct Run::State {
   Guards guards;  // made before the call, which may move its arguments away
   std::vector<uint64_t> closure;
   std::unique_ptr<Recorder> recorder;
+  std::unique_ptr<Lazy> lazy;
 };
 
 Run::Run(Core& core, const Leaves& arguments) {
-  if (Recorder::current() != nullptr) return;
+  if (Mode::current() != nullptr) return;
   CoreState& state = *core.state_;
+  if (state.options.mode == CompileMode::eager) return;
+  if (state.options.mode == CompileMode::lazy) {
+    ++state.lazy;
+    state_ = std::make_unique<State>(State{core.state_, Guards({}, {}, 0, {}), {}, nullptr, nullptr});
+    state_->lazy = std::make_unique<Lazy>(state.segments);
+    return;
+  }
   Variant* variant = state.find(arguments);
   std::shared_ptr<const Recording> previous;
   {
@@ -98,6 +114,8 @@ Run::Run(Core& core, const Leaves& arguments) {
             "fits no variant: " +
                 state.variants.back()->guards.misfit(arguments, state.modes(), environment(), state.watch));
       }
+    } else if (variant->state == Variant::State::eager && state.options.mode == CompileMode::replay) {
+      refuse_eager(state.options.name, variant->reason);
     } else if (variant->state == Variant::State::eager || variant->state == Variant::State::compiling) {
       ++variant->eager;
       state.reason = variant->state == Variant::State::eager ? variant->reason : "it is being compiled";
@@ -112,7 +130,7 @@ Run::Run(Core& core, const Leaves& arguments) {
   }
   std::vector<uint64_t> closure = state.watch.read();
   state_ = std::make_unique<State>(
-      State{core.state_, Guards(arguments, state.modes(), environment(), closure), closure, nullptr});
+      State{core.state_, Guards(arguments, state.modes(), environment(), closure), closure, nullptr, nullptr});
   try {
     state_->recorder = std::make_unique<Recorder>(arguments.tensors, previous.get());
   } catch (const CaptureError& error) {
@@ -124,8 +142,30 @@ Run::Run(Core& core, const Leaves& arguments) {
 
 Run::~Run() = default;
 
+void Run::explain(const c10::Error& error) const {
+  if (state_ == nullptr || state_->lazy == nullptr) return;
+  const std::string text = error.what_without_backtrace();
+  if (text.find("Cannot access data pointer of Storage that is invalid") == std::string::npos &&
+      text.find("its data is not allocated yet") == std::string::npos) {
+    return;
+  }
+  throw CaptureError(message("compile '" + state_->core->options.name + "': the memory of a tensor is not there yet",
+                             {{"expected", "no access to data (data_ptr, accessor, storage) while operators wait"},
+                              {"got", first_line(text)},
+                              {"fix", "call torchcc::materialize(x) before, which computes what waits"}}));
+}
+
+void materialize() {
+  if (auto* lazy = dynamic_cast<Lazy*>(Mode::current())) lazy->materialize();
+}
+
 void Run::finish(const Leaves& results, bool unchanged) {
   if (state_ == nullptr) return;
+  if (state_->lazy != nullptr) {
+    state_->lazy->finish();
+    state_.reset();
+    return;
+  }
   CoreState& core = *state_->core;
   if (!unchanged) state_->recorder->refuse("the function assigns to an argument that it got by reference");
   if (!core.watch.is_certain(state_->closure)) {

@@ -58,7 +58,7 @@ FunctionCapture::FunctionCapture(const ExportOptions& options, std::unique_ptr<M
                                  {"got", std::to_string(options.timeout)},
                                  {"fix", "leave it out for 600 s"}}));
   }
-  if (Recorder::current() != nullptr) {
+  if (Mode::current() != nullptr) {
     throw CaptureError(message("export of '" + options.name + "': inside of a function that is being recorded",
                                {{"fix", "call export_function outside of compiled functions"}}));
   }

@@ -3,158 +3,33 @@
 #include "recorder.h"
 
 #include <algorithm>
-#include <bit>
 #include <cstring>
 #include <functional>
-#include <mutex>
 #include <string_view>
 #include <utility>
 
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/autocast_mode.h>
 #include <ATen/core/grad_mode.h>
-#include <torch/library.h>
-#include <torchcc/error.h>
 #include <torchcc/signature.h>
 
-#include "message.h"
+#include "arguments.h"
 #include "tensors.h"
 
 namespace torchcc::detail {
 namespace {
 
-constexpr c10::DispatchKey kMode = c10::DispatchKey::TESTING_ONLY_GenericMode;
-
-thread_local Recorder* current_recorder = nullptr;
-
 // Reads of one storage that compare its content with the hash; at the end all are compared.
 constexpr int kChecks = 3;
-
-void fallback(const c10::OperatorHandle& op, c10::DispatchKeySet, torch::jit::Stack* stack) {
-  const c10::impl::ExcludeDispatchKeyGuard inside(kMode);
-  if (current_recorder == nullptr) {
-    op.callBoxed(stack);
-  } else {
-    current_recorder->step(op, stack);
-  }
-}
-
-/// Registers the mode's fallback, once per process and not before the first recording. Of all mode keys, this one alone
-/// has no fallback in libtorch. It sees every call of the dispatcher, factories and composite operators included, above
-/// autograd and autocast.
-c10::DispatchKey require_mode() {
-  static const bool registered = [] {
-    if (c10::Dispatcher::singleton().hasBackendFallbackForDispatchKey(kMode)) {
-      throw CaptureError(message("recording is not possible: something else in this process uses PyTorch's mode key",
-                                 {{"expected", "no fallback for the dispatch key TESTING_ONLY_GenericMode"},
-                                  {"got", "one that another library registered, or a second copy of torchcc::capture"},
-                                  {"fix", "link torchcc::capture into one library of the program only"}}));
-    }
-    static torch::Library library(torch::Library::IMPL, "_", kMode, __FILE__, __LINE__);
-    library.fallback(torch::CppFunction::makeFromBoxedFunction<&fallback>());
-    return true;
-  }();
-  (void)registered;
-  return kMode;
-}
 
 size_t hash_of(const c10::StorageImpl& storage) {
   return std::hash<std::string_view>{}({static_cast<const char*>(storage.data()), storage.nbytes()});
 }
 
-bool is_default_generator(const at::Generator& generator) {
-  return generator.unsafeGetGeneratorImpl() == at::detail::getDefaultCPUGenerator().unsafeGetGeneratorImpl();
-}
-
-bool has_mask(const c10::IValue& indices) {
-  for (const c10::IValue& index : indices.toListRef()) {
-    if (!index.isTensor() || !index.toTensor().defined()) continue;
-    const c10::ScalarType dtype = index.toTensor().scalar_type();
-    if (dtype == at::kBool || dtype == at::kByte) return true;
-  }
-  return false;
-}
-
-bool has_given_size(const Operator& op, const c10::IValue* arguments) {
-  return op.given_size >= 0 && arguments[op.given_size].isInt() && arguments[op.given_size].toInt() >= 0;
-}
-
-/// Whether at::equal needs no data: for a tensor and itself, and for tensors of different sizes.
-bool is_decided(const c10::IValue& a, const c10::IValue& b) {
-  return a.isTensor() && b.isTensor() &&
-         (a.toTensor().is_same(b.toTensor()) || a.toTensor().sizes() != b.toTensor().sizes());
-}
-
-bool is_written(const Operator& op, size_t position, const c10::IValue* arguments) {
-  const Operator::Argument& argument = op.arguments[position];
-  if (argument.is_written) return true;
-  return argument.is_hidden_state && op.training >= 0 && arguments[op.training].isBool() &&
-         arguments[op.training].toBool();
-}
-
-// operator<< begins with tensor.to(kCPU, kDouble), or kComplexDouble, and then reads memory, which no operator shows.
-// For other dtypes the copy that nobody uses gives it away; see Recorder::refuse_printing.
-bool prints(const Operator& op, const c10::IValue* arguments) {
-  if (!op.is_to_device || !arguments[0].isTensor() || !arguments[2].isInt()) return false;
-  const c10::ScalarType dtype = arguments[0].toTensor().scalar_type();
-  return is_printed(static_cast<int64_t>(dtype)) && arguments[2].toInt() == static_cast<int64_t>(dtype) &&
-         arguments[1].isDevice() && arguments[1].toDevice().is_cpu() && !arguments[4].toBool();
-}
-
-// A double that stands for a number of C++ code takes part in type promotion as one; PyTorch marks it.
-bool is_number(const at::Tensor& tensor) { return tensor.unsafeGetTensorImpl()->is_wrapped_number(); }
-
-void write(Words& code, Tag tag, int64_t word) {
-  code.push_back(static_cast<int64_t>(tag));
-  code.push_back(word);
-}
-
-void write_text(Words& code, std::string_view text) {
-  write(code, Tag::text, static_cast<int64_t>(text.size()));
-  for (size_t i = 0; i < text.size(); i += sizeof(int64_t)) {
-    int64_t word = 0;
-    std::memcpy(&word, text.data() + i, std::min(sizeof word, text.size() - i));
-    code.push_back(word);
-  }
-}
-
-void write_complex(Words& code, c10::complex<double> number) {
-  write(code, Tag::complex, std::bit_cast<int64_t>(number.real()));
-  code.push_back(std::bit_cast<int64_t>(number.imag()));
-}
-
-void write_number(Words& code, const c10::Scalar& number) {
-  if (number.isComplex()) {
-    write_complex(code, number.toComplexDouble());
-  } else if (number.isFloatingPoint()) {
-    write(code, Tag::floating, std::bit_cast<int64_t>(number.toDouble()));
-  } else if (number.isBoolean()) {
-    write(code, Tag::boolean, number.toBool() ? 1 : 0);
-  } else {
-    write(code, Tag::integer, number.toLong());
-  }
-}
-
-/// The value of a CPU tensor of rank 0, read without an operator.
-c10::Scalar number_of(const at::Tensor& tensor) {
-  const void* data = tensor.const_data_ptr();
-  switch (tensor.scalar_type()) {
-    case at::kDouble: return *static_cast<const double*>(data);
-    case at::kLong: return *static_cast<const int64_t*>(data);
-    case at::kBool: return *static_cast<const bool*>(data);
-    case at::kComplexDouble: return *static_cast<const c10::complex<double>*>(data);
-    default: return *static_cast<const float*>(data);
-  }
-}
-
 }  // namespace
 
-Unrecorded::Unrecorded() : guard_(kMode) {}
-
-Recorder* Recorder::current() { return current_recorder; }
-
 Recorder::Recorder(c10::ArrayRef<const at::Tensor*> arguments, const Recording* previous)
-    : mode_(require_mode()), checks_content_(previous != nullptr), tracks_(at::GradMode::is_enabled()) {
+    : checks_content_(previous != nullptr), tracks_(at::GradMode::is_enabled()) {
   static const Operator kCall{.name = "the call"};
   const Unrecorded unrecorded;
   for (const at::Tensor* tensor : arguments) {
@@ -170,15 +45,7 @@ Recorder::Recorder(c10::ArrayRef<const at::Tensor*> arguments, const Recording* 
     argument_values_.back() = same >= 0 ? same : add_external(*tensor);
     if (same < 0) externals_.back().argument = static_cast<int64_t>(arguments_.size()) - 1;
   }
-  // Enough at first for most functions: growing moves everything.
-  const size_t steps = previous == nullptr ? 1024 : previous->trace.steps.size();
-  trace_.steps.reserve(steps);
-  trace_.code.reserve(16 * steps);
-  trace_.values.reserve(8 * steps);
-  trace_.value_begin.reserve(steps);
-  uses_.reserve(steps);
-  memories_.reserve(steps);
-  memory_of_.reserve(steps);
+  reserve(previous == nullptr ? 1024 : previous->trace.steps.size());  // enough at first for most functions
   if (previous != nullptr) {
     for (const Input& input : previous->inputs) {
       if (input.kind != Input::Kind::captured) continue;
@@ -187,11 +54,24 @@ Recorder::Recorder(c10::ArrayRef<const at::Tensor*> arguments, const Recording* 
       owners_[input.captured.get()] = {input.captured->owners(), input.captured->storage_owners()};
     }
   }
-  current_recorder = this;
+  enter();
 }
 
-Recorder::~Recorder() {
-  if (current_recorder == this) current_recorder = nullptr;
+Recorder::Recorder() : checks_content_(true), tracks_(false), is_segment_(true) { reserve(256); }
+
+// Growing moves everything.
+void Recorder::reserve(size_t steps) {
+  trace_.steps.reserve(steps);
+  trace_.code.reserve(16 * steps);
+  trace_.values.reserve(8 * steps);
+  trace_.value_begin.reserve(steps);
+  uses_.reserve(steps);
+  memories_.reserve(steps);
+  memory_of_.reserve(steps);
+}
+
+bool Recorder::knows(const at::Tensor& tensor) const {
+  return memory_of_.count(tensor.storage().unsafeGetStorageImpl()) != 0;
 }
 
 void Recorder::refuse(std::string reason) {
@@ -265,6 +145,7 @@ ValueId Recorder::add_external(const at::Tensor& tensor) {
 // A view that no operator made: Tensor::data(), a saved variable.
 ValueId Recorder::add_alias(const at::Tensor& tensor, Memory& memory) {
   if (memory.is_external) return add_external(tensor);
+  if (is_segment_) refuse("a tensor is used through another one that no operator made (data())");
   const ValueId root = memory.values.front();
   const int64_t* words = trace_.value(root);
   if (words[kDtype] != static_cast<int64_t>(tensor.scalar_type()) || words[kFlags] != 0 || tensor.is_conj() ||
@@ -407,30 +288,11 @@ void Recorder::encode(const c10::IValue& value, const Operator& op, const Operat
     } else {
       code.push_back(static_cast<int64_t>(Tag::none));
     }
-  } else if (value.isInt()) {
-    write(code, argument.number, value.toInt());
-  } else if (value.isNone()) {
-    code.push_back(static_cast<int64_t>(Tag::none));
-  } else if (value.isBool()) {
-    write(code, Tag::boolean, value.toBool() ? 1 : 0);
-  } else if (value.isDouble()) {
-    write(code, Tag::floating, std::bit_cast<int64_t>(value.toDouble()));
   } else if (value.isList()) {
     const c10::ArrayRef<c10::IValue> elements = value.toListRef();
     write(code, Tag::list, static_cast<int64_t>(elements.size()));
     for (const c10::IValue& element : elements) encode(element, op, argument, position);
-  } else if (value.isComplexDouble()) {
-    write_complex(code, value.toComplexDouble());
-  } else if (value.isString()) {
-    write_text(code, value.toStringView());
-  } else if (value.isDevice()) {
-    write(code, Tag::device, static_cast<int64_t>(value.toDevice().type()));
-    code.push_back(value.toDevice().index());
-  } else if (value.isGenerator() && is_default_generator(value.toGenerator())) {
-    code.push_back(static_cast<int64_t>(Tag::none));
-  } else if (value.isSymInt() && !value.toSymInt().is_heap_allocated()) {
-    write(code, Tag::integer, value.toSymInt().expect_int());
-  } else {
+  } else if (!write_constant(code, value, argument.number)) {
     refuse(op.name + ": an argument of a kind that cannot be compiled (" + value.tagKind() + ")");
   }
 }
@@ -471,19 +333,6 @@ void Recorder::give(const c10::IValue& value, const Operator& op) {
   }
 }
 
-bool Recorder::is_refused(const Operator& op, const c10::IValue* arguments) {
-  if (op.reads_host) {
-    refuse("the function reads a value on the host (" + op.name + ")");
-  } else if (op.is_equal && !is_decided(arguments[0], arguments[1])) {
-    refuse("the function reads a value on the host (" + op.name + ")");
-  } else if (op.has_dynamic_shape && !(op.is_index && !has_mask(arguments[1])) && !has_given_size(op, arguments)) {
-    refuse("the sizes of a result depend on data (" + op.name + ")");
-  } else if (op.changes_storage) {
-    refuse("the function changes the storage of a tensor (" + op.name + ")");
-  }
-  return !refusal_.empty();
-}
-
 void Recorder::note_random(const Operator& op, const c10::IValue* arguments) {
   if (random_state_.defined()) return;
   if (op.training >= 0 && arguments[op.training].isBool() && !arguments[op.training].toBool()) return;
@@ -507,7 +356,8 @@ void Recorder::rehash_written() {
 void Recorder::step(const c10::OperatorHandle& handle, torch::jit::Stack* stack) {
   const Operator& op = operator_of(handle);
   const size_t first = stack->size() - op.arguments.size();
-  if (!refusal_.empty() || op.is_metadata || is_refused(op, stack->data() + first)) {
+  if (op.may_depend && refusal_.empty()) refuse(dependence(op, stack->data() + first));
+  if (!refusal_.empty() || op.is_metadata) {
     handle.callBoxed(stack);
     return;
   }
@@ -515,7 +365,7 @@ void Recorder::step(const c10::OperatorHandle& handle, torch::jit::Stack* stack)
     handle.callBoxed(stack);
     return;
   }
-  if (prints(op, stack->data() + first)) {
+  if (!is_segment_ && prints(op, stack->data() + first)) {
     refuse("the function converts a tensor on the CPU to double although it is that already, as printing does");
     handle.callBoxed(stack);
     return;
@@ -524,7 +374,8 @@ void Recorder::step(const c10::OperatorHandle& handle, torch::jit::Stack* stack)
   written_.clear();
   first_used_ = Memory::kNone;
   use_all(op, stack->data() + first);
-  Trace::Step step{&op, static_cast<uint32_t>(trace_.code.size()), -1, !tracks_ || at::GradMode::is_enabled()};
+  Trace::Step step{&op, static_cast<uint32_t>(trace_.code.size()), -1,
+                   !(tracks_ || is_segment_) || at::GradMode::is_enabled()};
   if (at::autocast::is_autocast_enabled(at::kCPU)) {
     step.autocast = static_cast<int16_t>(at::autocast::get_autocast_dtype(at::kCPU));
   }

@@ -7,10 +7,10 @@
 
 #include <ATen/core/Tensor.h>
 #include <ATen/core/stack.h>
-#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/util/SmallVector.h>
 #include <c10/util/flat_hash_map.h>
 
+#include "mode.h"
 #include "recording.h"
 
 namespace torchcc::detail {
@@ -44,34 +44,39 @@ struct External {
   bool is_constant = false;
 };
 
-/// Writes down every operator call of this thread while it lives. The operators run as they would without it.
+/// Writes down operator calls while they run as they would without it: every one of this thread, as long as it lives;
+/// or, of a segment, those that it is given.
 ///
 /// A value is known by its storage, offset, sizes, strides and dtype, not by its TensorImpl: the same value may come
 /// back in another one.
-class Recorder {
+class Recorder final : public Mode {
  public:
   /// `previous`: an earlier recording of the same function. With one, contents are checked: memory that changes without
   /// an operator, from the beginning of this call on in what the earlier call captured, refuses the recording.
   Recorder(c10::ArrayRef<const at::Tensor*> arguments, const Recording* previous);
-  ~Recorder();
-  Recorder(const Recorder&) = delete;
-  Recorder& operator=(const Recorder&) = delete;
-
-  /// The one of this thread, or null.
-  static Recorder* current();
+  /// Of a segment, a part of a function that is seen again only if the same operators come again: every tensor from
+  /// outside is an input, and every tensor that lives on is an output. Gradients are not followed.
+  Recorder();
 
   /// Stops recording. To be called once, at the end of the function, with the tensors of its result.
   std::unique_ptr<Recording> finish(c10::ArrayRef<const at::Tensor*> results);
 
-  /// Declares that this run cannot be replayed; the first reason counts.
+  /// The same at the end of a segment.
+  std::unique_ptr<Recording> finish_segment();
+
+  /// Declares that this run cannot be replayed; the first reason that is not empty counts.
   void refuse(std::string reason);
 
   /// Runs one operator and writes it down.
-  void step(const c10::OperatorHandle& handle, torch::jit::Stack* stack);
+  void step(const c10::OperatorHandle& handle, torch::jit::Stack* stack) override;
+
+  size_t steps() const { return trace_.steps.size(); }
+  /// Whether operators so far have used or made the memory of a tensor, which has one.
+  bool knows(const at::Tensor& tensor) const;
 
  private:
   // recorder.cpp: while the function runs
-  bool is_refused(const Operator& op, const c10::IValue* arguments);
+  void reserve(size_t steps);
   void use_all(const Operator& op, const c10::IValue* arguments);
   void use(const at::Tensor& tensor, const Operator& op, bool written);
   void encode(const c10::IValue& value, const Operator& op, const Operator::Argument& argument, size_t& position);
@@ -96,6 +101,8 @@ class Recorder {
   void sort_captured();
   void refuse_kept(c10::ArrayRef<const at::Tensor*> results);
   void refuse_changed_gradients();
+  void fill(Recording& recording);
+  std::vector<std::pair<ValueId, at::Tensor>> live();
   // gradients.cpp: what autograd made of it
   void refuse_graph(Recording& recording, c10::ArrayRef<const at::Tensor*> results);
   void refuse_kept_beside_graph(const Recording& recording, c10::ArrayRef<const at::Tensor*> results);
@@ -110,7 +117,6 @@ class Recorder {
   void make_view_of_outside(Recording& recording, Result& result, const at::Tensor& tensor, size_t memory);
   void add_output(Recording& recording, Result& result, ValueId value, const at::Tensor& tensor, bool is_held);
 
-  c10::impl::IncludeDispatchKeyGuard mode_;
   Trace trace_;
   std::vector<Memory> memories_;
   ska::flat_hash_map<const c10::StorageImpl*, size_t> memory_of_;
@@ -132,15 +138,7 @@ class Recorder {
   bool checks_content_;
   bool tracks_;          ///< grad mode is on
   bool trains_ = false;  ///< some result requires grad
-};
-
-/// Leaves the mode for a scope, so that torchcc's own operators are not recorded.
-class Unrecorded {
- public:
-  Unrecorded();
-
- private:
-  c10::impl::ExcludeDispatchKeyGuard guard_;
+  bool is_segment_ = false;
 };
 
 }  // namespace torchcc::detail

@@ -56,6 +56,7 @@ Json argument(const int64_t*& word) {
     case Tag::integer: return *word++;
     case Tag::boolean: return *word++ != 0;
     case Tag::floating: return {{"float", hex(*word++)}};
+    case Tag::number: return {{"number", *word++}};
     case Tag::dtype: return {{"dtype", dtype_name(static_cast<c10::ScalarType>(*word++))}};
     case Tag::layout: return {{"layout", layout_name(*word++)}};
     case Tag::memory_format: return {{"memory_format", memory_format_name(*word++)}};

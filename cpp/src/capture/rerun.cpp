@@ -1,5 +1,6 @@
 #include "rerun.h"
 
+#include <algorithm>
 #include <bit>
 #include <cstring>
 #include <optional>
@@ -11,7 +12,7 @@
 #include <ATen/core/grad_mode.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
-#include "recorder.h"
+#include "mode.h"
 
 namespace torchcc::detail {
 namespace {
@@ -29,6 +30,7 @@ class Reader {
       case Tag::tensor: return values_[static_cast<size_t>(*word_++)];
       case Tag::boolean: return *word_++ != 0;
       case Tag::floating: return std::bit_cast<double>(*word_++);
+      case Tag::number: return *values_[static_cast<size_t>(*word_++)].const_data_ptr<double>();
       case Tag::integer:
       case Tag::dtype:
       case Tag::layout:
@@ -117,10 +119,11 @@ class Autocast {
 
 }  // namespace
 
-std::vector<at::Tensor> rerun(const Trace& trace, std::vector<at::Tensor> values) {
+std::vector<at::Tensor> rerun(const Trace& trace, std::vector<at::Tensor> values, size_t begin, size_t end) {
   const Unrecorded unrecorded;
   torch::jit::Stack stack;
-  for (const Trace::Step& step : trace.steps) {
+  for (size_t i = begin; i < std::min(end, trace.steps.size()); ++i) {
+    const Trace::Step& step = trace.steps[i];
     const size_t dot = step.op->name.find('.');
     const c10::OperatorHandle handle = c10::Dispatcher::singleton().findSchemaOrThrow(
         step.op->name.substr(0, dot).c_str(), dot == std::string::npos ? "" : step.op->name.substr(dot + 1).c_str());

@@ -49,7 +49,9 @@ CompileStats Core::stats() const {
     stats.compile_seconds += one.compile_seconds;
     stats.variants.push_back(std::move(one));
   }
-  stats.calls = stats.recorded + stats.replayed + stats.eager;
+  stats.lazy = state.lazy;
+  state.segments.describe(stats);
+  stats.calls = stats.recorded + stats.replayed + stats.eager + stats.lazy;
   return stats;
 }
 
@@ -71,6 +73,17 @@ std::string CompileStats::str() const {
             std::to_string(variant.eager) + " eager" + (variant.from_cache ? ", from the cache" : "") +
             (variant.frozen ? ", weights packed" : "") + "\n";
     if (!variant.reason.empty()) text += "    " + variant.reason + "\n";
+  }
+  if (lazy > 0) {
+    text += "  " + std::to_string(lazy) + " lazy calls: " + std::to_string(compiled_ops) + " operators compiled, " +
+            std::to_string(eager_ops) + " eager\n";
+  }
+  for (const SegmentStats& segment : segments) {
+    text += "  " + std::to_string(segment.ops) + " operators from " + segment.first + " to " + segment.end + ": " +
+            segment.state + ", " + std::to_string(segment.replayed) + " compiled runs, " +
+            std::to_string(segment.recorded) + " recorded, " + std::to_string(segment.eager) + " eager" +
+            (segment.from_cache ? ", from the cache" : "") + "\n";
+    if (!segment.reason.empty()) text += "    " + segment.reason + "\n";
   }
   return text;
 }

@@ -73,6 +73,10 @@ constexpr std::string_view kIgnoresData[] = {"empty_like",   "new_empty", "new_e
                                              "ones_like",    "full_like", "rand_like",         "randn_like",
                                              "randint_like", "new_zeros", "new_ones",          "new_full"};
 
+// What the program can see of a tensor beside its data and sizes.
+constexpr std::string_view kChangesTensors[] = {"requires_grad_", "detach_", "retain_grad", "_backward", "backward",
+                                                "set_data",       "data",    "rename_",     "rename",    "set_"};
+
 bool writes(const c10::Argument& argument) {
   const c10::AliasInfo* alias = argument.alias_info();
   if (alias == nullptr) return false;
@@ -130,7 +134,11 @@ Operator read(const c10::OperatorHandle& handle) {
   op.is_random = handle.hasTag(at::Tag::nondeterministic_seeded);
   op.is_uninitialized = is_in(base, kUninitialized);
   op.ignores_data = is_in(base, kIgnoresData);
+  op.changes_tensors = handle.hasTag(at::Tag::inplace_view) || is_in(base, kChangesTensors) ||
+                       std::any_of(schema.arguments().begin(), schema.arguments().end(),
+                                   [](const c10::Argument& one) { return one.kwarg_only() && writes(one); });
   op.changes_storage = is_one_of(base, {"resize_", "resize_as_", "set_", "set_data", "resize_storage_bytes_"});
+  op.may_depend = op.reads_host || op.is_equal || op.has_dynamic_shape || op.changes_storage;
   op.is_conversion = base == "to" || base == "_to_copy" || base == "cpu";
   return op;
 }
@@ -145,16 +153,6 @@ std::string constant_text(const int64_t* word) {
     case Tag::dtype: return dtype_name(static_cast<c10::ScalarType>(word[1]));
     case Tag::text: return "a string";
     default: return std::to_string(word[1]);
-  }
-}
-
-size_t length(const int64_t* word) {
-  switch (static_cast<Tag>(word[0])) {
-    case Tag::none: return 1;
-    case Tag::complex:
-    case Tag::device: return 3;
-    case Tag::text: return 2 + (static_cast<size_t>(word[1]) + 7) / 8;
-    default: return 2;
   }
 }
 
@@ -195,6 +193,40 @@ const Operator& operator_of(const c10::OperatorHandle& handle) {
 const Operator& operator_named(const char* name) {
   const c10::OperatorHandle handle = c10::Dispatcher::singleton().findSchemaOrThrow(name, "");
   return operator_of(handle);
+}
+
+size_t length(const int64_t* word) {
+  switch (static_cast<Tag>(word[0])) {
+    case Tag::none: return 1;
+    case Tag::complex:
+    case Tag::device: return 3;
+    case Tag::text: return 2 + (static_cast<size_t>(word[1]) + 7) / 8;
+    default: return 2;
+  }
+}
+
+std::optional<std::vector<uint32_t>> differing_numbers(const Trace& before, const Trace& after) {
+  if (before.steps.size() != after.steps.size() || before.code.size() != after.code.size()) return std::nullopt;
+  for (size_t i = 0; i < before.steps.size(); ++i) {
+    const Trace::Step& a = before.steps[i];
+    const Trace::Step& b = after.steps[i];
+    if (a.op != b.op || a.begin != b.begin || a.autocast != b.autocast || a.grad != b.grad) return std::nullopt;
+  }
+  for (size_t id = 0; id < after.value_begin.size(); ++id) {  // `before` may have more, of its numbers
+    if (id >= before.value_begin.size() || before.value_begin[id] != after.value_begin[id]) return std::nullopt;
+  }
+  if (!std::equal(after.values.begin(), after.values.end(), before.values.begin())) return std::nullopt;
+  std::vector<uint32_t> found;
+  const auto is_float = [](int64_t tag) {
+    return static_cast<Tag>(tag) == Tag::floating || static_cast<Tag>(tag) == Tag::number;
+  };
+  for (size_t i = 0; i < before.code.size(); i += length(before.code.data() + i)) {
+    const size_t size = length(before.code.data() + i);
+    if (std::equal(before.code.begin() + i, before.code.begin() + i + size, after.code.begin() + i)) continue;
+    if (!is_float(before.code[i]) || !is_float(after.code[i])) return std::nullopt;
+    found.push_back(static_cast<uint32_t>(i));
+  }
+  return found;
 }
 
 void append_as_strided(Trace& trace, ValueId root, ValueId view) {

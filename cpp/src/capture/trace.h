@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -30,6 +31,7 @@ enum class Tag : int64_t {
   layout,         // c10::Layout
   memory_format,  // c10::MemoryFormat
   device,         // type, index
+  number,         // value id of an input of rank 0, which holds the float
 };
 
 /// What torchcc needs to know of an operator; read from its schema once.
@@ -46,6 +48,7 @@ struct Operator {
   bool is_metadata = false;  ///< gives numbers that follow from dtypes and sizes
   bool reads_host = false;   ///< gives numbers that follow from data
   bool has_dynamic_shape = false;
+  bool may_depend = false;    ///< dependence() may find something
   bool is_index = false;      ///< aten::index: dynamic only with masks
   bool is_equal = false;      ///< aten::equal: no host read for a tensor and itself
   bool is_to_device = false;  ///< aten::to.device: what printing calls
@@ -53,6 +56,7 @@ struct Operator {
   bool is_uninitialized = false;  ///< gives memory that nobody has written (empty)
   bool ignores_data = false;      ///< needs only the metadata of its inputs (zeros_like)
   bool changes_storage = false;   ///< resize_, set_
+  bool changes_tensors = false;   ///< the tensors that it is given, beside their data: unsqueeze_, requires_grad_, out=
   bool is_conversion = false;     ///< to(): what printing does first
   int training = -1;              ///< position of the argument that switches to training; -1 without one
   int given_size =
@@ -95,6 +99,13 @@ inline constexpr int64_t kNegative = 2;
 
 /// Writes the arguments and the output of aten::as_strided: `view`, a value of the trace, out of `root`.
 void append_as_strided(Trace& trace, ValueId root, ValueId view);
+
+/// How many words an item takes, without those of its elements.
+size_t length(const int64_t* word);
+
+/// Positions in `code` of numbers that one trace has where the other has another float or a Tag::number, if the traces
+/// are the same but for that.
+std::optional<std::vector<uint32_t>> differing_numbers(const Trace& before, const Trace& after);
 
 /// What two recordings differ in, for people; empty when they are the same.
 std::string difference(const Trace& before, const Trace& after);

@@ -34,7 +34,13 @@ const at::Tensor& content(const Input& input) {
   return input.before.defined() ? input.before : input.captured->tensor();
 }
 
-/// Copies of everything that the program may change before the compiler has read it.
+bool compiler_is_off() {
+  const char* variable = std::getenv("TORCHCC_COMPILER");
+  return variable != nullptr && std::strcmp(variable, "off") == 0;
+}
+
+}  // namespace
+
 void detach_from_program(Recording& recording) {
   for (Input& input : recording.inputs) {
     if (input.kind != Input::Kind::constant) input.before = content(input).detach().clone();
@@ -42,13 +48,6 @@ void detach_from_program(Recording& recording) {
   for (at::Tensor& tensor : recording.expected) tensor = tensor.detach().clone();
   for (at::Tensor& tensor : recording.after) tensor = tensor.detach().clone();
 }
-
-bool compiler_is_off() {
-  const char* variable = std::getenv("TORCHCC_COMPILER");
-  return variable != nullptr && std::strcmp(variable, "off") == 0;
-}
-
-}  // namespace
 
 std::string options_json(const InductorOptions& options) {
   nlohmann::ordered_json json = nlohmann::ordered_json::object();
@@ -258,17 +257,13 @@ std::string CoreState::key_text(const Recording& recording, bool freeze) const {
   return text + to_json(recording, options.name);
 }
 
-CoreState::Code CoreState::get_code(const Recording& recording, bool freeze, Variant& variant) {
+CoreState::Code CoreState::get_code(const Recording& recording, bool freeze) {
   const std::filesystem::path folder = cache_folder();
   const CacheKey key(key_text(recording, freeze));
   std::string slower = read_marker(key.slower(folder));
   if (freeze && !slower.empty()) return {};
   std::string damage;
-  if (auto artifact = find_code(key, folder, damage)) {
-    const std::lock_guard lock(mutex);
-    variant.from_cache = true;
-    return {std::move(artifact), "", std::move(slower)};
-  }
+  if (auto artifact = find_code(key, folder, damage)) return {std::move(artifact), "", std::move(slower), 0, true};
   if (!damage.empty()) log(Topic::compile, options.name, "not used: " + damage);
   if (compiler_is_off()) {
     return {nullptr,
@@ -292,18 +287,15 @@ CoreState::Code CoreState::get_code(const Recording& recording, bool freeze, Var
   request.timeout = options.timeout;
   request.progress = options.progress;
   const CompileAnswer answer = compile_trace(request);
-  {
-    const std::lock_guard lock(mutex);
-    variant.compile_seconds += answer.seconds;
-  }
   if (answer.kind == "slower") write_marker(key.slower(folder), answer.error);
   if (!answer.error.empty()) {
-    return {nullptr, answer.error + (std::filesystem::exists(request.log, error) ? " (log: " + request.log + ")" : "")};
+    const std::string place = std::filesystem::exists(request.log, error) ? " (log: " + request.log + ")" : "";
+    return {nullptr, answer.error + place, "", answer.seconds};
   }
   std::filesystem::remove(request.log, error);
   if (!answer.slower.empty()) write_marker(key.slower(folder), answer.slower);
-  if (auto artifact = find_code(key, folder, damage)) return {std::move(artifact), "", answer.slower};
-  return {nullptr, "the compiled code cannot be used: " + damage};
+  if (auto artifact = find_code(key, folder, damage)) return {std::move(artifact), "", answer.slower, answer.seconds};
+  return {nullptr, "the compiled code cannot be used: " + damage, "", answer.seconds};
 }
 
 bool CoreState::fits(const Recording& recording, const Artifact& artifact) const {
@@ -317,24 +309,38 @@ bool CoreState::fits(const Recording& recording, const Artifact& artifact) const
                                  backward->library->outputs() == backward->gradients.size());
 }
 
-void CoreState::compile(Variant& variant, const std::shared_ptr<Recording>& recording) {
+CoreState::Code CoreState::find_code_for(const Recording& recording) {
   Code code;
-  Plan* plan = nullptr;
   try {
-    if (recording->has_work()) code = get_code(*recording, false, variant);
-    if (code.artifact != nullptr && !fits(*recording, *code.artifact)) {
-      code = {nullptr, "the compiled code takes or gives another number of tensors than recorded"};
-    }
-    if (code.artifact != nullptr || !recording->has_work()) {
-      auto made = std::make_unique<Plan>(recording, code.artifact);
-      plan = made.get();
-      const std::lock_guard lock(mutex);
-      variant.plans.push_back(std::move(made));
+    code = get_code(recording, false);
+    if (code.artifact != nullptr && !fits(recording, *code.artifact)) {
+      code.artifact = nullptr;
+      code.reason = "the compiled code takes or gives another number of tensors than recorded";
     }
   } catch (const Error& failure) {
     code.reason = one_line(failure.what());
   } catch (const std::exception& failure) {
     code.reason = first_line(failure.what());  // libtorch's own have a backtrace
+  }
+  return code;
+}
+
+void CoreState::note(Variant& variant, const Code& code) {
+  const std::lock_guard lock(mutex);
+  variant.compile_seconds += code.seconds;
+  variant.from_cache = variant.from_cache || code.from_cache;
+}
+
+void CoreState::compile(Variant& variant, const std::shared_ptr<Recording>& recording) {
+  Code code;
+  Plan* plan = nullptr;
+  if (recording->has_work()) code = find_code_for(*recording);
+  note(variant, code);
+  if (code.artifact != nullptr || !recording->has_work()) {
+    auto made = std::make_unique<Plan>(recording, code.artifact);
+    plan = made.get();
+    const std::lock_guard lock(mutex);
+    variant.plans.push_back(std::move(made));
   }
   // Code that is slower than the function may run with packed weights only.
   const bool packs_first = plan != nullptr && !code.slower.empty() && !options.allow_slower;
@@ -374,10 +380,12 @@ void CoreState::freeze(Variant& variant, Plan& plan, const Recording& recording)
       const Input& input = recording.inputs[i];
       if (input.kind == Input::Kind::argument || input.written) made->inputs.push_back(i);
     }
-    Code code = get_code(recording, true, variant);
+    Code code = get_code(recording, true);
+    note(variant, code);
     if (code.artifact != nullptr && code.artifact->library->inputs() != made->inputs.size()) {
-      code = {nullptr, "the compiled code takes " + std::to_string(code.artifact->library->inputs()) +
-                           " inputs in place of " + std::to_string(made->inputs.size())};
+      code.reason = "the compiled code takes " + std::to_string(code.artifact->library->inputs()) +
+                    " inputs in place of " + std::to_string(made->inputs.size());
+      code.artifact = nullptr;
     }
     if (code.artifact == nullptr) {
       if (!code.reason.empty()) log(Topic::compile, options.name, "weights are not packed: " + code.reason);

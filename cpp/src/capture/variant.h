@@ -13,6 +13,7 @@
 #include "guards.h"
 #include "plan.h"
 #include "recording.h"
+#include "segment.h"
 
 namespace torchcc::detail {
 
@@ -23,6 +24,9 @@ std::string options_json(const InductorOptions& options);
 
 /// The recorded tensors, for the compiler to check its code with.
 std::vector<char> pickle(const Recording& recording);
+
+/// Copies of everything that the program may change before the compiler has read it.
+void detach_from_program(Recording& recording);
 
 /// Names the inputs of a recording: arg0, the names of a module's weights, captured0, constant0.
 void name_captured(Recording& recording, const ModuleView* module);
@@ -61,10 +65,12 @@ struct CoreState : std::enable_shared_from_this<CoreState> {
   using Table = std::vector<Variant*>;
 
   CompileOptions options;
+  Segments segments{*this};  ///< of lazy execution
   ClosureWatch watch;
   std::unique_ptr<ModuleView> module;
   std::atomic<const Table*> table{nullptr};
   std::atomic<int64_t> guard_misses{0};
+  std::atomic<int64_t> lazy{0};     ///< calls in lazy mode
   std::atomic<int64_t> surplus{0};  ///< eager calls that fitted no variant when there were as many as allowed
 
   mutable std::mutex mutex;
@@ -95,7 +101,16 @@ struct CoreState : std::enable_shared_from_this<CoreState> {
   std::shared_ptr<Recording> commit(Guards guards, std::unique_ptr<Recording> recording, Variant*& variant);
   /// Runs it eagerly from now on.
   void stay_eager(Variant& variant, std::string reason);
-  /// Gets code for a recording that commit() returned, from the cache or the compiler. Does not throw.
+  struct Code {
+    std::shared_ptr<const Artifact> artifact{};
+    std::string reason{};  ///< why there is none; empty when it was measured before, and lost
+    std::string slower{};  ///< why the function itself should run in its place; empty when it is faster
+    double seconds = 0;    ///< spent in the compiler
+    bool from_cache = false;
+  };
+  /// Code for a recording, from the cache or the compiler. Does not throw.
+  Code find_code_for(const Recording& recording);
+  /// Gets code for a recording that commit() returned. Does not throw.
   void compile(Variant& variant, const std::shared_ptr<Recording>& recording);
   /// Looks whether changed weights hold still, and if so has them packed again. Now and then.
   void note_stale(Variant& variant, const Leaves& arguments);
@@ -104,13 +119,9 @@ struct CoreState : std::enable_shared_from_this<CoreState> {
   Variant* find_recorded(const Guards& guards, const Recording& made);
   Variant& add_variant(Guards guards);
   void refuse_surplus(const std::string& changed);
-  struct Code {
-    std::shared_ptr<const Artifact> artifact{};
-    std::string reason{};  ///< why there is none; empty when it was measured before, and lost
-    std::string slower{};  ///< why the function itself should run in its place; empty when it is faster
-  };
   bool fits(const Recording& recording, const Artifact& artifact) const;
-  Code get_code(const Recording& recording, bool freeze, Variant& variant);
+  Code get_code(const Recording& recording, bool freeze);
+  void note(Variant& variant, const Code& code);
   void freeze(Variant& variant, Plan& plan, const Recording& recording);
   std::string key_text(const Recording& recording, bool freeze) const;
 };

@@ -45,6 +45,9 @@ void set_grad_dtype_of(const H& hooks, const at::TensorBase& tensor, const std::
   if constexpr (requires { hooks.set_grad_dtype(tensor, dtype); }) hooks.set_grad_dtype(tensor, dtype);
 }
 
+/// An intrusive_ptr since torch 2.13, before that a shared_ptr.
+using GradFn = decltype(std::declval<const Hooks&>().grad_fn(std::declval<const at::TensorBase&>()));
+
 #if defined(__GNUC__)
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wsuggest-override"
@@ -66,7 +69,7 @@ class Watch final : public Hooks {
     note(tensor);
     return hooks_.data(tensor);
   }
-  const c10::intrusive_ptr<torch::autograd::Node>& grad_fn(const at::TensorBase& tensor) const override {
+  GradFn grad_fn(const at::TensorBase& tensor) const override {
     return hooks_.grad_fn(tensor);
   }
   unsigned _register_hook(const at::TensorBase& tensor,

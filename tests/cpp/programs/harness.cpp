@@ -155,10 +155,18 @@ void check_stats(const torchcc::CompileStats& stats, const Expect& expect) {
   }
 }
 
-bool trains() {
+namespace {
+
+bool is_mode(std::string_view wanted) {
   const char* mode = std::getenv("TORCHCC_PROGRAMS");
-  return mode != nullptr && std::string_view(mode) == "training";
+  return mode != nullptr && mode == wanted;
 }
+
+}  // namespace
+
+bool trains() { return is_mode("training"); }
+
+bool is_lazy() { return is_mode("lazy"); }
 
 void require_gradients(const Values& values) {
   for (const Tensor& tensor : values.tensors) {
@@ -207,6 +215,16 @@ struct TrainingSummary {
   }
 };
 
+struct LazySummary {
+  int64_t programs = 0, compiled = 0, eager = 0;
+  std::string reasons;
+  ~LazySummary() {
+    if (programs == 0) return;
+    std::cout << reasons << "lazy: " << programs << " programs, " << compiled << " operators compiled, " << eager
+              << " eager\n";
+  }
+};
+
 }  // namespace
 
 void note_training(const torchcc::CompileStats& stats) {
@@ -217,6 +235,17 @@ void note_training(const torchcc::CompileStats& stats) {
   } else {
     summary.reasons += "trained eagerly: " + boost::unit_test::framework::current_test_case().p_name.get() + ": " +
                        stats.reason + "\n";
+  }
+}
+
+void note_lazy(const torchcc::CompileStats& stats) {
+  static LazySummary summary;
+  ++summary.programs;
+  summary.compiled += stats.compiled_ops;
+  summary.eager += stats.eager_ops;
+  if (stats.compiled_ops == 0) {
+    summary.reasons += "none compiled: " + boost::unit_test::framework::current_test_case().p_name.get() + "\n" +
+                       stats.str();
   }
 }
 

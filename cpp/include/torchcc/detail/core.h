@@ -10,6 +10,7 @@
 #include <utility>
 
 #include <ATen/core/Tensor.h>
+#include <c10/util/Exception.h>
 #include <c10/util/SmallVector.h>
 #include <torchcc/compile_options.h>
 #include <torchcc/detail/callable.h>
@@ -61,6 +62,9 @@ class Run {
   Run(const Run&) = delete;
   Run& operator=(const Run&) = delete;
 
+  /// Throws a CaptureError in place of PyTorch's error that memory is not there, if the function runs lazily.
+  void explain(const c10::Error& error) const;
+
   /// After the function. `unchanged`: every argument that was passed by reference still is the same tensor or number.
   void finish(const Leaves& results, bool unchanged);
 
@@ -68,6 +72,9 @@ class Run {
   struct State;
   std::unique_ptr<State> state_;
 };
+
+/// See torchcc::materialize().
+void materialize();
 
 template <class F>
 std::shared_ptr<Core> make_core(F& function, CompileOptions options) {
@@ -113,11 +120,19 @@ template <class R, class F, class... Args>
     }
   };
   Leaves results;
+  const auto call = [&]() -> R {
+    try {
+      return function(std::forward<Args>(arguments)...);
+    } catch (const c10::Error& error) {
+      run.explain(error);
+      throw;
+    }
+  };
   if constexpr (std::is_void_v<R>) {
-    function(std::forward<Args>(arguments)...);
+    call();
     run.finish(results, unchanged());
   } else {
-    R result = function(std::forward<Args>(arguments)...);
+    R result = call();
     Leaf<R>::take(result, results);
     run.finish(results, unchanged());
     return result;

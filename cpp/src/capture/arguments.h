@@ -1,0 +1,43 @@
+#pragma once
+
+#include <string>
+
+#include <ATen/core/Tensor.h>
+#include <ATen/core/ivalue.h>
+#include <c10/core/Scalar.h>
+
+#include "trace.h"
+
+namespace torchcc::detail {
+
+// Arguments of operator calls: what they mean for capture, and how a trace writes them down.
+
+/// Why the call reads a value on the host, gives sizes that depend on data, or changes a storage; empty when it does
+/// none of these.
+std::string dependence(const Operator& op, const c10::IValue* arguments);
+
+/// Whether the call writes into an argument.
+bool is_written(const Operator& op, size_t position, const c10::IValue* arguments);
+
+/// Whether at::equal needs no data: for a tensor and itself, and for tensors of different sizes.
+bool is_decided(const c10::IValue& a, const c10::IValue& b);
+
+/// Whether the call is the one that operator<< begins with: to(kCPU, kDouble), or kComplexDouble, of a tensor that is
+/// that already. It then reads memory, which no operator shows. For tensors of other dtypes, the copy is all there is.
+bool prints(const Operator& op, const c10::IValue* arguments);
+bool may_print(const Operator& op, const c10::IValue* arguments);
+
+/// Whether a tensor stands for a number of C++ code, as PyTorch marks it: it takes part in type promotion as one.
+inline bool is_number(const at::Tensor& tensor) { return tensor.unsafeGetTensorImpl()->is_wrapped_number(); }
+/// The value of such a tensor, read without an operator.
+c10::Scalar number_of(const at::Tensor& tensor);
+
+inline void write(Words& code, Tag tag, int64_t word) {
+  code.push_back(static_cast<int64_t>(tag));
+  code.push_back(word);
+}
+void write_number(Words& code, const c10::Scalar& number);
+/// Anything but tensors and lists. False when a trace cannot hold it.
+bool write_constant(Words& code, const c10::IValue& value, Tag number);
+
+}  // namespace torchcc::detail

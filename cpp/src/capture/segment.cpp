@@ -1,0 +1,264 @@
+#include "segment.h"
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <utility>
+
+#include <ATen/ScalarOps.h>
+
+#include "background.h"
+#include "log.h"
+#include "mode.h"
+#include "variant.h"
+
+namespace torchcc::detail {
+namespace {
+
+// Segments of one function for which code is made; what comes later runs operator by operator.
+constexpr int64_t kCompilations = 64;
+// Segments that begin with one operator: the oldest recording that nothing agreed with goes first.
+constexpr size_t kAlike = 16;
+
+/// Whether two recordings are of the same segment: the same operators on tensors that lie alike, but for numbers.
+std::optional<std::vector<uint32_t>> same_but_for_numbers(const Recording& before, const Recording& after) {
+  const Recording::Layout& a = before.layout;
+  const Recording::Layout& b = after.layout;
+  // The earlier one may have more values, those of its numbers.
+  if (a.memories.size() < b.memories.size() || a.roots != b.roots || a.prologue != b.prologue ||
+      !std::equal(b.memories.begin(), b.memories.end(), a.memories.begin()) ||
+      !std::equal(b.externals.begin(), b.externals.end(), a.externals.begin())) {
+    return std::nullopt;
+  }
+  return differing_numbers(before.trace, after.trace);
+}
+
+/// Makes inputs of numbers: one of those that were equal in both recordings.
+void take_numbers(Recording& recording, const std::vector<uint32_t>& positions, const Trace& before) {
+  const Unrecorded unrecorded;
+  Trace& trace = recording.trace;
+  std::map<std::array<int64_t, 3>, ValueId> known;
+  for (const uint32_t position : positions) {
+    const int64_t bits = trace.code[position + 1];
+    const auto [entry, is_new] = known.try_emplace({bits, before.code[position], before.code[position + 1]}, 0);
+    if (is_new) {
+      entry->second = static_cast<ValueId>(trace.value_begin.size());
+      trace.value_begin.push_back(static_cast<uint32_t>(trace.values.size()));
+      trace.values.append({static_cast<int64_t>(at::kDouble), 0, 0, 0});
+      recording.layout.memories.push_back(SIZE_MAX);
+      recording.layout.externals.push_back(Recording::External::no);
+      Input& input = recording.inputs.emplace_back();
+      input.kind = Input::Kind::constant;
+      input.value = entry->second;
+      input.before = at::scalar_tensor(std::bit_cast<double>(bits), at::kDouble);
+    }
+    trace.code[position] = static_cast<int64_t>(Tag::number);
+    trace.code[position + 1] = entry->second;
+  }
+}
+
+/// What is needed to follow a segment, without the tensors that it was recorded with.
+std::shared_ptr<const Recording> without_tensors(const Recording& recording) {
+  auto made = std::make_shared<Recording>(recording);
+  made->drop_samples();
+  for (Input& input : made->inputs) {
+    input.before.reset();
+    input.captured.reset();
+  }
+  return made;
+}
+
+const Operator* first_of(const Recording& recording) { return recording.trace.steps[recording.layout.prologue].op; }
+
+const char* state_name(Segment::State state) {
+  switch (state) {
+    case Segment::State::recorded: return "recorded";
+    case Segment::State::compiling: return "compiling";
+    case Segment::State::compiled: return "compiled";
+    case Segment::State::eager: return "eager";
+  }
+  return "";
+}
+
+}  // namespace
+
+std::vector<std::shared_ptr<Segment>> Segments::beginning_with(const Operator& op) const {
+  const std::lock_guard lock(mutex_);
+  const auto found = by_first_.find(&op);
+  if (found == by_first_.end()) return {};
+  std::vector<std::shared_ptr<Segment>> segments(found->second.rbegin(), found->second.rend());
+  std::stable_partition(segments.begin(), segments.end(),
+                        [](const auto& one) { return one->state == Segment::State::compiled; });
+  return segments;
+}
+
+Segments::Known Segments::know(const Segment& segment) const {
+  const std::lock_guard lock(mutex_);
+  return {segment.recording, segment.code, segment.state};
+}
+
+void Segments::add(std::shared_ptr<Segment> segment) {
+  std::vector<std::shared_ptr<Segment>>& alike = by_first_[first_of(*segment->recording)];
+  if (alike.size() >= kAlike) {
+    const auto oldest = std::find_if(alike.begin(), alike.end(),
+                                     [](const auto& one) { return one->state == Segment::State::recorded; });
+    if (oldest == alike.end()) return;
+    alike.erase(oldest);
+  }
+  alike.push_back(std::move(segment));
+}
+
+void Segments::stay_eager(Segment& segment, std::string reason) {
+  segment.state = Segment::State::eager;
+  segment.reason = std::move(reason);
+  log(Topic::capture, core_.options.name,
+      "a segment of " + std::to_string(segment.recording->trace.steps.size()) + " operators stays eager: " +
+          segment.reason);
+}
+
+void Segments::commit(std::unique_ptr<Recording> made, std::string end) {
+  const std::shared_ptr<Recording> now = std::move(made);
+  name_captured(*now, core_.module.get());
+  std::shared_ptr<Segment> segment;
+  {
+    const std::lock_guard lock(mutex_);
+    for (const auto& one : by_first_[first_of(*now)]) {
+      if (one->state == Segment::State::compiling) continue;
+      if (!now->refusal.empty()) {
+        if (one->reason == now->refusal && difference(one->recording->trace, now->trace).empty()) return;
+        continue;
+      }
+      const auto numbers = same_but_for_numbers(*one->recording, *now);
+      if (!numbers.has_value()) continue;
+      if (one->state != Segment::State::recorded) return;
+      take_numbers(*now, *numbers, one->recording->trace);
+      segment = one;
+      break;
+    }
+    if (segment == nullptr) {
+      segment = std::make_shared<Segment>();
+      segment->recording = without_tensors(*now);
+      segment->recorded = 1;
+      segment->end = std::move(end);
+      add(segment);
+      if (!now->refusal.empty()) stay_eager(*segment, now->refusal);
+      return;
+    }
+    ++segment->recorded;
+    segment->recording = without_tensors(*now);
+    segment->state = Segment::State::compiling;
+  }
+  compile(segment, now);
+}
+
+void Segments::replace(const std::shared_ptr<Segment>& segment, std::unique_ptr<Recording> made, std::string end) {
+  const std::shared_ptr<Recording> now = std::move(made);
+  name_captured(*now, core_.module.get());
+  auto next = std::make_shared<Segment>();
+  {
+    const std::lock_guard lock(mutex_);
+    std::vector<std::shared_ptr<Segment>>& alike = by_first_[first_of(*now)];
+    const auto known = std::find(alike.begin(), alike.end(), segment);
+    if (known == alike.end()) return;  // another thread has done so
+    next->recording = without_tensors(*now);
+    next->state = Segment::State::compiling;
+    next->end = std::move(end);
+    next->recorded = segment->recorded;
+    next->replayed = segment->replayed;
+    next->eager = segment->eager;
+    next->mismatches = segment->mismatches;
+    *known = next;
+  }
+  compile(next, now);
+}
+
+void Segments::compile(const std::shared_ptr<Segment>& segment, const std::shared_ptr<Recording>& recording) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (++compilations_ > kCompilations) {
+      stay_eager(*segment, "the function has " + std::to_string(kCompilations) + " segments already");
+      return;
+    }
+  }
+  {
+    const std::lock_guard lock(core_.mutex);
+    ++core_.pending;
+  }
+  const auto job = [this, segment, recording] {
+    CoreState::Code code = core_.find_code_for(*recording);
+    {
+      const std::lock_guard lock(mutex_);
+      segment->compile_seconds = code.seconds;
+      segment->from_cache = code.from_cache;
+      if (code.artifact != nullptr && !code.slower.empty() && !core_.options.allow_slower) code.reason = code.slower;
+      if (code.reason.empty() && code.artifact != nullptr) {
+        segment->code = std::move(code.artifact);
+        segment->state = Segment::State::compiled;
+        log(Topic::compile, core_.options.name,
+            "a segment of " + std::to_string(recording->trace.steps.size()) + " operators is compiled");
+      } else {
+        stay_eager(*segment, code.reason);
+      }
+    }
+    const std::lock_guard lock(core_.mutex);
+    --core_.pending;
+    core_.idle.notify_all();
+  };
+  if (!core_.options.background) {
+    const Unrecorded unrecorded;
+    job();
+    return;
+  }
+  const Unrecorded unrecorded;
+  detach_from_program(*recording);
+  run_in_background([weak = core_.weak_from_this(), job] {
+    if (const auto core = weak.lock()) job();
+  });
+}
+
+void Segments::note_replayed(const std::shared_ptr<Segment>& segment) {
+  const std::lock_guard lock(mutex_);
+  ++segment->replayed;
+}
+
+void Segments::note_eager(Segment& segment) {
+  const std::lock_guard lock(mutex_);
+  ++segment.eager;
+}
+
+void Segments::forget_code(Segment& segment) {
+  const std::lock_guard lock(mutex_);
+  if (segment.state != Segment::State::compiled) return;
+  segment.state = Segment::State::recorded;
+  segment.code.reset();
+}
+
+void Segments::count(int64_t compiled, int64_t eager) {
+  const std::lock_guard lock(mutex_);
+  compiled_ops_ += compiled;
+  eager_ops_ += eager;
+}
+
+void Segments::describe(CompileStats& stats) const {
+  const std::lock_guard lock(mutex_);
+  stats.compiled_ops = compiled_ops_;
+  stats.eager_ops = eager_ops_;
+  for (const auto& [first, alike] : by_first_) {
+    for (const auto& segment : alike) {
+      SegmentStats& one = stats.segments.emplace_back();
+      one.first = first->name;
+      one.ops = static_cast<int64_t>(segment->recording->trace.steps.size());
+      one.state = state_name(segment->state);
+      one.reason = segment->reason;
+      one.end = segment->end;
+      one.recorded = segment->recorded;
+      one.replayed = segment->replayed;
+      one.eager = segment->eager;
+      one.compile_seconds = segment->compile_seconds;
+      one.from_cache = segment->from_cache;
+      stats.compile_seconds += one.compile_seconds;
+    }
+  }
+}
+
+}  // namespace torchcc::detail

@@ -1,0 +1,80 @@
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include <torchcc/compile_options.h>
+
+#include "artifact.h"
+#include "recording.h"
+
+namespace torchcc::detail {
+
+struct CoreState;
+
+/// Operators between two places where a program needs values. What others may change belongs to Segments::mutex.
+struct Segment {
+  enum class State : uint8_t { recorded, compiling, compiled, eager };
+
+  State state = State::recorded;
+  std::shared_ptr<const Recording> recording;
+  std::shared_ptr<const Artifact> code;  ///< where compiled
+  std::string reason;                    ///< why it is not compiled
+  std::string end;                       ///< what ended it, for people
+  int64_t recorded = 0;
+  int64_t replayed = 0;    ///< runs of the compiled code
+  int64_t eager = 0;       ///< runs of its operators, or of some of them, one by one
+  int64_t mismatches = 0;  ///< of these, runs that went on otherwise
+  double compile_seconds = 0;
+  bool from_cache = false;
+};
+
+/// The segments of one function; all threads share them. Safe from any thread.
+class Segments {
+ public:
+  explicit Segments(CoreState& core) : core_(core) {}
+
+  /// Segments that begin with an operator, those with compiled code first, the latest before others.
+  std::vector<std::shared_ptr<Segment>> beginning_with(const Operator& op) const;
+  /// The recording of a segment as it is to be followed, and its code; null while there is none.
+  struct Known {
+    std::shared_ptr<const Recording> recording;
+    std::shared_ptr<const Artifact> code;
+    Segment::State state = Segment::State::recorded;
+  };
+  Known know(const Segment& segment) const;
+
+  /// Takes in what was recorded; compiles what was recorded the same way before. Does not throw.
+  void commit(std::unique_ptr<Recording> recording, std::string end);
+  /// Counts a run of compiled code, and a run operator by operator.
+  void note_replayed(const std::shared_ptr<Segment>& segment);
+  void note_eager(Segment& segment);
+  /// A run of a segment ended after `steps` operators, or needs tensors that the code does not give: from now on the
+  /// segment is these operators, with these outputs. `recording`: what ran, with samples.
+  void replace(const std::shared_ptr<Segment>& segment, std::unique_ptr<Recording> recording, std::string end);
+  /// A number differed that was the same in all recordings: it is recorded again.
+  void forget_code(Segment& segment);
+  /// Counts operators that ran compiled, and those that ran one by one.
+  void count(int64_t compiled, int64_t eager);
+
+  /// Adds what it knows.
+  void describe(CompileStats& stats) const;
+
+ private:
+  void add(std::shared_ptr<Segment> segment);
+  void compile(const std::shared_ptr<Segment>& segment, const std::shared_ptr<Recording>& recording);
+  void stay_eager(Segment& segment, std::string reason);
+
+  CoreState& core_;
+  mutable std::mutex mutex_;
+  std::map<const Operator*, std::vector<std::shared_ptr<Segment>>> by_first_;
+  int64_t compilations_ = 0;
+  int64_t compiled_ops_ = 0;
+  int64_t eager_ops_ = 0;
+};
+
+}  // namespace torchcc::detail

@@ -1,0 +1,350 @@
+// Programs that read values, branch on them, count their calls, or write memory by pointer, in lazy mode: the same
+// results as eager, and most operators compiled.
+#include "harness.h"
+
+#include <sstream>
+#include <thread>
+
+using namespace programs;
+namespace nn = torch::nn;
+
+namespace {
+
+Options lazy_options() {
+  Options options = plain_options();
+  options.mode = torchcc::CompileMode::lazy;
+  return options;
+}
+
+auto one(int) { return std::tuple(torch::randn({3, 4})); }
+
+/// Runs a program lazily and eagerly, and checks that of the operators in its last calls at least `share` ran compiled.
+template <class Make>
+void check_lazily(const Make& make, double share = 0.5, int calls = 8) {
+  const at::AutoGradMode no_grad(false);
+  torch::manual_seed(kSeed);
+  auto plain = make();
+  torch::manual_seed(kSeed);
+  auto other = make();
+  auto compiled = torchcc::compile(other.function, lazy_options());
+  torchcc::CompileStats before;
+  for (int call = 1; call <= calls; ++call) {
+    if (call == calls - 1) before = compiled.stats();
+    torch::manual_seed(kSeed + static_cast<uint64_t>(call));
+    const Outcome expected = observe(plain.function, plain.inputs(call), plain.state);
+    torch::manual_seed(kSeed + static_cast<uint64_t>(call));
+    compare(observe(compiled, other.inputs(call), other.state), expected, {}, call);
+  }
+  const torchcc::CompileStats stats = compiled.stats();
+  const auto ran = static_cast<double>(stats.compiled_ops - before.compiled_ops);
+  const auto all = ran + static_cast<double>(stats.eager_ops - before.eager_ops);
+  BOOST_TEST(stats.lazy == calls);
+  BOOST_TEST(ran >= share * all, stats.str());
+}
+
+}  // namespace
+
+BOOST_AUTO_TEST_SUITE(lazy)
+
+// Newton's method for a square root: as many iterations as the data wants.
+BOOST_AUTO_TEST_CASE(newton) {
+  check_lazily([] {
+    return program(
+        [](Tensor x) {
+          Tensor guess = x.clone();
+          while ((guess * guess - x).abs().max().item<float>() > 1e-5F) guess = 0.5 * (guess + x / guess);
+          return guess;
+        },
+        [](int) { return std::tuple(torch::rand({3, 4}) * 10 + 0.5); });
+  });
+}
+
+BOOST_AUTO_TEST_CASE(conjugate_gradient) {
+  check_lazily([] {
+    return program(
+        [](Tensor a, Tensor b) {
+          Tensor x = torch::zeros_like(b);
+          Tensor residual = b - a.mv(x);
+          Tensor direction = residual.clone();
+          Tensor square = residual.dot(residual);
+          while (square.item<double>() > 1e-12) {
+            const Tensor product = a.mv(direction);
+            const Tensor step = square / direction.dot(product);
+            x += step * direction;
+            residual -= step * product;
+            const Tensor next = residual.dot(residual);
+            direction = residual + (next / square) * direction;
+            square = next;
+          }
+          return x;
+        },
+        [](int) {
+          const Tensor m = torch::randn({6, 6}, torch::kDouble);
+          return std::tuple(m.mm(m.t()) + torch::eye(6, torch::kDouble), torch::randn({6}, torch::kDouble));
+        });
+  });
+}
+
+BOOST_AUTO_TEST_CASE(early_exit) {
+  check_lazily([] {
+    auto layers = std::make_shared<std::vector<nn::Linear>>();
+    for (int i = 0; i < 6; ++i) layers->push_back(nn::Linear(4, 4));
+    return program(
+        [layers](Tensor x) {
+          for (auto& layer : *layers) {
+            x = torch::tanh(layer(x) + x);
+            if (x.mean().item<float>() > 0.2F) return x * 2;
+          }
+          return x;
+        },
+        one);
+  });
+}
+
+// A number that is another one in each call.
+BOOST_AUTO_TEST_CASE(schedule) {
+  check_lazily([] {
+    auto weight = torch::randn({3, 4});
+    auto calls = std::make_shared<int>(0);
+    return program(
+        [weight, calls](Tensor x) {
+          const double rate = 0.1 / (1 + (*calls)++);
+          weight.add_((weight - x).tanh(), -rate);
+          return weight * (1 - rate) + x;
+        },
+        one, [weight] { return std::vector<Tensor>{weight}; });
+  });
+}
+
+BOOST_AUTO_TEST_CASE(logging_every_third_call) {
+  check_lazily(
+      [] {
+        auto calls = std::make_shared<int>(0);
+        auto log = std::make_shared<std::ostringstream>();
+        return program(
+            [calls, log](Tensor x) {
+              Tensor y = (x * 2).relu() + 1;
+              if (++*calls % 3 == 0) *log << y.sum().item<float>() << '\n' << y << '\n';
+              return std::tuple((y.exp() / 3).sum(1), log->str());
+            },
+            one);
+      },
+      0.5, 12);
+}
+
+BOOST_AUTO_TEST_CASE(not_a_number) {
+  check_lazily([] {
+    return program(
+        [](Tensor x) {
+          for (int i = 0; i < 3; ++i) {
+            x = (x * x - 0.5).log();
+            if (x.isnan().any().item<bool>()) x = torch::nan_to_num(x, 1.5);
+          }
+          return x;
+        },
+        one);
+  });
+}
+
+// Views and in-place operators of what is pending, and of what the program holds.
+BOOST_AUTO_TEST_CASE(views_and_writes) {
+  check_lazily([] {
+    auto kept = torch::randn({4, 6});
+    return program(
+        [kept](Tensor x) {
+          Tensor y = x * 2 + 1;
+          Tensor row = y[1];
+          row.mul_(3);
+          y.t().add_(1);
+          kept.select(0, 2).copy_(x[0]);
+          kept.slice(1, 0, 3).mul_(0.9);
+          Tensor picked = kept.narrow(1, 1, 4) + y.sum();
+          const bool is_large = picked.abs().max().item<float>() > 2;
+          if (is_large) kept.mul_(0.5);
+          return std::tuple(y, row, picked, kept.select(1, 0) - 1);
+        },
+        [](int) { return std::tuple(torch::randn({3, 6})); }, [kept] { return std::vector<Tensor>{kept}; });
+  });
+}
+
+// What one call leaves in a variable is there in the next one.
+BOOST_AUTO_TEST_CASE(state) {
+  check_lazily([] {
+    auto cell = nn::GRUCell(4, 4);
+    auto hidden = std::make_shared<Tensor>(torch::zeros({3, 4}));
+    return program(
+        [cell, hidden](Tensor x) mutable {
+          *hidden = cell(x, *hidden).tanh();
+          return *hidden * 2;
+        },
+        one, [hidden] { return std::vector<Tensor>{*hidden}; });
+  });
+}
+
+BOOST_AUTO_TEST_CASE(random_numbers) {
+  check_lazily(
+      [] {
+        return program(
+            [](Tensor x) {
+              Tensor noise = torch::randn_like(x);
+              Tensor y = ((x + noise) * 2).tanh();
+              y = torch::dropout(y, 0.5, true);
+              return ((y + 1) * y).sum() + torch::rand({4}).exp().mul(2).sub(1);
+            },
+            one);
+      },
+      0.4);
+}
+
+// A buffer that the program fills by pointer.
+BOOST_AUTO_TEST_CASE(filled_by_pointer) {
+  check_lazily([] {
+    auto buffer = torch::zeros({3, 4});
+    auto calls = std::make_shared<int>(0);
+    return program(
+        [buffer, calls](Tensor x) {
+          Tensor sum = torch::zeros_like(x);
+          for (int i = 0; i < 2; ++i) {
+            std::fill_n(buffer.data_ptr<float>(), 12, static_cast<float>(++*calls));
+            sum = (sum + buffer * x).tanh();
+            if (sum.sum().item<float>() > 100) break;
+          }
+          Tensor fresh = torch::empty({3, 4});
+          std::fill_n(fresh.data_ptr<float>(), 12, 0.25F * static_cast<float>(*calls));
+          std::vector<float> values(12, static_cast<float>(*calls));
+          const Tensor wrapped = torch::from_blob(values.data(), {3, 4});
+          const Tensor result = (sum * fresh - 1).relu() + wrapped;
+          std::fill(values.begin(), values.end(), -1000.F);
+          return result + torch::tensor({1.F, 2.F, 3.F, static_cast<float>(*calls)});
+        },
+        one);
+  });
+}
+
+// Exceptions pass through, and what was pending is there.
+BOOST_AUTO_TEST_CASE(exceptions) {
+  const at::AutoGradMode no_grad(false);
+  Tensor kept;
+  auto compiled = torchcc::compile(
+      [&](Tensor x, bool fails) {
+        kept = (x * 2 + 1).tanh();
+        if (fails) throw std::runtime_error("enough");
+        return kept * 3;
+      },
+      lazy_options());
+  for (int call = 0; call < 8; ++call) {
+    const Tensor x = torch::randn({3, 4});
+    if (call % 2 == 1) {
+      BOOST_CHECK_THROW(compiled(x, true), std::runtime_error);
+    } else {
+      BOOST_TEST(difference(compiled(x, false), (x * 2 + 1).tanh() * 3) == "");
+    }
+    BOOST_TEST(difference(kept, (x * 2 + 1).tanh()) == "");
+  }
+}
+
+// Memory that is not there yet: a clear message, and materialize() makes it.
+BOOST_AUTO_TEST_CASE(memory_that_is_not_there) {
+  const at::AutoGradMode no_grad(false);
+  const std::vector<std::pair<std::string, std::function<void(const Tensor&)>>> touches = {
+      {"data_ptr", [](const Tensor& x) { x.data_ptr(); }},
+      {"data_ptr<float>", [](const Tensor& x) { x.data_ptr<float>(); }},
+      {"const_data_ptr", [](const Tensor& x) { x.const_data_ptr(); }},
+      {"mutable_data_ptr", [](const Tensor& x) { x.mutable_data_ptr<float>(); }},
+      {"accessor", [](const Tensor& x) { x.accessor<float, 2>(); }},
+      {"storage", [](const Tensor& x) { x.storage().data(); }},
+      {"mutable storage", [](const Tensor& x) { x.storage().mutable_data(); }},
+      {"save",
+       [](const Tensor& x) {
+         std::ostringstream stream;
+         torch::save(x, stream);
+       }},
+      {"another thread",
+       [](const Tensor& x) {
+         std::exception_ptr thrown;
+         std::thread([&] {
+           try {
+             const at::AutoGradMode inner(false);
+             (void)(x + 1).sum().item<float>();
+           } catch (...) {
+             thrown = std::current_exception();
+           }
+         }).join();
+         if (thrown != nullptr) std::rethrow_exception(thrown);
+       }},
+  };
+  bool touch_now = false;
+  bool materializes = false;
+  size_t which = 0;
+  auto compiled = torchcc::compile(
+      [&](Tensor x) {
+        const Tensor y = (x * 2 + 1).tanh() - 0.25;
+        if (materializes) torchcc::materialize(y);
+        if (touch_now) touches[which].second(y);
+        return y * 3;
+      },
+      lazy_options());
+  const auto expected = [](const Tensor& x) { return ((x * 2 + 1).tanh() - 0.25) * 3; };
+  for (int call = 0; call < 4; ++call) {
+    const Tensor x = torch::randn({3, 4});
+    BOOST_TEST(difference(compiled(x), expected(x)) == "");
+  }
+  touch_now = true;
+  for (which = 0; which < touches.size(); ++which) {
+    BOOST_TEST_CONTEXT(touches[which].first) {
+      const Tensor x = torch::randn({3, 4});
+      BOOST_CHECK_EXCEPTION(compiled(x), torchcc::CaptureError, [](const torchcc::CaptureError& error) {
+        return missing(error.what(), "materialize(x)") == "";
+      });
+    }
+  }
+  materializes = true;
+  for (which = 0; which < touches.size(); ++which) {
+    for (int call = 0; call < 2; ++call) {
+      const Tensor x = torch::randn({3, 4});
+      BOOST_TEST(difference(compiled(x), expected(x)) == "");
+    }
+  }
+}
+
+// Each thread has its own pending operators; all share the segments.
+BOOST_AUTO_TEST_CASE(threads) {
+  const auto function = [](Tensor x) {
+    int count = 0;
+    while (x.norm().item<float>() > 1 && ++count < 20) x = (x * 0.75).sin() + x * 0.01;
+    return x * count;
+  };
+  const auto compiled = torchcc::compile(function, lazy_options());
+  std::vector<std::thread> threads;
+  std::vector<std::string> wrong(4);
+  for (size_t i = 0; i < wrong.size(); ++i) {
+    threads.emplace_back([&, i] {
+      const at::AutoGradMode no_grad(false);
+      for (int call = 0; call < 50 && wrong[i].empty(); ++call) {
+        const Tensor x = torch::randn({3, 4}) * 3;
+        wrong[i] = difference(compiled(x), function(x));
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  for (const std::string& one : wrong) BOOST_TEST(one == "");
+  BOOST_TEST(compiled.stats().compiled_ops > compiled.stats().eager_ops, compiled.stats().str());
+}
+
+// Autograd follows what requires grad; the rest may wait.
+BOOST_AUTO_TEST_CASE(with_gradients) {
+  const Tensor weight = torch::randn({4, 4}).requires_grad_();
+  const auto function = [&](Tensor x) {
+    const Tensor features = (x * 2 + 1).tanh() / 3;
+    return (features.mm(weight).relu() - 1).square().mean();
+  };
+  const auto compiled = torchcc::compile(function, lazy_options());
+  for (int call = 0; call < 5; ++call) {
+    const Tensor x = torch::randn({3, 4});
+    const Tensor got = torch::autograd::grad({compiled(x)}, {weight})[0];
+    BOOST_TEST(difference(got, torch::autograd::grad({function(x)}, {weight})[0]) == "");
+  }
+  BOOST_TEST(compiled.stats().compiled_ops >= 9, compiled.stats().str());
+}
+
+BOOST_AUTO_TEST_SUITE_END()
