@@ -117,7 +117,9 @@ def test_training_without_python(app: App) -> None:
     """Forward, backward and optimiser run compiled; with a filled cache, in a process that could not start Python."""
     first = app.run("--train", "--calls", "8")
     assert first.number("compiled_ops") > 0, first.text
-    second = app.run("--train", "--calls", "8", TORCHCC_COMPILER="off", TORCHCC_PYTHON="/nowhere/python", PATH="/nowhere")
+    second = app.run(
+        "--train", "--calls", "8", TORCHCC_COMPILER="off", TORCHCC_PYTHON="/nowhere/python", PATH="/nowhere"
+    )
     assert second.facts["from_cache"] == "1", second.text
     assert second.number("compiled_ops") == first.number("compiled_ops"), second.text
 
