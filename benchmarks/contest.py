@@ -73,6 +73,7 @@ class Samples:
         missing: Why a contender could not run, by contender.
         eager: Why compiled C++ does not run compiled code, for each session in which it does not.
         stats: What the compiled function says of itself.
+        uncompiled: Why a contender does not run compiled code, as it said last, by contender.
         peaks: Peak of memory in bytes, one for each session, by contender; of those that measure it.
     """
 
@@ -82,6 +83,7 @@ class Samples:
     missing: dict[str, str] = field(default_factory=dict)
     eager: list[str] = field(default_factory=list)
     stats: str = ""
+    uncompiled: dict[str, str] = field(default_factory=dict)
     peaks: dict[str, list[float]] = field(default_factory=dict)
 
     def times(self, name: str) -> list[float]:
@@ -279,6 +281,8 @@ def measure(
             if not state["difference"] <= tolerance:
                 raise CompileError(f"{name} gives another result: the largest difference is {state['difference']}")
             samples.differences[name] = state["difference"]
+            if state["eager"]:
+                samples.uncompiled[name] = state["eager"]
             if "peak" in state:
                 samples.peaks.setdefault(name, []).append(state["peak"])
             if name == "compiled":

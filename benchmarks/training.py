@@ -111,5 +111,7 @@ def _notes(title: str, samples: Samples) -> list[str]:
     if samples.disturbed:
         used = sum(len(times) for session in samples.sessions for times in session.values())
         notes.append(f"{title}: {samples.disturbed} times were disturbed and are left out, {used} are used")
-    notes += [f"{title}: a session ran no compiled code: {reason}" for reason in samples.eager]
+    for key, reason in samples.uncompiled.items():
+        if key in CONTENDERS:
+            notes.append(f"{title}: {CONTENDERS[key]} ran no compiled code: {reason}")
     return [*notes, f"{title}: {samples.stats.rstrip()}"]

@@ -71,9 +71,10 @@ class Report:
         return all(case.holds for case in self.cases)
 
 
-# Sums in another order differ in the seventh digit; Adam divides by the size of gradients, which makes differences of
-# small ones large, and each step begins where the one before ended.
-_LOSS_LIMIT = 0.02
+# Sums in another order differ in the seventh digit, Adam makes differences of small gradients large, and each step
+# begins where the one before ended: initial weights that differ in the last digit change losses by up to 5e-4 within
+# 126 steps.
+_LOSS_LIMIT = 5e-3
 
 
 def _at_most(case: str, value: float, limit: float | None, unit: str) -> Case:
@@ -145,7 +146,7 @@ def training_cases(facts: Mapping[str, str], again: Mapping[str, str]) -> tuple[
     eager, compiled = losses(facts).values()
     # A NaN is neither smaller nor larger than another number: it must not be what max() passes over.
     differences = [abs(one - other) for one, other in zip(eager, compiled, strict=True)]
-    difference = max(differences) if all(one == one for one in differences) else math.nan
+    difference = max(differences) if not any(map(math.isnan, differences)) else math.nan
     seconds = {key: float(facts[f"{key}_epoch_s"]) for key in _TRAININGS}
     return (
         _at_least(f"{prefix}accuracy on held-out images", float(facts["accuracy"]), 0.96, "fraction"),

@@ -250,7 +250,7 @@ def test_a_training_beyond_its_limits_does_not_hold() -> None:
     slow = trained(740, 1051, eager="the function reads a value")
     assert [holds for *_, holds in limited(slow, "mlp").values()] == [False, False, False]
     assert [holds for *_, holds in limited(slow, "gpt").values()] == [False, False]
-    assert "net: a session ran no compiled code: the function reads a value" in training._notes("net", slow)
+    assert "net: compiled C++ step ran no compiled code: the function reads a value" in training._notes("net", slow)
 
 
 def test_other_losses_are_refused(tmp_path: Path) -> None:
