@@ -181,4 +181,4 @@ _REGION_FACTS = _COMMON | {"backend", "target", "load_us"}
 _NETWORK_FACTS = _COMMON | {"training_us", "variants", "replayed", "compile_seconds", "reason"}
 _TRAINING_FACTS = frozenset(
     f"{side}_{fact}" for side in ("eager", "compiled") for fact in ("losses", "epoch_s", "ops")
-) | {"threads", "epochs", "accuracy", "eager_accuracy", "python_files", "compile_seconds", "reason"}
+) | {"threads", "epochs", "eager_steps", "accuracy", "eager_accuracy", "python_files", "compile_seconds", "reason"}

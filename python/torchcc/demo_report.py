@@ -170,7 +170,10 @@ def training_notes(facts: Mapping[str, str]) -> tuple[str, ...]:
     epochs = int(facts["epochs"])
     ends = [len(eager) * (epoch + 1) // epochs - 1 for epoch in range(epochs)]
     notes = [f"loss      step {end + 1}: eager {eager[end]:.5f}, compiled {compiled[end]:.5f}" for end in (0, *ends)]
-    ran = f"ran       {facts['compiled_ops']} operators in compiled code, {facts['eager_ops']} of its steps' one by one"
+    ran = (
+        f"ran       {facts['compiled_ops']} operators in compiled code, {facts['eager_ops']} beside it one by one; "
+        f"{facts['eager_steps']} steps as they are"
+    )
     return (*notes, ran if facts["reason"] == "none" else f"{ran}: {facts['reason']}")
 
 

@@ -114,8 +114,8 @@ void run(const char* data_file) {
             << "\neager_epoch_s " << digits::median(eager_course.seconds) << "\ncompiled_epoch_s "
             << digits::median(compiled_course.seconds) << "\neager_accuracy " << accuracy(eager, held_out)
             << "\naccuracy " << accuracy(compiled, held_out) << "\npython_files " << digits::mapped_python_files()
-            << "\ncompiled_ops " << compiled_operators(stats) << "\neager_ops " << stats.eager_ops
-            << "\ncompile_seconds " << stats.compile_seconds << "\nreason "
+            << "\ncompiled_ops " << compiled_operators(stats) << "\neager_ops " << stats.eager_ops << "\neager_steps "
+            << stats.eager + stats.recorded << "\ncompile_seconds " << stats.compile_seconds << "\nreason "
             << (stats.reason.empty() ? "none" : stats.reason) << "\n";
 }
 
