@@ -22,7 +22,10 @@ namespace {
 using benchmarks::Training;
 using Step = std::function<at::Tensor(const at::Tensor&, const at::Tensor&)>;
 
-/// Steps whose memory is measured, after those whose losses are compared.
+/// A step is warm after this many in a row in which nothing was recorded; there are at most so many before.
+constexpr int kQuietSteps = 10, kMostSteps = 200;
+
+/// Warm steps whose memory is measured.
 constexpr int kMeasuredSteps = 3;
 
 /// One way to make a step, and what torchcc says of it.
@@ -65,6 +68,12 @@ Way make_way(const std::string& contender, Training& training) {
   return compiled_way(compiled, compiled);
 }
 
+int64_t recordings(const torchcc::CompileStats& stats) {
+  int64_t count = stats.recorded;
+  for (const torchcc::SegmentStats& segment : stats.segments) count += segment.recorded;
+  return count;
+}
+
 bool ran_compiled_code(const torchcc::CompileStats& stats) { return stats.replayed > 0 || stats.compiled_ops > 0; }
 
 }  // namespace
@@ -94,6 +103,11 @@ int main(int count, char** arguments) try {
     for (int64_t step = 0; step < expected.size(0); ++step) {
       const double apart = (call().detach() - expected[step]).abs().item<double>();
       difference = apart <= difference ? difference : apart;  // a NaN stays
+    }
+    for (int step = 0, quiet = 0; step < kMostSteps && quiet < kQuietSteps; ++step) {
+      const int64_t before = recordings(way.stats());
+      call();
+      quiet = recordings(way.stats()) == before ? quiet + 1 : 0;
     }
     for (int step = 0; step < kMeasuredSteps; ++step) most = std::max(most, peak.of(call));
   }

@@ -174,7 +174,7 @@ def training_notes(facts: Mapping[str, str]) -> tuple[str, ...]:
         f"ran       {facts['compiled_ops']} operators in compiled code, {facts['eager_ops']} beside it one by one; "
         f"{facts['eager_steps']} steps as they are"
     )
-    return (*notes, ran if facts["reason"] == "none" else f"{ran}: {facts['reason']}")
+    return (*notes, ran if int(facts["compiled_ops"]) else f"{ran}: {facts['reason']}")
 
 
 def show(report: Report) -> None:
