@@ -113,6 +113,17 @@ def warm(first: tuple[App, Ran], tmp_path: Path) -> App:
     return app
 
 
+def test_training_without_python(app: App) -> None:
+    """Forward, backward and optimiser run compiled; with a filled cache, in a process that could not start Python."""
+    first = app.run("--train", "--calls", "8")
+    assert first.number("compiled_ops") > 0, first.text
+    second = app.run(
+        "--train", "--calls", "8", TORCHCC_COMPILER="off", TORCHCC_PYTHON="/nowhere/python", PATH="/nowhere"
+    )
+    assert second.facts["from_cache"] == "1", second.text
+    assert second.number("compiled_ops") == first.number("compiled_ops"), second.text
+
+
 def entry_key(entry: Path) -> str:
     """What the code was made from, as the entry states it."""
     with zipfile.ZipFile(entry) as archive:

@@ -26,7 +26,7 @@ GROUPS = (
     ("changes", "signatures", "eager"),
     ("convolutions", "layers", "concurrency", "random_numbers"),
     ("training",),
-    ("lazy",),
+    ("lazy", "steps"),
 )
 
 # Suites whose programs run with gradients too; see trains() in harness.h.

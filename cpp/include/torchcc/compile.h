@@ -73,8 +73,8 @@ class Compiled<F, void> : public CompiledBase {
   std::shared_ptr<F> function_;
 };
 
-/// Computes what waits, if the calling thread runs a function in lazy mode. To be called before the memory of `tensor` is
-/// read or written by pointer (data_ptr, accessor, storage). Gives `tensor`. Throws what the operators throw.
+/// Computes what waits, if the calling thread runs a function in lazy mode. To be called before the memory of `tensor`
+/// is read or written by pointer (data_ptr, accessor, storage). Gives `tensor`. Throws what the operators throw.
 inline const at::Tensor& materialize(const at::Tensor& tensor) {
   detail::materialize();
   return tensor;
@@ -92,9 +92,10 @@ inline const at::Tensor& materialize(const at::Tensor& tensor) {
 /// With grad mode on and results that require grad, forward and backward are compiled, and the results are part of
 /// autograd's graph as ever. Backward with create_graph runs the recorded operators; then the function stays eager.
 ///
-/// Code that must not be replayed is not: code that reads values on the host (item(), nonzero()), writes memory or C++
-/// state that the operators do not show, or changes its constants from call to call. It runs eagerly, and stats() says
-/// why. Compiling never throws: without a compiler everything runs eagerly. Options that make no sense
+/// Code that must not be replayed is not: code that reads values on the host (item(), nonzero()), changes C++ state, or
+/// writes into tensors that require grad (a step of training) runs in every call, with its operators compiled in pieces
+/// (CompileMode::lazy); code that uses memory by pointer, or changes its constants from call to call, runs eagerly.
+/// stats() says why. Compiling never throws: without a compiler everything runs eagerly. Options that make no sense
 /// (no time, no variants) are an ArgumentError.
 template <class F>
 auto compile(F&& function, CompileOptions options = {}) {

@@ -11,12 +11,16 @@ namespace torchcc {
 
 /// What happens in a call of a compiled function.
 enum class CompileMode {
-  /// Compiled code runs in place of the function where recordings have shown that it may; else the function runs.
+  /// Compiled code runs in place of the function where recordings have shown that it may. Else the function runs
+  /// lazily,
+  /// or, if it uses the memory of tensors by pointer, eagerly.
   automatic,
-  /// The same, but a function that cannot be replayed is an error: CaptureError, with the reason.
+  /// Compiled code runs in place of the function; a function that cannot be replayed is an error: CaptureError, with
+  /// the
+  /// reason.
   replay,
   /// The function's own code runs in every call, and its operators wait until a value is needed: stretches of operators
-  /// that came before run as compiled code. For code that reads values, branches on them, or counts its calls.
+  /// that came before run as compiled code. For code that reads values, branches on them, counts its calls, or trains.
   lazy,
   /// The function runs, and nothing is recorded.
   eager,
@@ -66,13 +70,13 @@ struct CompileOptions {
 
 /// One set of guards of a function, and what became of it.
 struct VariantStats {
-  std::string inputs;          ///< the arguments that it is for: "float32[8, 784], 3, true"
-  std::string state;           ///< "recorded" (not yet compiled), "compiling", "compiled", or "eager" (for good)
-  std::string reason;          ///< why it is not compiled; else empty
-  int64_t ops = 0;             ///< operators in the latest recording
-  int64_t recorded = 0;        ///< calls that were recorded
-  int64_t replayed = 0;        ///< calls that ran compiled code
-  int64_t eager = 0;           ///< calls that ran the C++ code unrecorded
+  std::string inputs;    ///< the arguments that it is for: "float32[8, 784], 3, true"
+  std::string state;     ///< "recorded" (not yet compiled), "compiling", "compiled", "lazy", or "eager" (for good)
+  std::string reason;    ///< why it is not compiled; else empty
+  int64_t ops = 0;       ///< operators in the latest recording
+  int64_t recorded = 0;  ///< calls that were recorded
+  int64_t replayed = 0;  ///< calls that ran compiled code
+  int64_t eager = 0;     ///< calls that ran the C++ code unrecorded
   double compile_seconds = 0;  ///< spent in the compiler, packed form included
   bool from_cache = false;     ///< the compiled code came from the cache
   bool frozen = false;         ///< the next call uses packed weights
@@ -100,7 +104,7 @@ struct CompileStats {
   int64_t eager = 0;
   int64_t guard_misses = 0;  ///< calls that fitted no variant, the very first one included
   double compile_seconds = 0;
-  std::string reason;  ///< why the latest call that did not run compiled code did not; else empty
+  std::string reason;  ///< why the latest call that was not replayed was not; else empty
   std::vector<VariantStats> variants;
   int64_t lazy = 0;          ///< calls in lazy mode
   int64_t compiled_ops = 0;  ///< operators that ran as part of compiled code, in lazy mode

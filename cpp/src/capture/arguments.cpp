@@ -6,6 +6,7 @@
 #include <string_view>
 
 #include <ATen/CPUGeneratorImpl.h>
+#include <ATen/autocast_mode.h>
 
 namespace torchcc::detail {
 namespace {
@@ -53,6 +54,11 @@ std::string dependence(const Operator& op, const c10::IValue* arguments) {
   }
   if (op.changes_storage) return "the function changes the storage of a tensor (" + op.name + ")";
   return "";
+}
+
+int16_t autocast_dtype() {
+  if (!at::autocast::is_autocast_enabled(at::kCPU)) return -1;
+  return static_cast<int16_t>(at::autocast::get_autocast_dtype(at::kCPU));
 }
 
 bool is_written(const Operator& op, size_t position, const c10::IValue* arguments) {

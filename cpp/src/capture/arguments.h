@@ -16,6 +16,9 @@ namespace torchcc::detail {
 /// none of these.
 std::string dependence(const Operator& op, const c10::IValue* arguments);
 
+/// The dtype of CPU autocast; -1 while that is off.
+int16_t autocast_dtype();
+
 /// Whether the call writes into an argument.
 bool is_written(const Operator& op, size_t position, const c10::IValue* arguments);
 

@@ -116,7 +116,8 @@ void Recorder::sort_captured() {
     } else {
       refuse(
           "the function uses a tensor that no operator made and that is gone after the call: memory that it wraps or "
-          "fills anew (from_blob, data_ptr, another thread), or a captured tensor that is assigned anew");
+          "fills anew (from_blob, data_ptr, another thread), or a captured tensor that is assigned anew",
+          true);
     }
   }
 }
@@ -214,7 +215,7 @@ void Recorder::make_inputs(Recording& recording) {
       if (external.tensor.storage().unsafeGetStorageImpl() == a.storage().unsafeGetStorageImpl()) continue;
       const auto [a_begin, a_end] = bytes(a);
       const auto [b_begin, b_end] = bytes(external.tensor);
-      if (a_begin < b_end && b_begin < a_end) refuse("the function writes to memory that two storages share");
+      if (a_begin < b_end && b_begin < a_end) refuse("the function writes to memory that two storages share", true);
     }
   }
 }
@@ -413,6 +414,7 @@ void Recorder::fill(Recording& recording) {
   recording.deterministic = at::globalContext().deterministicAlgorithms();
   recording.inference_mode = c10::InferenceMode::is_enabled();
   recording.refusal = refusal_;
+  recording.touches_memory = touches_memory_;
 }
 
 std::vector<std::pair<ValueId, at::Tensor>> Recorder::live() {
@@ -439,6 +441,7 @@ std::vector<std::pair<ValueId, at::Tensor>> Recorder::live() {
 std::unique_ptr<Recording> Recorder::finish_segment() {
   const Unrecorded unrecorded;
   auto recording = std::make_unique<Recording>();
+  end_watch();
   if (refusal_.empty()) check_all();
   for (auto& [root, tensor] : refusal_.empty() ? live() : std::vector<std::pair<ValueId, at::Tensor>>()) {
     recording->outputs.push_back(root);
@@ -456,8 +459,7 @@ std::unique_ptr<Recording> Recorder::finish_segment() {
     if (!memories_[memory].is_external) layout.roots[memory] = memories_[memory].values.front();
   }
   for (const External& external : externals_) {
-    layout.externals[static_cast<size_t>(external.value)] =
-        external.tensor.requires_grad() ? Recording::External::tracked : Recording::External::untracked;
+    layout.externals[static_cast<size_t>(external.value)] = true;
   }
   for (const Input& input : recording->inputs) {
     if (!input.is_base) continue;

@@ -92,16 +92,24 @@ Run::Run(Core& core, const Leaves& arguments) {
   if (Mode::current() != nullptr) return;
   CoreState& state = *core.state_;
   if (state.options.mode == CompileMode::eager) return;
-  if (state.options.mode == CompileMode::lazy) {
+  const auto run_lazily = [&] {
     ++state.lazy;
     state_ = std::make_unique<State>(State{core.state_, Guards({}, {}, 0, {}), {}, nullptr, nullptr});
     state_->lazy = std::make_unique<Lazy>(state.segments);
+  };
+  if (state.options.mode == CompileMode::lazy) {
+    run_lazily();
     return;
   }
   Variant* variant = state.find(arguments);
   std::shared_ptr<const Recording> previous;
   {
     std::unique_lock lock(state.mutex);
+    if (state.runs_lazily(variant, arguments)) {
+      lock.unlock();
+      run_lazily();
+      return;
+    }
     if (variant == nullptr) {
       if (state.is_full() && !state.may_be_dropped(arguments)) {
         state.note_surplus(arguments);
@@ -149,6 +157,7 @@ void Run::explain(const c10::Error& error) const {
       text.find("its data is not allocated yet") == std::string::npos) {
     return;
   }
+  state_->core->note_memory("the function uses the memory of a tensor that waits (data_ptr, accessor, storage)");
   throw CaptureError(message("compile '" + state_->core->options.name + "': the memory of a tensor is not there yet",
                              {{"expected", "no access to data (data_ptr, accessor, storage) while operators wait"},
                               {"got", first_line(text)},

@@ -1,6 +1,8 @@
-// The one file that knows which dispatch key sees all operators.
+// The one file that knows which dispatch keys see all operators.
 
 #include "mode.h"
+
+#include <string>
 
 #include <torch/library.h>
 #include <torchcc/error.h>
@@ -14,6 +16,9 @@ namespace {
 // composite operators included, above autograd and autocast.
 constexpr c10::DispatchKey kMode = c10::DispatchKey::TESTING_ONLY_GenericMode;
 
+// Below autograd and autocast, above all kernels; without a fallback in libtorch as well.
+constexpr c10::DispatchKey kBelow = c10::DispatchKey::Fake;
+
 thread_local Mode* current_mode = nullptr;
 
 void fallback(const c10::OperatorHandle& op, c10::DispatchKeySet, torch::jit::Stack* stack) {
@@ -25,17 +30,29 @@ void fallback(const c10::OperatorHandle& op, c10::DispatchKeySet, torch::jit::St
   }
 }
 
-/// Registers the fallback, once per process and not before the first mode.
-void require_fallback() {
+void fallback_below(const c10::OperatorHandle& op, c10::DispatchKeySet, torch::jit::Stack* stack) {
+  const c10::impl::ExcludeDispatchKeyGuard inside(kBelow);
+  if (current_mode == nullptr) {
+    op.callBoxed(stack);
+  } else {
+    current_mode->step_below(op, stack);
+  }
+}
+
+/// Registers the fallbacks, once per process and not before the first mode.
+void require_fallbacks() {
   static const bool registered = [] {
-    if (c10::Dispatcher::singleton().hasBackendFallbackForDispatchKey(kMode)) {
+    for (const c10::DispatchKey key : {kMode, kBelow}) {
+      if (!c10::Dispatcher::singleton().hasBackendFallbackForDispatchKey(key)) continue;
       throw CaptureError(message("recording is not possible: something else in this process uses PyTorch's mode key",
-                                 {{"expected", "no fallback for the dispatch key TESTING_ONLY_GenericMode"},
+                                 {{"expected", std::string("no fallback for the dispatch key ") + c10::toString(key)},
                                   {"got", "one that another library registered, or a second copy of torchcc::capture"},
                                   {"fix", "link torchcc::capture into one library of the program only"}}));
     }
     static torch::Library library(torch::Library::IMPL, "_", kMode, __FILE__, __LINE__);
     library.fallback(torch::CppFunction::makeFromBoxedFunction<&fallback>());
+    static torch::Library below(torch::Library::IMPL, "_", kBelow, __FILE__, __LINE__);
+    below.fallback(torch::CppFunction::makeFromBoxedFunction<&fallback_below>());
     return true;
   }();
   (void)registered;
@@ -46,9 +63,16 @@ void require_fallback() {
 Mode* Mode::current() { return current_mode; }
 
 void Mode::enter() {
-  require_fallback();
+  require_fallbacks();
   guard_.emplace(kMode);
   current_mode = this;
+}
+
+void Mode::step_below(const c10::OperatorHandle& handle, torch::jit::Stack* stack) { handle.callBoxed(stack); }
+
+void Mode::call_through_autograd(const c10::OperatorHandle& handle, torch::jit::Stack* stack) {
+  const c10::impl::IncludeDispatchKeyGuard below(kBelow);
+  handle.callBoxed(stack);
 }
 
 void Mode::leave() {

@@ -9,8 +9,8 @@
 #include <utility>
 
 #include <ATen/CPUGeneratorImpl.h>
-#include <ATen/autocast_mode.h>
 #include <ATen/core/grad_mode.h>
+#include <c10/core/impl/COW.h>
 #include <torchcc/signature.h>
 
 #include "arguments.h"
@@ -74,14 +74,16 @@ bool Recorder::knows(const at::Tensor& tensor) const {
   return memory_of_.count(tensor.storage().unsafeGetStorageImpl()) != 0;
 }
 
-void Recorder::refuse(std::string reason) {
-  if (refusal_.empty()) refusal_ = std::move(reason);
+void Recorder::refuse(std::string reason, bool touches_memory) {
+  if (!refusal_.empty()) return;
+  refusal_ = std::move(reason);
+  touches_memory_ = touches_memory;
 }
 
 bool Recorder::require_ordinary(const at::Tensor& tensor, const Operator& op) {
   if (is_ordinary(tensor)) [[likely]]
     return true;
-  refuse(op.name + ": a tensor that is not an ordinary one on the CPU (" + tensor.toString() + ")");
+  refuse(op.name + ": a tensor that is not an ordinary one on the CPU (" + tensor.toString() + ")", true);
   return false;
 }
 
@@ -150,7 +152,7 @@ ValueId Recorder::add_alias(const at::Tensor& tensor, Memory& memory) {
   const int64_t* words = trace_.value(root);
   if (words[kDtype] != static_cast<int64_t>(tensor.scalar_type()) || words[kFlags] != 0 || tensor.is_conj() ||
       tensor.is_neg()) {
-    refuse("memory of one value is used as another dtype without an operator");
+    refuse("memory of one value is used as another dtype without an operator", true);
     return root;
   }
   if (tracks_ && tensor.requires_grad() != requires_grad_[static_cast<size_t>(root)]) {
@@ -172,7 +174,7 @@ ValueId Recorder::add_copy(const at::Tensor& tensor, ValueId old, size_t memory)
   static const Operator& clone = operator_named("aten::clone");
   const Unrecorded unrecorded;
   if (memories_[memory].values.size() > 1) {
-    refuse("memory that was written without operators (data_ptr, accessor) is used through several views");
+    refuse("memory that was written without operators (data_ptr, accessor) is used through several views", true);
     return old;
   }
   if (!has_copies_) {
@@ -205,7 +207,37 @@ void Recorder::check(Memory& memory, const c10::StorageImpl& storage) {
     memory.hash = hash_of(storage);  // see add_copy
     return;
   }
-  refuse("the function writes data without operators (data_ptr, accessor, from_blob, another thread)");
+  refuse("the function writes data without operators (data_ptr, accessor, from_blob, another thread)", true);
+}
+
+// Of a segment: memory that operators have written is marked for copying on write, by nobody else; access that may
+// write (data_ptr, accessor) takes the mark away, and between operators only the program has it.
+void Recorder::watch_touched() {
+  if (!is_segment_) return;
+  for (const size_t index : touched_) {
+    Memory& memory = memories_[index];
+    if (memory.is_external || memory.is_unwritten) continue;
+    const auto storage = memory.storage.lock();
+    if (storage == nullptr || c10::impl::cow::is_cow_data_ptr(storage->data_ptr())) continue;
+    memory.is_watched = c10::impl::cow::lazy_clone_storage(*storage) != nullptr;
+  }
+}
+
+void Recorder::check_access(Memory& memory, const c10::StorageImpl& storage) {
+  if (!memory.is_watched || c10::impl::cow::is_cow_data_ptr(storage.data_ptr())) return;
+  memory.is_watched = false;
+  refuse("the function uses the memory of a tensor that operators have made (data_ptr, accessor)", true);
+}
+
+void Recorder::end_watch() {
+  for (Memory& memory : memories_) {
+    if (!memory.is_watched) continue;
+    if (const auto storage = memory.storage.lock()) {
+      check_access(memory, *storage);
+      storage->mutable_data();  // takes the mark away, and copies nothing
+    }
+    memory.is_watched = false;
+  }
 }
 
 // An operator that gives a view where it can (contiguous, to, reshape) has made a copy: it has read after all.
@@ -217,7 +249,7 @@ void Recorder::check_source(Memory& copy, const Operator& op) {
   if (storage == nullptr || storage->nbytes() == 0) return;
   check(memory, *storage);
   if (memory.is_unwritten)
-    refuse("memory that was written without operators (data_ptr, accessor) is copied by " + op.name);
+    refuse("memory that was written without operators (data_ptr, accessor) is copied by " + op.name, true);
 }
 
 void Recorder::copy_original(Memory& memory, const c10::StorageImpl& storage) {
@@ -247,6 +279,8 @@ void Recorder::use(const at::Tensor& tensor, const Operator& op, bool written) {
   }
   if (first_used_ == Memory::kNone) first_used_ = index;
   const bool reads = !op.is_view && !op.ignores_data;
+  check_access(memories_[index], *storage);
+  touched_.push_back(index);
   if (reads || written) {
     check(memories_[index], *storage);
     memories_[index].is_read = true;
@@ -315,6 +349,7 @@ ValueId Recorder::give_tensor(const at::Tensor& tensor, const Operator& op) {
   }
   const ValueId id = add_value(tensor);
   memories_[entry->second].values.push_back(id);
+  touched_.push_back(entry->second);
   return id;
 }
 
@@ -355,30 +390,31 @@ void Recorder::rehash_written() {
 
 void Recorder::step(const c10::OperatorHandle& handle, torch::jit::Stack* stack) {
   const Operator& op = operator_of(handle);
-  const size_t first = stack->size() - op.arguments.size();
-  if (op.may_depend && refusal_.empty()) refuse(dependence(op, stack->data() + first));
-  if (!refusal_.empty() || op.is_metadata) {
-    handle.callBoxed(stack);
-    return;
-  }
-  if (op.is_equal) {
-    handle.callBoxed(stack);
-    return;
-  }
-  if (!is_segment_ && prints(op, stack->data() + first)) {
+  const c10::IValue* arguments = stack->data() + (stack->size() - op.arguments.size());
+  if (op.may_depend && refusal_.empty()) refuse(dependence(op, arguments));
+  if (refusal_.empty() && prints(op, arguments)) {
     refuse("the function converts a tensor on the CPU to double although it is that already, as printing does");
+  }
+  if (op.is_metadata || op.is_equal) {
+    handle.callBoxed(stack);
+  } else {
+    record(op, handle, stack, !tracks_ || at::GradMode::is_enabled(), autocast_dtype());
+  }
+}
+
+void Recorder::record(const Operator& op, const c10::OperatorHandle& handle, torch::jit::Stack* stack, bool grad,
+                      int16_t autocast) {
+  if (!refusal_.empty()) {
     handle.callBoxed(stack);
     return;
   }
+  const size_t first = stack->size() - op.arguments.size();
   used_.clear();
   written_.clear();
+  touched_.clear();
   first_used_ = Memory::kNone;
   use_all(op, stack->data() + first);
-  Trace::Step step{&op, static_cast<uint32_t>(trace_.code.size()), -1,
-                   !(tracks_ || is_segment_) || at::GradMode::is_enabled()};
-  if (at::autocast::is_autocast_enabled(at::kCPU)) {
-    step.autocast = static_cast<int16_t>(at::autocast::get_autocast_dtype(at::kCPU));
-  }
+  const Trace::Step step{&op, static_cast<uint32_t>(trace_.code.size()), autocast, grad};
   size_t position = 0;
   for (size_t i = 0; i < op.arguments.size(); ++i) {
     encode((*stack)[first + i], op, op.arguments[i], position);
@@ -394,6 +430,7 @@ void Recorder::step(const c10::OperatorHandle& handle, torch::jit::Stack* stack)
   for (size_t i = stack->size() - op.returns; i < stack->size(); ++i) give((*stack)[i], op);
   trace_.steps.push_back(step);
   rehash_written();
+  watch_touched();
 }
 
 }  // namespace torchcc::detail

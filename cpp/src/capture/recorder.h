@@ -32,7 +32,8 @@ struct Memory {
   size_t source = kNone;      ///< the memory of which a view operator made this as a copy (contiguous, to, reshape)
   at::Tensor original{};      ///< of external memory that is written to: a storage of the same bytes as before
   size_t hash = 0;
-  int checks = 0;  ///< how many more reads compare the content with the hash
+  int checks = 0;           ///< how many more reads compare the content with the hash
+  bool is_watched = false;  ///< of a segment: access by pointer shows, see watch_touched()
 };
 
 /// A value that came from outside: an argument, a captured tensor, or a constant.
@@ -55,8 +56,9 @@ class Recorder final : public Mode {
   /// an operator, from the beginning of this call on in what the earlier call captured, refuses the recording.
   Recorder(c10::ArrayRef<const at::Tensor*> arguments, const Recording* previous);
   /// Of a segment, a part of a function that is seen again only if the same operators come again: every tensor from
-  /// outside is an input, and every tensor that lives on is an output. Gradients are not followed.
+  /// outside is an input, and every tensor that lives on is an output. Autograd has had its say before.
   Recorder();
+  ~Recorder() override { end_watch(); }
 
   /// Stops recording. To be called once, at the end of the function, with the tensors of its result.
   std::unique_ptr<Recording> finish(c10::ArrayRef<const at::Tensor*> results);
@@ -64,11 +66,16 @@ class Recorder final : public Mode {
   /// The same at the end of a segment.
   std::unique_ptr<Recording> finish_segment();
 
-  /// Declares that this run cannot be replayed; the first reason that is not empty counts.
-  void refuse(std::string reason);
+  /// Declares that this run cannot be replayed; the first reason that is not empty counts. `touches_memory`: because of
+  /// memory that the program uses without operators, which does not go with operators that wait either.
+  void refuse(std::string reason, bool touches_memory = false);
 
-  /// Runs one operator and writes it down.
+  /// Runs one operator and writes it down, unless the recording is refused already.
   void step(const c10::OperatorHandle& handle, torch::jit::Stack* stack) override;
+  /// The same for an operator that is known to depend on nothing but its arguments. `grad` and `autocast`: see
+  /// Trace::Step.
+  void record(const Operator& op, const c10::OperatorHandle& handle, torch::jit::Stack* stack, bool grad,
+              int16_t autocast);
 
   size_t steps() const { return trace_.steps.size(); }
   /// Whether operators so far have used or made the memory of a tensor, which has one.
@@ -83,6 +90,9 @@ class Recorder final : public Mode {
   void give(const c10::IValue& value, const Operator& op);
   ValueId give_tensor(const at::Tensor& tensor, const Operator& op);
   void rehash_written();
+  void watch_touched();
+  void check_access(Memory& memory, const c10::StorageImpl& storage);
+  void end_watch();
   void note_random(const Operator& op, const c10::IValue* arguments);
   bool require_ordinary(const at::Tensor& tensor, const Operator& op);
   ValueId find(const at::Tensor& tensor, const Memory& memory);
@@ -130,11 +140,13 @@ class Recorder final : public Mode {
   std::vector<bool> requires_grad_;                           ///< per value, as it is now; where tracks_
   c10::SmallVector<ValueId, 8> used_;    ///< tensors of the current operator's arguments, in order; -1: a number
   c10::SmallVector<size_t, 4> written_;  ///< memories that the current operator writes to
+  c10::SmallVector<size_t, 8> touched_;  ///< memories that the current operator takes and gives
   size_t first_used_ = Memory::kNone;    ///< memory of the current operator's first tensor
   at::Tensor random_state_;
   size_t argument_hash_ = 0;  ///< made with the first copy
   bool has_copies_ = false;
   std::string refusal_;
+  bool touches_memory_ = false;
   bool checks_content_;
   bool tracks_;          ///< grad mode is on
   bool trains_ = false;  ///< some result requires grad

@@ -102,15 +102,15 @@ struct Recording {
   int64_t default_dtype = 0;
   bool deterministic = false;
   bool inference_mode = false;
-  std::string refusal;  ///< why the call cannot be replayed; empty when it can
+  std::string refusal;          ///< why the call cannot be replayed; empty when it can
+  bool touches_memory = false;  ///< if it cannot: see Recorder::refuse()
 
   /// Of segments: where values lie, so that they can be told when the same operators come again.
-  enum class External : uint8_t { no, untracked, tracked };  ///< whether it came from outside, and requires grad
   struct Layout {
-    std::vector<size_t> memories;     ///< per value, numbers
-    std::vector<ValueId> roots;       ///< per memory, the value that is all of it; -1 where it came from outside
-    std::vector<External> externals;  ///< per value
-    size_t prologue = 0;              ///< steps in the beginning that the program did not call: views of whole storages
+    std::vector<size_t> memories;  ///< per value, numbers
+    std::vector<ValueId> roots;    ///< per memory, the value that is all of it; -1 where it came from outside
+    std::vector<bool> externals;   ///< per value, whether it came from outside
+    size_t prologue = 0;           ///< steps in the beginning that the program did not call: views of whole storages
   } layout;
 
   bool mutates() const {

@@ -46,7 +46,7 @@ void take_numbers(Recording& recording, const std::vector<uint32_t>& positions, 
       trace.value_begin.push_back(static_cast<uint32_t>(trace.values.size()));
       trace.values.append({static_cast<int64_t>(at::kDouble), 0, 0, 0});
       recording.layout.memories.push_back(SIZE_MAX);
-      recording.layout.externals.push_back(Recording::External::no);
+      recording.layout.externals.push_back(false);
       Input& input = recording.inputs.emplace_back();
       input.kind = Input::Kind::constant;
       input.value = entry->second;
@@ -112,12 +112,13 @@ void Segments::stay_eager(Segment& segment, std::string reason) {
   segment.state = Segment::State::eager;
   segment.reason = std::move(reason);
   log(Topic::capture, core_.options.name,
-      "a segment of " + std::to_string(segment.recording->trace.steps.size()) + " operators stays eager: " +
-          segment.reason);
+      "a segment of " + std::to_string(segment.recording->trace.steps.size()) +
+          " operators stays eager: " + segment.reason);
 }
 
 void Segments::commit(std::unique_ptr<Recording> made, std::string end) {
   const std::shared_ptr<Recording> now = std::move(made);
+  if (now->touches_memory) core_.note_memory(now->refusal);
   name_captured(*now, core_.module.get());
   std::shared_ptr<Segment> segment;
   {

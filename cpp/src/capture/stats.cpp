@@ -31,7 +31,7 @@ CompileStats Core::stats() const {
   for (const auto& variant : state.variants) {
     VariantStats one;
     one.inputs = variant->guards.text();
-    one.state = state_name(variant->state);
+    one.state = variant->is_lazy && state.never_lazy.empty() ? "lazy" : state_name(variant->state);
     one.reason = variant->reason;
     one.recorded = variant->recorded;
     one.replayed = variant->replayed;
@@ -64,9 +64,10 @@ std::string CompileStats::str() const {
     return std::string(text);
   };
   std::string text = std::to_string(calls) + " calls: " + std::to_string(replayed) + " compiled, " +
-                     std::to_string(recorded) + " recorded, " + std::to_string(eager) + " eager; " +
-                     std::to_string(guard_misses) + " guard misses, " + number(compile_seconds) + " s of compiling\n";
-  if (!reason.empty()) text += "  last eager call: " + reason + "\n";
+                     std::to_string(recorded) + " recorded, " + std::to_string(eager) + " eager, " +
+                     std::to_string(lazy) + " lazy; " + std::to_string(guard_misses) + " guard misses, " +
+                     number(compile_seconds) + " s of compiling\n";
+  if (!reason.empty()) text += "  last call that was not replayed: " + reason + "\n";
   for (const VariantStats& variant : variants) {
     text += "  (" + variant.inputs + "): " + variant.state + ", " + std::to_string(variant.ops) + " operators, " +
             std::to_string(variant.replayed) + " compiled calls, " + std::to_string(variant.recorded) + " recorded, " +

@@ -155,8 +155,27 @@ void CoreState::note_surplus(const Leaves& arguments) {
   refuse_surplus(variants.empty() ? "" : variants.back()->guards.misfit(arguments, modes(), environment(), watch));
 }
 
-void CoreState::stay_eager(Variant& variant, std::string text) {
+bool CoreState::runs_lazily(const Variant* variant, const Leaves& arguments) {
+  if (options.mode != CompileMode::automatic || !never_lazy.empty()) return false;
+  if (variant == nullptr) {
+    // Another one would be found to be the same.
+    for (const auto& one : variants) {
+      if (one->is_lazy && one->guards.fit_but_for_closure(arguments, modes(), environment())) variant = one.get();
+    }
+  }
+  if (variant == nullptr || !variant->is_lazy) return false;
+  reason = variant->reason;
+  return true;
+}
+
+void CoreState::note_memory(const std::string& why) {
+  const std::lock_guard lock(mutex);
+  never_lazy = why;
+}
+
+void CoreState::stay_eager(Variant& variant, std::string text, bool is_lazy) {
   variant.state = Variant::State::eager;
+  variant.is_lazy = is_lazy;
   variant.plan.store(nullptr, std::memory_order_release);
   variant.last.reset();
   variant.reason = reason = std::move(text);
@@ -202,7 +221,7 @@ std::shared_ptr<Recording> CoreState::commit(Guards guards, std::unique_ptr<Reco
   log(Topic::capture, options.name,
       "(" + variant->guards.text() + ") recorded " + std::to_string(now->trace.steps.size()) + " operators");
   if (!now->refusal.empty()) {
-    stay_eager(*variant, now->refusal);
+    stay_eager(*variant, now->refusal, !now->touches_memory);
     return nullptr;
   }
   const std::shared_ptr<const Recording> before = std::exchange(variant->last, now);

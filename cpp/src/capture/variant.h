@@ -46,6 +46,7 @@ struct Variant {
 
   State state = State::recorded;
   std::string reason;
+  bool is_lazy = false;  ///< where eager: calls may run lazily in place
   std::shared_ptr<const Recording> last;
   int64_t recorded = 0;
   int64_t disagreements = 0;
@@ -81,8 +82,9 @@ struct CoreState : std::enable_shared_from_this<CoreState> {
   std::string reason;
   std::string warning;  ///< to be given by warn()
   bool has_warned = false;
-  int64_t pending = 0;  ///< compilations
-  int64_t futile = 0;   ///< recordings, when there were as many variants as allowed, that fitted none
+  std::string never_lazy;  ///< why calls do not run lazily any more; else empty
+  int64_t pending = 0;     ///< compilations
+  int64_t futile = 0;      ///< recordings, when there were as many variants as allowed, that fitted none
 
   /// The words of the module's training flags, in memory of this thread.
   const std::vector<int64_t>& modes() const;
@@ -99,8 +101,12 @@ struct CoreState : std::enable_shared_from_this<CoreState> {
   void warn();
   /// Takes in a recorded call. Returns the recording if it is to be compiled now.
   std::shared_ptr<Recording> commit(Guards guards, std::unique_ptr<Recording> recording, Variant*& variant);
-  /// Runs it eagerly from now on.
-  void stay_eager(Variant& variant, std::string reason);
+  /// Runs it eagerly from now on, or lazily.
+  void stay_eager(Variant& variant, std::string reason, bool is_lazy = false);
+  /// Notes that the function uses memory of tensors without operators, so that no further calls run lazily unasked.
+  void note_memory(const std::string& reason);
+  /// Whether a call that fits a variant, or none, is to run lazily. Notes why. To be called with the mutex.
+  bool runs_lazily(const Variant* variant, const Leaves& arguments);
   struct Code {
     std::shared_ptr<const Artifact> artifact{};
     std::string reason{};  ///< why there is none; empty when it was measured before, and lost

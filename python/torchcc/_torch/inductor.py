@@ -242,13 +242,13 @@ def _alpha_as_product() -> Iterator[None]:
     originals = {operator: decomposition.decompositions[operator] for operator in (aten.add.Tensor, aten.add.Scalar)}
 
     def add(x: Any, y: Any, *, alpha: Any = 1) -> Any:
-        if alpha in (None, 1):
+        if _is_one(alpha):
             return originals[aten.add.Tensor](x, y)
         dtype = torch.result_type(x, y)
         return aten.add.Tensor(x, aten.mul.Scalar(y.to(dtype), float(alpha) if dtype.is_complex else alpha))
 
     def add_number(x: Any, y: Any, alpha: Any = 1) -> Any:
-        return originals[aten.add.Scalar](x, y) if alpha == 1 else aten.add.Scalar(x, y * alpha)
+        return originals[aten.add.Scalar](x, y) if _is_one(alpha) else aten.add.Scalar(x, y * alpha)
 
     tables = (decomposition.decompositions, decomposition.fast_random_decomps())
     replaced: dict[Any, Callable[..., Any]] = {aten.add.Tensor: add, aten.add.Scalar: add_number}
@@ -259,6 +259,11 @@ def _alpha_as_product() -> Iterator[None]:
     finally:
         for table in tables:
             table.update(originals)
+
+
+def _is_one(number: Any) -> bool:
+    """Whether it certainly is, and not a number that only a call knows."""
+    return number is None or (not isinstance(number, torch.SymFloat) and bool(number == 1))
 
 
 @contextlib.contextmanager

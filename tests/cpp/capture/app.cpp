@@ -2,7 +2,7 @@
 // compares each result with the same code run eagerly, and prints what happened, one fact a line.
 //
 //   app [--calls N] [--width N] [--background] [--no-freeze] [--faster-only] [--timeout SECONDS] [--threads N]
-//       [--weights-change CALL] [--seed N] [--inductor NAME]
+//       [--weights-change CALL] [--seed N] [--inductor NAME] [--train]
 #include <torch/torch.h>
 #include <torchcc/compile.h>
 
@@ -23,6 +23,7 @@ struct Settings {
   int64_t width = 128;      ///< of the network's middle
   int weights_change = -1;  ///< before this call, the weights are changed in place
   int64_t seed = 1;
+  bool trains = false;  ///< calls are steps of a training, with an optimiser
   torchcc::CompileOptions options{.name = "app", .allow_slower = true};
 };
 
@@ -32,6 +33,10 @@ Settings parse(int argc, char** argv) {
     const std::string option = argv[i];
     if (option == "--background") {
       settings.options.background = true;
+      continue;
+    }
+    if (option == "--train") {
+      settings.trains = true;
       continue;
     }
     if (option == "--no-freeze") {
@@ -75,6 +80,45 @@ int python_files() {
   return count;
 }
 
+/// A training loop: a compiled step against an eager one that begins with the same weights.
+int train(const Settings& settings) {
+  at::set_num_threads(1);
+  struct Training {
+    explicit Training(const Settings& settings) : net(settings.width), optimizer(net.parameters(), 1e-3) {}
+    at::Tensor operator()(const at::Tensor& x, const at::Tensor& y) {
+      optimizer.zero_grad();
+      at::Tensor loss = torch::mse_loss(net.forward(x), y);
+      loss.backward();
+      optimizer.step();
+      return loss;
+    }
+    Net net;
+    torch::optim::Adam optimizer;
+  };
+  torch::manual_seed(settings.seed);
+  Training plain(settings);
+  torch::manual_seed(settings.seed);
+  Training other(settings);
+  const auto compiled =
+      torchcc::compile([&](const at::Tensor& x, const at::Tensor& y) { return other(x, y); }, settings.options);
+  int wrong = 0;
+  for (int call = 0; call < settings.calls; ++call) {
+    const at::Tensor x = torch::randn({16, 64}), y = torch::rand({16, 64});
+    if (!torch::allclose(compiled(x, y), plain(x, y), 1e-4, 1e-5)) ++wrong;
+  }
+  for (size_t i = 0; i < plain.net.parameters().size(); ++i) {
+    if (!torch::allclose(other.net.parameters()[i], plain.net.parameters()[i], 1e-3, 1e-4)) ++wrong;
+  }
+  const torchcc::CompileStats stats = compiled.stats();
+  bool from_cache = false;
+  for (const torchcc::SegmentStats& segment : stats.segments) from_cache = from_cache || segment.from_cache;
+  std::cout << "wrong " << wrong << "\nlazy " << stats.lazy << "\ncompiled_ops " << stats.compiled_ops
+            << "\npython_files " << python_files() << "\nfrom_cache " << from_cache << "\nreason " << stats.reason
+            << "\n"
+            << stats.str();
+  return wrong == 0 ? 0 : 1;
+}
+
 int run(Settings settings) {
   const torch::NoGradGuard no_grad;
   at::set_num_threads(1);
@@ -111,7 +155,8 @@ int run(Settings settings) {
 
 int main(int argc, char** argv) {
   try {
-    return run(parse(argc, argv));
+    const Settings settings = parse(argc, argv);
+    return settings.trains ? train(settings) : run(settings);
   } catch (const std::exception& error) {
     std::cerr << error.what() << "\n";
     return 2;

@@ -5,6 +5,8 @@
 #include <sstream>
 #include <thread>
 
+#include <ATen/autocast_mode.h>
+
 using namespace programs;
 namespace nn = torch::nn;
 
@@ -331,20 +333,170 @@ BOOST_AUTO_TEST_CASE(threads) {
   BOOST_TEST(compiled.stats().compiled_ops > compiled.stats().eager_ops, compiled.stats().str());
 }
 
-// Autograd follows what requires grad; the rest may wait.
-BOOST_AUTO_TEST_CASE(with_gradients) {
-  const Tensor weight = torch::randn({4, 4}).requires_grad_();
-  const auto function = [&](Tensor x) {
-    const Tensor features = (x * 2 + 1).tanh() / 3;
-    return (features.mm(weight).relu() - 1).square().mean();
-  };
-  const auto compiled = torchcc::compile(function, lazy_options());
-  for (int call = 0; call < 5; ++call) {
-    const Tensor x = torch::randn({3, 4});
-    const Tensor got = torch::autograd::grad({compiled(x)}, {weight})[0];
-    BOOST_TEST(difference(got, torch::autograd::grad({function(x)}, {weight})[0]) == "");
+struct Scaled : torch::autograd::Function<Scaled> {
+  static Tensor forward(torch::autograd::AutogradContext* context, const Tensor& x, double factor) {
+    context->save_for_backward({x});
+    context->saved_data["factor"] = factor;
+    return x * x * factor;
   }
-  BOOST_TEST(compiled.stats().compiled_ops >= 9, compiled.stats().str());
+  static std::vector<Tensor> backward(torch::autograd::AutogradContext* context, std::vector<Tensor> gradients) {
+    const Tensor x = context->get_saved_variables()[0];
+    return {gradients[0] * x * 2 * context->saved_data["factor"].toDouble(), Tensor()};
+  }
+};
+
+// Autograd works on operators that wait as on others. Each function gives a loss, of which backward runs afterwards, or
+// as the last thing in the function.
+BOOST_AUTO_TEST_CASE(gradients) {
+  using Function = std::function<Tensor(const Tensor&, const Tensor&)>;
+  const std::vector<std::pair<std::string, Function>> functions = {
+      {"layers",
+       [](const Tensor& x, const Tensor& w) {
+         return (torch::layer_norm((x * 2 + 1).tanh().mm(w), {4}).relu() - 1).square().mean();
+       }},
+      {"a branch on a value",
+       [](const Tensor& x, const Tensor& w) {
+         Tensor y = x.mm(w).sin();
+         for (int i = 0; i < 4 && y.norm().item<float>() > 1; ++i) y = (y * 0.7).mm(w.t()).tanh();
+         return y.exp().sum();
+       }},
+      {"views and writes",
+       [](const Tensor& x, const Tensor& w) {
+         Tensor y = x * 2;
+         y.select(1, 0).mul_(w[0].sum());
+         Tensor z = torch::zeros({3, 4});
+         z.narrow(0, 0, 2).copy_(y.narrow(0, 1, 2).mm(w));
+         z[2].add_(x[0]);
+         return (z * z).sum() + y.t().mean();
+       }},
+      {"a function of its own", [](const Tensor& x, const Tensor& w) { return Scaled::apply(x.mm(w), 3.0).mean(); }},
+      {"hooks",
+       [](const Tensor& x, const Tensor& w) {
+         Tensor y = x.mm(w);
+         y.register_hook([](const Tensor& gradient) { return gradient.clamp(-0.5, 0.5) * 3; });
+         return y.square().sum();
+       }},
+      {"gradients of gradients",
+       [](const Tensor& x, const Tensor& w) {
+         const Tensor y = x.mm(w).tanh().sum();
+         const Tensor gradient = torch::autograd::grad({y}, {w}, {}, true, true)[0];
+         return gradient.square().sum() + y;
+       }},
+      {"parts without",
+       [](const Tensor& x, const Tensor& w) {
+         Tensor scale;
+         {
+           const torch::NoGradGuard no_grad;
+           scale = x.mm(w).abs().amax(1, true) + 1;
+         }
+         return ((x / scale).mm(w.detach()) + w.sum() * x).pow(2).sum();
+       }},
+      {"dropout",
+       [](const Tensor& x, const Tensor& w) {
+         return torch::dropout(torch::dropout(x * 3, 0.3, true).mm(w).relu(), 0.5, true).sum();
+       }},
+      {"autocast",
+       [](const Tensor& x, const Tensor& w) {
+         at::autocast::set_autocast_enabled(at::kCPU, true);
+         const Tensor y = (x.mm(w).relu() + 1).mm(w.t());
+         at::autocast::clear_cache();
+         at::autocast::set_autocast_enabled(at::kCPU, false);
+         return y.to(torch::kFloat).square().mean();
+       }},
+  };
+  for (const auto& [name, function] : functions) {
+    for (const bool inside : {false, true}) {
+      BOOST_TEST_CONTEXT(name << (inside ? ", backward inside" : ", backward outside")) {
+        const auto run = [&, inside = inside](const Tensor& x, const Tensor& w) {
+          const Tensor loss = function(x, w);
+          if (inside) loss.backward();
+          return loss;
+        };
+        const auto compiled = torchcc::compile(run, lazy_options());
+        const Tensor weight = torch::randn({4, 4}), values = torch::randn({3, 4});
+        const Tensor a = weight.clone().requires_grad_(), b = weight.clone().requires_grad_();
+        for (int call = 0; call < 7; ++call) {
+          const Tensor x = torch::randn({3, 4}), c = x.clone().requires_grad_(), d = x.clone().requires_grad_();
+          torch::manual_seed(call);
+          const Tensor got = compiled(c, a);
+          torch::manual_seed(call);
+          const Tensor expected = run(d, b);
+          BOOST_TEST(difference(got.detach(), expected.detach()) == "");
+          if (!inside) {
+            got.backward();
+            expected.backward();
+          }
+          const double tolerance = name == "autocast" ? 300 : 1;
+          BOOST_TEST(difference(c.grad(), d.grad(), tolerance) == "", "call " << call);
+          BOOST_TEST(difference(a.grad(), b.grad(), tolerance) == "", "call " << call);
+          if (call % 3 == 2) a.mutable_grad().reset(), b.mutable_grad().reset();
+        }
+        BOOST_TEST(compiled.stats().compiled_ops > 0, compiled.stats().str());
+      }
+    }
+  }
+}
+
+// PyTorch's own error where a tensor that backward needs was written to, and where backward ran before.
+BOOST_AUTO_TEST_CASE(errors_of_autograd) {
+  const Tensor weight = torch::randn({4, 4}).requires_grad_();
+  bool writes = false, twice = false;
+  const auto compiled = torchcc::compile(
+      [&](Tensor x) {
+        Tensor y = x.mm(weight).exp();
+        const Tensor loss = y.sum();
+        if (writes) y.mul_(2);
+        loss.backward();
+        if (twice) loss.backward();
+        return loss.detach();
+      },
+      lazy_options());
+  const auto call = [&] { return compiled(torch::randn({3, 4})); };
+  for (int i = 0; i < 5; ++i) call();
+  writes = true;
+  BOOST_CHECK_EXCEPTION(call(), c10::Error, [](const c10::Error& error) {
+    return missing(error.what(), "modified by an inplace operation") == "";
+  });
+  writes = false;
+  twice = true;
+  BOOST_CHECK_EXCEPTION(call(), c10::Error, [](const c10::Error& error) {
+    return missing(error.what(), "Trying to backward through the graph a second time") == "";
+  });
+  twice = false;
+  weight.mutable_grad().reset();
+  const Tensor x = torch::randn({3, 4});
+  compiled(x);
+  const Tensor got = weight.grad().clone();
+  BOOST_TEST(difference(got, torch::autograd::grad({x.mm(weight).exp().sum()}, {weight})[0]) == "");
+}
+
+// In the default mode, functions that cannot be replayed run lazily; those that use memory by pointer, eagerly.
+BOOST_AUTO_TEST_CASE(automatic) {
+  const at::AutoGradMode no_grad(false);
+  const auto check_calls = [](const auto& function) {
+    const auto compiled = torchcc::compile(function, plain_options());
+    for (int call = 0; call < 7; ++call) {
+      const Tensor x = torch::randn({3, 4});
+      BOOST_TEST(difference(compiled(x), function(x)) == "");
+    }
+    return compiled.stats();
+  };
+  const auto reads = check_calls([](Tensor x) {
+    x = (x * 2 + 1).tanh() / 3;
+    return x.sum().item<float>() > 0 ? x.exp() * 2 - 1 : x - 1;
+  });
+  BOOST_TEST(reads.lazy == 6);
+  BOOST_TEST(reads.compiled_ops >= 8, reads.str());
+  BOOST_TEST(missing(reads.reason, "on the host") == "");
+  const auto touches = check_calls([](Tensor x) {
+    x = (x * 2 + 1).tanh() / 3;
+    const float sum = x.sum().item<float>();
+    const Tensor y = x.exp() * 2;
+    y.data_ptr<float>()[0] = sum;
+    return y + 1;
+  });
+  BOOST_TEST(touches.lazy == 1);
+  BOOST_TEST(touches.eager == 5, touches.str());
 }
 
 BOOST_AUTO_TEST_SUITE_END()

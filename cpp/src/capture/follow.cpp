@@ -1,0 +1,310 @@
+#include "follow.h"
+
+#include <algorithm>
+#include <bit>
+#include <utility>
+
+#include <ATen/ScalarOps.h>
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/core/grad_mode.h>
+
+#include "arguments.h"
+#include "handles.h"
+#include "mode.h"
+#include "placeholder.h"
+#include "rerun.h"
+#include "tensors.h"
+
+namespace torchcc::detail {
+
+Follow::Follow(Segments::Known known, std::shared_ptr<Segment> segment)
+    : known_(std::move(known)),
+      segment_(std::move(segment)),
+      position_(recording().layout.prologue),
+      values_(recording().trace.value_begin.size()),
+      memories_(recording().layout.roots.size()) {}
+
+bool Follow::matches(const Operator& op, const c10::IValue* arguments, int16_t autocast) {
+  const Trace& trace = recording().trace;
+  differs_in_number_ = false;
+  if (is_whole()) return false;
+  const Trace::Step& step = trace.steps[position_];
+  if (step.op != &op || step.autocast != autocast) return false;
+  used_.clear();
+  word_ = trace.code.data() + step.begin;
+  for (size_t i = 0; i < op.arguments.size(); ++i) {
+    if (!matches_argument(arguments[i], op.arguments[i].number, is_written(op, i, arguments))) return false;
+  }
+  return true;
+}
+
+bool Follow::matches_argument(const c10::IValue& value, Tag number, bool written) {
+  const Tag tag = static_cast<Tag>(*word_);
+  if (value.isTensor()) return matches_tensor(value.toTensor(), written);
+  if (value.isDouble()) {
+    if (tag == Tag::floating || tag == Tag::number) return matches_number(value.toDouble());
+    return false;
+  }
+  if (value.isList()) {
+    const c10::ArrayRef<c10::IValue> elements = value.toListRef();
+    if (tag != Tag::list || word_[1] != static_cast<int64_t>(elements.size())) return false;
+    word_ += 2;
+    return std::all_of(elements.begin(), elements.end(),
+                       [&](const c10::IValue& element) { return matches_argument(element, number, written); });
+  }
+  Words words;
+  if (!write_constant(words, value, number) || !std::equal(words.begin(), words.end(), word_)) return false;
+  word_ += words.size();
+  return true;
+}
+
+bool Follow::matches_number(double number) {
+  const auto bits = std::bit_cast<int64_t>(number);
+  const int64_t word = word_[1];
+  const bool is_input = static_cast<Tag>(*word_) == Tag::number;
+  word_ += 2;
+  if (!is_input) {
+    differs_in_number_ = word != bits;
+    return word == bits;
+  }
+  at::Tensor& held = values_[static_cast<size_t>(word)].held;
+  if (!held.defined()) {
+    const Unrecorded unrecorded;
+    held = at::scalar_tensor(number, at::kDouble);
+    return true;
+  }
+  // Numbers that were equal in all recordings are one input.
+  differs_in_number_ = std::bit_cast<int64_t>(*held.const_data_ptr<double>()) != bits;
+  return !differs_in_number_;
+}
+
+bool Follow::matches_tensor(const at::Tensor& tensor, bool written) {
+  const Tag tag = static_cast<Tag>(*word_);
+  if (!tensor.defined()) {
+    ++word_;
+    return tag == Tag::none;
+  }
+  if (tag != Tag::tensor) {
+    if (!is_number(tensor)) return false;
+    const c10::Scalar number = number_of(tensor);
+    if (number.isFloatingPoint() && (tag == Tag::floating || tag == Tag::number)) {
+      return matches_number(number.toDouble());
+    }
+    Words words;
+    write_number(words, number);
+    if (!std::equal(words.begin(), words.end(), word_)) return false;
+    word_ += words.size();
+    return true;
+  }
+  const ValueId id = word_[1];
+  word_ += 2;
+  const Value& known = values_[static_cast<size_t>(id)];
+  if (!tensor.has_storage()) return false;
+  if (known.impl == nullptr) {
+    if (!is_ordinary(tensor) || !has_words(tensor, recording().trace.value(id)) || !matches_external(tensor, id)) {
+      return false;
+    }
+  } else if (memories_[memory_of(id)].storage != &storage_of(tensor)) {
+    return false;
+  } else if (known.impl != tensor.unsafeGetTensorImpl() &&
+             !(is_ordinary(tensor) && has_words(tensor, recording().trace.value(id)))) {
+    return false;
+  }
+  used_.push_back({id, &tensor, written});
+  return true;
+}
+
+/// A value that the segment takes from outside, seen for the first time.
+bool Follow::matches_external(const at::Tensor& tensor, ValueId id) {
+  if (!recording().layout.externals[static_cast<size_t>(id)]) return false;
+  c10::StorageImpl* storage = &storage_of(tensor);
+  Memory& memory = memories_[memory_of(id)];
+  if (memory.storage != nullptr) {
+    if (memory.storage != storage) return false;
+  } else {
+    if (memory_of_outside_.count(storage) != 0 || is_placeholder(*storage) || !is_allocated(*storage)) return false;
+    memory.storage = storage;
+    memory.held = tensor.storage().getWeakStorageImpl().lock();
+    memory_of_outside_[storage] = memory_of(id);
+  }
+  Value& value = values_[static_cast<size_t>(id)];
+  value.impl = tensor.unsafeGetTensorImpl();
+  value.held = tensor;
+  return true;
+}
+
+bool Follow::involves(const at::Tensor& tensor) const {
+  return is_placeholder(storage_of(tensor)) || memory_of_outside_.count(&storage_of(tensor)) != 0;
+}
+
+void Follow::give(const Operator& op, torch::jit::Stack* stack, bool counts) {
+  for (const Used& used : used_) {
+    if (!used.written) continue;
+    if (counts && !used.tensor->is_inference()) used.tensor->unsafeGetTensorImpl()->bump_version();
+    park(used.id);
+  }
+  c10::SmallVector<c10::IValue, 2> results;
+  for (size_t i = 0; i < op.returns; ++i) results.push_back(given());
+  torch::jit::drop(*stack, op.arguments.size());
+  for (c10::IValue& result : results) stack->push_back(std::move(result));
+  ++position_;
+}
+
+c10::IValue Follow::given() {
+  switch (static_cast<Tag>(*word_++)) {
+    case Tag::tensor: {
+      const ValueId id = *word_++;
+      for (const Used& used : used_) {
+        if (used.written && used.id == id) return *used.tensor;
+      }
+      return make(id);
+    }
+    case Tag::list: {
+      c10::List<at::Tensor> list;
+      for (int64_t left = *word_++; left > 0; --left) list.push_back(given().toTensor());
+      return list;
+    }
+    default: return at::Tensor();
+  }
+}
+
+at::Tensor Follow::make(ValueId id) {
+  const Trace& trace = recording().trace;
+  Memory& memory = memories_[memory_of(id)];
+  c10::intrusive_ptr<c10::StorageImpl> storage = memory.held;
+  if (memory.storage == nullptr) {
+    const ValueId root = recording().layout.roots[memory_of(id)];
+    storage = make_placeholder(static_cast<size_t>(extent(trace.value(root)).second));
+    memory.storage = storage.get();
+    memory.made.emplace(storage);
+  } else if (storage == nullptr) {
+    storage = memory.made->lock();  // an argument of the operator has it
+  }
+  at::Tensor tensor = make_view(c10::Storage(std::move(storage)), trace.value(id));
+  for (const Used& used : used_) {
+    if (memory_of(used.id) != memory_of(id) || used.tensor->is_inference() || tensor.is_inference()) continue;
+    tensor.unsafeGetTensorImpl()->set_version_counter(used.tensor->unsafeGetTensorImpl()->version_counter());
+    break;
+  }
+  Value& value = values_[static_cast<size_t>(id)];
+  value.impl = tensor.unsafeGetTensorImpl();
+  value.weak.emplace(tensor.getIntrusivePtr());
+  return tensor;
+}
+
+/// Takes the data out of memory from outside that is to be written into.
+void Follow::park(ValueId id) {
+  Memory& memory = memories_[memory_of(id)];
+  memory.is_written = true;
+  if (!is_placeholder(*memory.storage)) parked_.push_back({memory.storage, take_data(*memory.storage)});
+}
+
+/// Which memories the program still has.
+std::vector<bool> Follow::needed() const {
+  std::vector<bool> found(memories_.size());
+  for (size_t memory = 0; memory < memories_.size(); ++memory) {
+    found[memory] = memories_[memory].made.has_value() && memories_[memory].made->use_count() > 0;
+  }
+  return found;
+}
+
+/// Values that the segment's operators take.
+std::vector<at::Tensor> Follow::inputs() const {
+  std::vector<at::Tensor> tensors(values_.size());
+  for (size_t id = 0; id < values_.size(); ++id) tensors[id] = values_[id].held;
+  for (const Input& input : recording().inputs) {
+    if (!input.is_base) continue;
+    const Memory& memory = memories_[memory_of(input.value)];
+    if (memory.held == nullptr) continue;
+    tensors[static_cast<size_t>(input.value)] =
+        make_view(c10::Storage(memory.held), recording().trace.value(input.value));
+  }
+  return tensors;
+}
+
+void Follow::finish(Segments& segments, const std::string& end) {
+  const Unrecorded unrecorded;
+  const at::AutoDispatchBelowADInplaceOrView below;  // what autograd and versions have to know, they know already
+  const c10::AutoGradMode no_grad(false);
+  for (Parked& parked : parked_) set_data(*parked.storage, std::move(parked.data));
+  parked_.clear();
+  if (position_ == recording().layout.prologue) return;
+  const std::vector<bool> needs = needed();
+  std::vector<bool> is_output(memories_.size());
+  for (const ValueId id : recording().outputs) is_output[memory_of(id)] = true;
+  bool has_all = is_whole();
+  bool has_use = false;
+  for (size_t memory = 0; memory < needs.size(); ++memory) {
+    has_all = has_all && (!needs[memory] || is_output[memory]);
+    has_use = has_use || needs[memory] || memories_[memory].is_written;
+  }
+  if (!has_use) return;
+  if (has_all) {
+    compute(segments, needs);
+  } else {
+    compute_one_by_one(segments, needs, end);
+  }
+}
+
+void Follow::compute(Segments& segments, const std::vector<bool>& needs) {
+  const std::vector<at::Tensor> tensors = inputs();
+  Handles handles;
+  for (const Input& input : recording().inputs) handles.push_back(tensors[static_cast<size_t>(input.value)]);
+  const Library& library = *known_.code->library;
+  c10::SmallVector<AtenTensorHandle, 8> outputs(library.outputs());
+  handles.run(library, outputs.data());
+  std::vector<at::Tensor> made;
+  for (AtenTensorHandle handle : outputs) made.push_back(take(handle));
+  for (size_t i = 0; i < made.size(); ++i) {
+    const size_t memory = memory_of(recording().outputs[i]);
+    if (needs[memory]) bind(memory, made[i]);
+  }
+  compiled_ = static_cast<int64_t>(position_ - recording().layout.prologue);
+  segments.note_replayed(segment_);
+}
+
+/// Runs the operators so far. What ran then is the segment that later calls follow, but where only a number differed.
+void Follow::compute_one_by_one(Segments& segments, const std::vector<bool>& needs, const std::string& end) {
+  std::vector<at::Tensor> values = inputs();
+  auto made = std::make_unique<Recording>(recording());
+  made->outputs.clear();
+  made->inputs.clear();
+  for (const Input& input : recording().inputs) {
+    const at::Tensor& tensor = values[static_cast<size_t>(input.value)];
+    if (!tensor.defined()) continue;  // used by later operators only
+    Input& one = made->inputs.emplace_back(input);
+    one.written = input.written && memories_[memory_of(input.value)].is_written;
+    one.before = one.written ? tensor.clone() : tensor.detach();
+  }
+  values = rerun(recording().trace, std::move(values), recording().layout.prologue, position_);
+  for (size_t memory = 0; memory < needs.size(); ++memory) {
+    if (!needs[memory]) continue;
+    const ValueId root = recording().layout.roots[memory];
+    made->outputs.push_back(root);
+    made->expected.push_back(values[static_cast<size_t>(root)].clone());
+  }
+  for (const Input& input : made->inputs) {
+    if (input.written) made->after.push_back(values[static_cast<size_t>(input.value)].clone());
+  }
+  eager_ = static_cast<int64_t>(position_ - recording().layout.prologue);
+  segments.note_eager(*segment_);
+  for (size_t memory = 0; memory < needs.size(); ++memory) {
+    if (needs[memory]) bind(memory, values[static_cast<size_t>(recording().layout.roots[memory])]);
+  }
+  if (!is_whole()) {
+    made->trace.code.resize(made->trace.end_of(position_ - 1));
+    made->trace.steps.resize(position_);
+  }
+  if (differs_in_number_) {
+    segments.forget_code(*segment_);
+  } else if (!end.empty() && (is_whole() || recording().layout.prologue == 0)) {
+    segments.replace(segment_, std::move(made), end);
+  }
+}
+
+/// Gives memory to placeholders.
+void Follow::bind(size_t memory, const at::Tensor& tensor) {
+  if (const auto storage = memories_[memory].made->lock()) set_data(*storage, take_data(storage_of(tensor)));
+}
+
+}  // namespace torchcc::detail

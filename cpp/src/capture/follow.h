@@ -1,0 +1,101 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+#include <ATen/core/stack.h>
+#include <c10/core/StorageImpl.h>
+#include <c10/core/UndefinedTensorImpl.h>
+#include <c10/util/SmallVector.h>
+#include <c10/util/flat_hash_map.h>
+
+#include "segment.h"
+
+namespace torchcc::detail {
+
+/// One run of a known segment: compares operators with those recorded, gives placeholders for their results, and
+/// computes these in the end.
+///
+/// Placeholders and their memory are held weakly, as by a recorder: who else holds a tensor decides what PyTorch does
+/// with it (autograd takes a gradient that nobody else has), and what is needed in the end.
+class Follow {
+ public:
+  Follow(Segments::Known known, std::shared_ptr<Segment> segment);
+
+  /// Whether a call is the next one. If so, give() is to be called before anything else.
+  bool matches(const Operator& op, const c10::IValue* arguments, int16_t autocast);
+  /// Whether the call that did not match differs from the recorded one in a number that all recordings have alike.
+  bool differs_in_number() const { return differs_in_number_; }
+  /// The arguments on the stack become placeholders. `counts`: versions of what is written to are to be counted.
+  void give(const Operator& op, torch::jit::Stack* stack, bool counts);
+  /// Whether a call cannot run before what is pending: it uses a tensor of it, or memory that it uses.
+  bool involves(const at::Tensor& tensor) const;
+
+  /// Computes the operators so far: compiled if these are all of the segment, else one by one; what ran then is the
+  /// segment that later runs follow. `end`: what ended it; empty when that says nothing about later runs. Throws what
+  /// the operators throw.
+  void finish(Segments& segments, const std::string& end);
+  /// Operators that finish() ran compiled, and one by one.
+  int64_t compiled() const { return compiled_; }
+  int64_t eager() const { return eager_; }
+
+ private:
+  using Weak = c10::weak_intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>;
+  struct Value {
+    c10::TensorImpl* impl = nullptr;  ///< the first tensor that was it
+    std::optional<Weak> weak;         ///< so that its address does not come again
+    at::Tensor held;                  ///< what came from outside, and numbers
+  };
+  struct Memory {
+    c10::StorageImpl* storage = nullptr;
+    std::optional<c10::weak_intrusive_ptr<c10::StorageImpl>> made;
+    c10::intrusive_ptr<c10::StorageImpl> held;  ///< from outside
+    bool is_written = false;
+  };
+  struct Used {
+    ValueId id;
+    const at::Tensor* tensor;
+    bool written;
+  };
+  /// Memory from outside that is to be written into: until that is done, nobody can read it.
+  struct Parked {
+    c10::StorageImpl* storage;
+    at::DataPtr data;
+  };
+
+  const Recording& recording() const { return *known_.recording; }
+  size_t memory_of(ValueId id) const { return recording().layout.memories[static_cast<size_t>(id)]; }
+  bool matches_argument(const c10::IValue& value, Tag number, bool written);
+  bool matches_tensor(const at::Tensor& tensor, bool written);
+  bool matches_external(const at::Tensor& tensor, ValueId id);
+  bool matches_number(double number);
+  c10::IValue given();
+  at::Tensor make(ValueId id);
+  void park(ValueId id);
+
+  std::vector<bool> needed() const;
+  std::vector<at::Tensor> inputs() const;
+  void compute(Segments& segments, const std::vector<bool>& needed);
+  void compute_one_by_one(Segments& segments, const std::vector<bool>& needed, const std::string& end);
+  void bind(size_t memory, const at::Tensor& tensor);
+  bool is_whole() const { return position_ == recording().trace.steps.size(); }
+
+  Segments::Known known_;
+  std::shared_ptr<Segment> segment_;
+  size_t position_;                // of the next operator
+  const int64_t* word_ = nullptr;  // in the trace's code
+  bool differs_in_number_ = false;
+  std::vector<Value> values_;
+  std::vector<Memory> memories_;
+  ska::flat_hash_map<const c10::StorageImpl*, size_t> memory_of_outside_;
+  std::vector<Parked> parked_;
+  c10::SmallVector<Used, 8> used_;
+  int64_t compiled_ = 0;
+  int64_t eager_ = 0;
+};
+
+}  // namespace torchcc::detail

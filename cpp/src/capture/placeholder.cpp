@@ -1,0 +1,61 @@
+#include "placeholder.h"
+
+#include <optional>
+#include <utility>
+
+#include <c10/core/CPUAllocator.h>
+#include <c10/core/impl/COW.h>
+
+namespace torchcc::detail {
+namespace {
+
+/// Marks memory that is not there yet.
+void no_memory(void*) {}
+
+at::DeleterFnPtr deleter_of(const c10::StorageImpl& storage) {
+  return const_cast<c10::StorageImpl&>(storage)._mutable_data_ptr_no_checks().get_deleter();
+}
+
+template <class Storage>
+constexpr bool kCanAllowAgain = requires(Storage& storage) { storage.clear_data_ptr_access_error_msg_(); };
+
+/// Makes every access to the data an error. Before torch 2.13 that cannot be undone.
+template <class Storage>
+void forbid_access(Storage& storage) {
+  if constexpr (kCanAllowAgain<Storage>) storage.release_data_and_set_meta_custom_data_ptr_error_msg_(std::nullopt);
+}
+template <class Storage>
+void allow_access(Storage& storage) {
+  if constexpr (kCanAllowAgain<Storage>) storage.clear_data_ptr_access_error_msg_();
+}
+
+}  // namespace
+
+at::DataPtr placeholder() { return {nullptr, nullptr, &no_memory, at::kCPU}; }
+
+bool is_placeholder(const c10::StorageImpl& storage) { return deleter_of(storage) == &no_memory; }
+
+c10::intrusive_ptr<c10::StorageImpl> make_placeholder(size_t bytes) {
+  auto storage = c10::make_intrusive<c10::StorageImpl>(c10::StorageImpl::use_byte_size_t(), bytes, placeholder(),
+                                                       c10::GetCPUAllocator(), true);
+  forbid_access(*storage);
+  return storage;
+}
+
+at::DataPtr take_data(c10::StorageImpl& storage) {
+  at::DataPtr data = storage.set_data_ptr(placeholder());
+  forbid_access(storage);
+  return data;
+}
+
+void set_data(c10::StorageImpl& storage, at::DataPtr data) {
+  allow_access(storage);
+  storage.set_data_ptr_noswap(std::move(data));
+}
+
+bool is_allocated(const c10::StorageImpl& storage) {
+  return deleter_of(storage) == c10::GetCPUAllocator()->raw_deleter() ||
+         c10::impl::cow::is_cow_data_ptr(const_cast<c10::StorageImpl&>(storage)._mutable_data_ptr_no_checks());
+}
+
+}  // namespace torchcc::detail

@@ -1,0 +1,26 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/core/StorageImpl.h>
+
+namespace torchcc::detail {
+
+// Storages whose memory is not there yet. Access to their data is an error of PyTorch's (before torch 2.13:
+// storage().data() is null).
+
+inline c10::StorageImpl& storage_of(const at::Tensor& tensor) { return *tensor.storage().unsafeGetStorageImpl(); }
+
+/// What such a storage has in place of memory.
+at::DataPtr placeholder();
+bool is_placeholder(const c10::StorageImpl& storage);
+/// A new one.
+c10::intrusive_ptr<c10::StorageImpl> make_placeholder(size_t bytes);
+/// Makes one of a storage, and gives its memory.
+at::DataPtr take_data(c10::StorageImpl& storage);
+/// Gives it memory.
+void set_data(c10::StorageImpl& storage, at::DataPtr data);
+
+/// Whether memory is of PyTorch's allocator, and not the program's own (from_blob), to which it may write at any time.
+bool is_allocated(const c10::StorageImpl& storage);
+
+}  // namespace torchcc::detail
