@@ -92,6 +92,9 @@ def test_training_in_cpp_is_right(first: Ran) -> None:
     cases = {name.removeprefix("C++ training: "): case for name, case in first.cases.items() if "training: " in name}
     for case in ("accuracy on held-out images", "accuracy, trained eagerly"):
         assert (cases[case]["limit"], cases[case]["holds"]) == (0.96, True), first.output
+    # 126 steps of 123 operators, of which the first two are recorded.
+    for case in ("operators that ran in compiled code", "the same at a second start, no compiler"):
+        assert cases[case]["value"] > 10_000, first.output
     for case in ("largest difference of a step's loss from eager", "Python libraries in the process"):
         assert cases[case]["limit"] is not None
         assert cases[case]["holds"], first.output
@@ -256,6 +259,14 @@ def test_a_case_beyond_its_limit_does_not_hold(
 def test_a_training_beyond_its_limits_does_not_hold(fact: str, value: str, case: str) -> None:
     report = report_of(FACTS, FACTS, FACTS, {**TRAINING, fact: value})
     assert [one.case for one in report.cases if not one.holds] == [f"C++ training: {case}"]
+
+
+def test_a_training_that_ran_no_compiled_code_does_not_hold() -> None:
+    report = report_of(FACTS, FACTS, FACTS, {**TRAINING, "compiled_ops": "0"})
+    assert [one.case for one in report.cases if not one.holds] == [
+        "C++ training: operators that ran in compiled code",
+        "C++ training: the same at a second start, no compiler",
+    ]
 
 
 def test_losses_along_the_way_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
