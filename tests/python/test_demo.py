@@ -92,7 +92,7 @@ def test_training_in_cpp_is_right(first: Ran) -> None:
     cases = {name.removeprefix("C++ training: "): case for name, case in first.cases.items() if "training: " in name}
     for case in ("accuracy on held-out images", "accuracy, trained eagerly"):
         assert (cases[case]["limit"], cases[case]["holds"]) == (0.96, True), first.output
-    # 126 steps of 123 operators, of which the first two are recorded.
+    # 126 steps of about 108 operators; the first three run one by one, and are recorded.
     for case in ("operators that ran in compiled code", "the same at a second start, no compiler"):
         assert cases[case]["value"] > 10_000, first.output
     for case in ("largest difference of a step's loss from eager", "Python libraries in the process"):
