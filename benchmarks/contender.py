@@ -48,6 +48,12 @@ def _time(call: Callable[[], Any], count: int) -> float:
     return (time.perf_counter_ns() - start) / count
 
 
+def answer(call: Callable[[], Any]) -> None:
+    """Reads numbers from standard input, makes that many timed calls, and prints the nanoseconds per call."""
+    for line in sys.stdin:
+        print(_time(call, int(line)), flush=True)
+
+
 def main(kind: str, name: str, folder: Path, threads: int) -> None:
     torch.set_num_threads(threads)
     with torch.no_grad():
@@ -55,8 +61,7 @@ def main(kind: str, name: str, folder: Path, threads: int) -> None:
         expected = torch.load(folder / "weights.pt")["output"]
         difference = (torch.as_tensor(call()) - expected).abs().max().item()
         print(json.dumps({"difference": difference, "eager": ""}), flush=True)
-        for line in sys.stdin:
-            print(_time(call, int(line)), flush=True)
+        answer(call)
 
 
 if __name__ == "__main__":

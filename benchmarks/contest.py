@@ -1,10 +1,10 @@
-"""Contenders, each in a process of its own, that run one model in turns, and what their times say.
+"""Contenders, each in a process of its own, that run or train one model in turns, and what their times say.
 
-A contender first prints a line of JSON: ``difference``, the largest one of its result from the expected one, and
-``eager``, why compiled C++ does not run compiled code, else "". Then it reads numbers, a line each, makes a few calls
-untimed and that many timed, and answers with the nanoseconds per call. It ends at the end of its input. Nothing runs
-between the requests: the next one is made when all threads of the contender sleep. OpenMP's wait for work in a loop
-first, for about 10 ms, on a core that the next contender would lack.
+A contender first prints a line of JSON: ``difference``, the largest one of its result from the expected one,
+``eager``, why compiled C++ does not run compiled code, else "", and, if it measures that, ``peak``, bytes of memory.
+Then it reads numbers, a line each, makes a few calls untimed and that many timed, and answers with the nanoseconds per
+call. It ends at the end of its input. Nothing runs between the requests: the next one is made when all threads of the
+contender sleep. OpenMP's wait for work in a loop first, for about 10 ms, on a core that the next contender would lack.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypedDict
 
 from rich.console import Console
+from typing_extensions import NotRequired
 
 from benchmarks import harness
 from torchcc import CompileError
@@ -39,11 +40,14 @@ CONTENDERS = {
     "onnx": "ONNX Runtime in Python",
 }
 
-# Compiled C++ once more, in another process: what differs between the two is noise.
-_TWIN = "twin"
+#: Compiled C++ once more, in another process: what differs between the two is noise.
+TWIN = "twin"
 
-# Largest difference from the expected result, whose values are about 1.
-_TOLERANCE = 1e-4
+#: Largest difference from the expected result, whose values are about 1.
+TOLERANCE = 1e-4
+
+#: A program with its arguments, and the contender in it.
+Command = tuple[Sequence[str | Path], str]
 
 # Nanoseconds that the calls of one contender take in one round, about.
 _SLICE = 5e6
@@ -69,6 +73,8 @@ class Samples:
         missing: Why a contender could not run, by contender.
         eager: Why compiled C++ does not run compiled code, for each session in which it does not.
         stats: What the compiled function says of itself.
+        uncompiled: Why a contender does not run compiled code, as it said last, by contender.
+        peaks: Peak of memory in bytes, one for each session, by contender; of those that measure it.
     """
 
     sessions: list[dict[str, list[float]]] = field(default_factory=list)
@@ -77,6 +83,8 @@ class Samples:
     missing: dict[str, str] = field(default_factory=dict)
     eager: list[str] = field(default_factory=list)
     stats: str = ""
+    uncompiled: dict[str, str] = field(default_factory=dict)
+    peaks: dict[str, list[float]] = field(default_factory=dict)
 
     def times(self, name: str) -> list[float]:
         """All times of a contender."""
@@ -84,7 +92,7 @@ class Samples:
 
     def ratios(self, below: str) -> list[float]:
         """Compiled C++, the mean of its two processes, over a contender, session by session."""
-        both = zip(self._medians("compiled"), self._medians(_TWIN), strict=True)
+        both = zip(self._medians("compiled"), self._medians(TWIN), strict=True)
         return harness.ratios([statistics.mean(two) for two in both], self._medians(below))
 
     def better(self, *contenders: str) -> str:
@@ -93,7 +101,7 @@ class Samples:
 
     def noise(self) -> float:
         """Compiled C++ over its twin, session by session: the largest deviation from 1."""
-        return max(abs(ratio - 1) for ratio in harness.ratios(self._medians("compiled"), self._medians(_TWIN)))
+        return max(abs(ratio - 1) for ratio in harness.ratios(self._medians("compiled"), self._medians(TWIN)))
 
     def _medians(self, name: str) -> list[float]:
         return [statistics.median(session[name]) for session in self.sessions]
@@ -108,6 +116,7 @@ def undisturbed(times: Sequence[float]) -> list[float]:
 class _State(TypedDict):
     difference: float
     eager: str
+    peak: NotRequired[int]
 
 
 class _Process:
@@ -182,34 +191,75 @@ def run(program: Path, model: str, sessions: int, rounds: int, threads: int) -> 
     Raises:
         CompileError: A program failed, or a result is wrong.
     """
-    environment = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     samples = Samples()
-    with tempfile.TemporaryDirectory() as work:
-        folder = Path(work)
-        environment["TORCHCC_CACHE"] = str(folder / "cache")  # what another version of torchcc compiled does not count
+
+    def commands(folder: Path) -> list[Command]:
         arguments: list[str | Path] = [model, folder, str(threads)]
+        environment = environment_of(folder, threads)
         harness.run_program([sys.executable, "-m", "benchmarks.prepare", *arguments], f"preparing {model}", environment)
         # Each has a process of its own: what else is in memory makes calls of a few microseconds 8 % faster or slower.
-        commands: list[tuple[list[str | Path], str]] = [
-            *(([program, *arguments, name], name) for name in ("compiled", _TWIN, "eager", "aoti", "script")),
+        contenders: list[Command] = [
+            *(([program, *arguments, name], name) for name in ("compiled", TWIN, "eager", "aoti", "script")),
             ([sys.executable, "-m", "benchmarks.contender", "compile", *arguments], "compile"),
         ]
         reason = folder / "onnx.txt"
         if reason.exists():
             samples.missing["onnx"] = reason.read_text()
         else:
-            commands.append(([sys.executable, "-m", "benchmarks.contender", "onnx", *arguments], "onnx"))
-        while len(samples.sessions) < sessions:
-            with Console(stderr=True).status(f"{model}: session {len(samples.sessions) + 1} of {sessions}"):
-                measure(samples, commands, rounds, environment)
+            contenders.append(([sys.executable, "-m", "benchmarks.contender", "onnx", *arguments], "onnx"))
+        return contenders
+
+    run_sessions(samples, model, commands, sessions, rounds, threads)
     return samples
+
+
+def environment_of(folder: Path, threads: int) -> dict[str, str]:
+    """Environment variables of all programs that use a folder."""
+    return {
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        "TORCHCC_CACHE": str(folder / "cache"),  # what another version of torchcc compiled does not count
+    }
+
+
+def run_sessions(
+    samples: Samples,
+    title: str,
+    prepare: Callable[[Path], Sequence[Command]],
+    sessions: int,
+    rounds: int,
+    threads: int,
+    tolerance: float = TOLERANCE,
+) -> None:
+    """Runs all sessions and adds their times to the samples.
+
+    Args:
+        samples: Where times go.
+        title: What is run.
+        prepare: Fills a folder, and gives the programs that use it.
+        sessions: How often all processes are started anew: where memory comes to lie differs between processes.
+        rounds: Rounds of each session, of each contender in an order that changes.
+        threads: Threads of each contender.
+        tolerance: Largest difference from the expected result.
+
+    Raises:
+        CompileError: A program failed, or a result is wrong.
+    """
+    with tempfile.TemporaryDirectory() as work:
+        folder = Path(work)
+        commands = prepare(folder)
+        environment = environment_of(folder, threads)
+        while len(samples.sessions) < sessions:
+            with Console(stderr=True).status(f"{title}: session {len(samples.sessions) + 1} of {sessions}"):
+                measure(samples, commands, rounds, environment, tolerance)
 
 
 def measure(
     samples: Samples,
-    commands: Sequence[tuple[Sequence[str | Path], str]],
+    commands: Sequence[Command],
     rounds: int,
     environment: Mapping[str, str],
+    tolerance: float = TOLERANCE,
 ) -> None:
     """Runs one session and adds its times to the samples.
 
@@ -218,6 +268,7 @@ def measure(
         commands: Programs and the contender in each.
         rounds: Number of undisturbed times of each contender that are wanted.
         environment: Further environment variables of the programs.
+        tolerance: Largest difference from the expected result.
 
     Raises:
         CompileError: A program failed, or a result is wrong.
@@ -227,9 +278,13 @@ def measure(
         for command, name in commands:  # ready one after the other: some compile first
             process = stack.enter_context(_Process(command, environment))
             state = process.state()
-            if not state["difference"] <= _TOLERANCE:
+            if not state["difference"] <= tolerance:
                 raise CompileError(f"{name} gives another result: the largest difference is {state['difference']}")
             samples.differences[name] = state["difference"]
+            if state["eager"]:
+                samples.uncompiled[name] = state["eager"]
+            if "peak" in state:
+                samples.peaks.setdefault(name, []).append(state["peak"])
             if name == "compiled":
                 samples.stats = process.errors()
                 samples.eager += [state["eager"]] if state["eager"] else []

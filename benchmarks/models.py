@@ -49,21 +49,22 @@ class Mlp(nn.Module):
 
 
 class Layer(nn.Module):
-    """One layer of the encoder: attention and two linear layers, each after a layer norm."""
+    """One layer of an encoder, or of a GPT if causal: attention and two linear layers, each after a layer norm."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = 256, causal: bool = False) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(256)
-        self.qkv = nn.Linear(256, 768)
-        self.out = nn.Linear(256, 256)
-        self.norm2 = nn.LayerNorm(256)
-        self.up = nn.Linear(256, 1024)
-        self.down = nn.Linear(1024, 256)
+        self.causal = causal
+        self.norm1 = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.norm2 = nn.LayerNorm(width)
+        self.up = nn.Linear(width, 4 * width)
+        self.down = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         b, t, d = x.shape
         qkv = self.qkv(self.norm1(x)).view(b, t, 3, 4, d // 4).permute(2, 0, 3, 1, 4)
-        attention = functional.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2])
+        attention = functional.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2], is_causal=self.causal)
         x = x + self.out(attention.transpose(1, 2).reshape(b, t, d))
         return x + self.down(functional.gelu(self.up(self.norm2(x))))
 

@@ -1,11 +1,7 @@
 // Runs a model in several ways, timed on request; benchmarks/contest.py says how it is talked to.
 //   contest MODEL FOLDER THREADS CONTENDER
 
-#include <chrono>
-#include <fstream>
-#include <functional>
 #include <iostream>
-#include <iterator>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -16,25 +12,12 @@
 #include <torch/torch.h>
 #include <nlohmann/json.hpp>
 
+#include "contender.h"
 #include "models.h"
 
 namespace {
 
-using Clock = std::chrono::steady_clock;
-using Call = std::function<at::Tensor()>;
-
-/// Untimed calls before the timed ones; then this program's caches are warm.
-constexpr auto kWarm = std::chrono::milliseconds(3);
-
-benchmarks::Weights load_weights(const std::string& file) {
-  std::ifstream stream(file, std::ios::binary);
-  const std::vector<char> bytes{std::istreambuf_iterator<char>(stream), {}};
-  benchmarks::Weights weights;
-  for (const auto& item : torch::pickle_load(bytes).toGenericDict()) {
-    weights[item.key().toStringRef()] = item.value().toTensor();
-  }
-  return weights;
-}
+using benchmarks::Call;
 
 /// What to call, by the contender's name. Everything that is not the call itself is done before.
 Call make_call(const std::string& contender, const benchmarks::Model& model, const std::string& folder,
@@ -53,17 +36,6 @@ Call make_call(const std::string& contender, const benchmarks::Model& model, con
   return [&model, x] { return model.compiled(x); };
 }
 
-double nanoseconds_per_call(const Call& call, size_t count) {
-  const auto warm = Clock::now() + kWarm;
-  do {
-    call();
-  } while (Clock::now() < warm);
-  const auto start = Clock::now();
-  for (size_t i = 0; i < count; ++i) call();
-  const std::chrono::duration<double, std::nano> elapsed = Clock::now() - start;
-  return elapsed.count() / static_cast<double>(count);
-}
-
 }  // namespace
 
 int main(int count, char** arguments) try {
@@ -71,7 +43,7 @@ int main(int count, char** arguments) try {
   const std::string folder = arguments[2];
   at::set_num_threads(std::stoi(arguments[3]));
   const torch::NoGradGuard no_grad;
-  const benchmarks::Weights weights = load_weights(folder + "/weights.pt");
+  const benchmarks::Weights weights = benchmarks::load_weights(folder + "/weights.pt");
   const at::Tensor& x = weights.at("input");
   const benchmarks::Model model = benchmarks::make_model(arguments[1], weights);
   const Call call = make_call(arguments[4], model, folder, x);
@@ -81,8 +53,7 @@ int main(int count, char** arguments) try {
   const bool is_eager = stats.calls > 0 && stats.replayed == 0;
   std::cerr << stats.str();
   std::cout << nlohmann::json{{"difference", difference}, {"eager", is_eager ? stats.reason : ""}}.dump() << std::endl;
-  size_t repeats = 0;
-  while (std::cin >> repeats) std::cout << nanoseconds_per_call(call, repeats) << std::endl;
+  benchmarks::answer(call);
   return 0;
 } catch (const std::exception& error) {
   std::cerr << error.what() << '\n';

@@ -4,6 +4,8 @@
 
 #include <torchcc/torchcc.h>
 
+#include "layer.h"
+
 namespace benchmarks {
 namespace {
 
@@ -35,27 +37,6 @@ struct MlpImpl : torch::nn::Module {
 };
 TORCH_MODULE(Mlp);
 
-struct LayerImpl : torch::nn::Module {
-  torch::nn::LayerNorm norm1{torch::nn::LayerNormOptions({256})}, norm2{torch::nn::LayerNormOptions({256})};
-  torch::nn::Linear qkv{256, 768}, out{256, 256}, up{256, 1024}, down{1024, 256};
-  LayerImpl() {
-    register_module("norm1", norm1);
-    register_module("qkv", qkv);
-    register_module("out", out);
-    register_module("norm2", norm2);
-    register_module("up", up);
-    register_module("down", down);
-  }
-  at::Tensor forward(at::Tensor x) {
-    const int64_t b = x.size(0), t = x.size(1), d = x.size(2);
-    auto parts = qkv->forward(norm1->forward(x)).view({b, t, 3, 4, d / 4}).permute({2, 0, 3, 1, 4});
-    auto attention = at::scaled_dot_product_attention(parts[0], parts[1], parts[2]);
-    x = x + out->forward(attention.transpose(1, 2).reshape({b, t, d}));
-    return x + down->forward(torch::gelu(up->forward(norm2->forward(x))));
-  }
-};
-TORCH_MODULE(Layer);
-
 struct EncoderImpl : torch::nn::Module {
   torch::nn::ModuleList layers;
   torch::nn::LayerNorm norm{torch::nn::LayerNormOptions({256})};
@@ -70,11 +51,6 @@ struct EncoderImpl : torch::nn::Module {
   }
 };
 TORCH_MODULE(Encoder);
-
-void load(torch::nn::Module& module, const Weights& weights) {
-  const torch::NoGradGuard no_grad;
-  for (auto& item : module.named_parameters()) item.value().copy_(weights.at(item.key()));
-}
 
 template <class F>
 Model both(F function, const std::string& name) {
@@ -97,6 +73,11 @@ Model both_of(Net net, const std::string& name, const Weights& weights) {
 }
 
 }  // namespace
+
+void load(torch::nn::Module& module, const Weights& weights) {
+  const torch::NoGradGuard no_grad;
+  for (auto& item : module.named_parameters()) item.value().copy_(weights.at(item.key()));
+}
 
 Model make_model(const std::string& name, const Weights& weights) {
   if (name == "chain") return both(chain, name);

@@ -21,6 +21,9 @@ struct Model {
   std::function<void()> wait;                    ///< until nothing is being compiled
 };
 
+/// Copies the values of parameters by their names.
+void load(torch::nn::Module& module, const Weights& weights);
+
 /// One of benchmarks/models.py, with weights from there.
 Model make_model(const std::string& name, const Weights& weights);
 

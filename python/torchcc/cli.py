@@ -383,13 +383,20 @@ def _print_table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None
 @app.command()
 def demo(
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the measurements to this file.")] = None,
+    plot_file: Annotated[
+        Path | None, typer.Option("--plot", help="Also draw the losses of training into this PNG file.")
+    ] = None,
 ) -> None:
-    """Trains a small network, compiles it, builds a C++ program around it, and runs that."""
-    from torchcc import demo
+    """Builds and runs C++ programs that call, compile and train small networks."""
+    from torchcc import demo, demo_report, loss_plot
 
+    if plot_file:
+        loss_plot.require(plot_file)
     with _progress(verbose=False) as tell:
         report = demo.run(tell)
-    demo.show(report)
+    demo_report.show(report)
+    if plot_file:
+        loss_plot.draw(plot_file, report.losses)
     if json_file:
         _write_json(json_file, {"cases": [asdict(case) for case in report.cases]})
     if not report.holds:

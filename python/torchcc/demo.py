@@ -1,7 +1,7 @@
-"""``torchcc demo``: builds and runs the two C++ programs of examples/digits.
+"""``torchcc demo``: builds and runs the three C++ programs of examples/digits.
 
 The first calls a network that was trained and compiled in Python. In the second the network is written in C++ with
-``torch::nn``, and compiled while the program runs.
+``torch::nn``, and compiled while the program runs. The third trains that network, with the whole step compiled.
 """
 
 from __future__ import annotations
@@ -16,16 +16,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from torchcc import native, paths, toolchain
 from torchcc._version import __version__
+from torchcc.demo_report import Part, Report, network_cases, region_cases, training_cases, training_notes
 from torchcc.errors import Error, message
 
 _HERE = Path(__file__).resolve().parent
@@ -33,57 +30,6 @@ _PROJECT = _HERE / "examples" / "digits"
 _DATA = _HERE / "data" / "digits.bin"
 
 Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class Case:
-    """One thing that was measured; it holds when it keeps its limit, if it has one."""
-
-    case: str
-    value: float
-    limit: float | None
-    unit: str
-    holds: bool
-
-
-@dataclass(frozen=True)
-class Part:
-    """What came of one of the programs.
-
-    Attributes:
-        title: What it shows.
-        cases: What was measured.
-        facts: What the program printed, by name.
-        program: The C++ program.
-    """
-
-    title: str
-    cases: tuple[Case, ...]
-    facts: Mapping[str, str]
-    program: Path
-
-
-@dataclass(frozen=True)
-class Report:
-    """What came of a run.
-
-    Attributes:
-        parts: One per program.
-        seconds: How long the build took; ``None`` when it was there from an earlier run.
-    """
-
-    parts: tuple[Part, ...]
-    seconds: float | None
-
-    @property
-    def cases(self) -> tuple[Case, ...]:
-        """The cases of all parts."""
-        return tuple(case for part in self.parts for case in part.cases)
-
-    @property
-    def holds(self) -> bool:
-        """Whether every case holds."""
-        return all(case.holds for case in self.cases)
 
 
 def run(progress: Progress | None = None) -> Report:
@@ -123,20 +69,32 @@ def run(progress: Progress | None = None) -> Report:
     kept["TORCHCC_CACHE"] = str(paths.cache_dir().absolute())
     network = _run(folder / "convolutional", [], _NETWORK_FACTS, kept)
     tell("running it again, without Python", 0, 0)
-    again = _run(folder / "convolutional", [], _NETWORK_FACTS, {**kept, "TORCHCC_COMPILER": "off"})
+    cached = {**kept, "TORCHCC_COMPILER": "off"}
+    again = _run(folder / "convolutional", [], _NETWORK_FACTS, cached)
+    tell("running the program that trains, eagerly and compiled", 0, 0)
+    training = _run(folder / "training", [], _TRAINING_FACTS, kept)
+    tell("running it again, without Python", 0, 0)
+    training_again = _run(folder / "training", [], _TRAINING_FACTS, cached)
     return Report(
         (
             Part(
                 "a network trained in Python, compiled, and called from a C++ program",
-                _region_cases(region),
+                region_cases(region),
                 region,
                 folder / "digits",
             ),
             Part(
                 "a network written in C++ with torch::nn, compiled while the program runs",
-                _network_cases(network, again),
+                network_cases(network, again),
                 network,
                 folder / "convolutional",
+            ),
+            Part(
+                "the same network trained in C++, the whole step compiled",
+                training_cases(training, training_again),
+                training,
+                folder / "training",
+                training_notes(training),
             ),
         ),
         seconds,
@@ -216,92 +174,11 @@ def _run(
 
 
 _TIMEOUT = 900
-_PROGRAMS = ("digits", "convolutional")
+_PROGRAMS = ("digits", "convolutional", "training")
 _TIMES = frozenset(f"{side}_{batch}_us" for side in ("compiled", "eager") for batch in ("1", "all"))
 _COMMON = _TIMES | {"threads", "held_out", "accuracy", "logit_difference", "python_files"}
 _REGION_FACTS = _COMMON | {"backend", "target", "load_us"}
 _NETWORK_FACTS = _COMMON | {"training_us", "variants", "replayed", "compile_seconds", "reason"}
-
-
-def _at_most(case: str, value: float, limit: float | None, unit: str) -> Case:
-    return Case(case, value, limit, unit, limit is None or value <= limit)
-
-
-def _common_cases(facts: Mapping[str, str], prefix: str) -> list[Case]:
-    accuracy = float(facts["accuracy"])
-    return [
-        Case(f"{prefix}accuracy on held-out images", accuracy, 0.96, "fraction", accuracy >= 0.96),
-        # Logits reach about 50; float32 sums in another order differ in the seventh digit.
-        _at_most(
-            f"{prefix}largest difference of a logit from eager", float(facts["logit_difference"]), 1e-3, "absolute"
-        ),
-        _at_most(f"{prefix}Python libraries in the process", int(facts["python_files"]), 0, "files"),
-    ]
-
-
-def _times(facts: Mapping[str, str], prefix: str) -> list[Case]:
-    cases = []
-    for batch, count in (("1", "1"), ("all", facts["held_out"])):
-        compiled, eager = float(facts[f"compiled_{batch}_us"]), float(facts[f"eager_{batch}_us"])
-        title = f"{prefix}batch of {count}"
-        cases.append(_at_most(f"{title}: compiled, one call", compiled, None, "us"))
-        cases.append(_at_most(f"{title}: eager LibTorch, one call", eager, None, "us"))
-        # Without a limit: a machine that is busy with other things is no reason for the demo to fail.
-        cases.append(_at_most(f"{title}: compiled / eager", compiled / eager, None, "ratio"))
-    return cases
-
-
-def _region_cases(facts: Mapping[str, str]) -> tuple[Case, ...]:
-    load = _at_most("time to load the package", float(facts["load_us"]), None, "us")
-    return (*_common_cases(facts, ""), load, *_times(facts, ""))
-
-
-def _network_cases(facts: Mapping[str, str], again: Mapping[str, str]) -> tuple[Case, ...]:
-    prefix = "C++ network: "
-    replayed, warm = int(facts["replayed"]), int(again["replayed"])
-    return (
-        *_common_cases(facts, prefix),
-        Case(f"{prefix}calls that ran compiled code", replayed, 1, "calls", replayed >= 1),
-        Case(f"{prefix}compiled calls at a second start, no compiler", warm, 1, "calls", warm >= 1),
-        _at_most(f"{prefix}training in C++, eager", float(facts["training_us"]) / 1e6, None, "s"),
-        _at_most(f"{prefix}time in the compiler", float(facts["compile_seconds"]), None, "s"),
-        *_times(facts, prefix),
-    )
-
-
-def show(report: Report) -> None:
-    """Prints a report to standard output."""
-    facts = report.parts[0].facts
-    # Wide enough for every row: a narrow terminal may wrap a line, but no verdict is cut off.
-    console = Console(highlight=False, soft_wrap=True, markup=False, width=110)
-    built = "reused from an earlier run" if report.seconds is None else f"built in {report.seconds:.0f} s"
-    threads = "1 thread" if facts["threads"] == "1" else f"{facts['threads']} threads"
-    console.print(f"torch {torch.__version__}, {facts['target']}, {threads}; program {built}")
-    for part in report.parts:
-        console.print(f"\nHandwritten digits: {part.title}", style="bold")
-        table = Table(box=None, pad_edge=False, header_style="", padding=(0, 3, 0, 0))
-        for title, justify in (("", "left"), ("measured", "right"), ("limit", "right"), ("", "left")):
-            table.add_column(title, justify=justify, no_wrap=True)  # type: ignore[arg-type]
-        for case in part.cases:
-            limit, verdict = "", Text()
-            if case.limit is not None:
-                limit = f"{'>=' if case.unit in _AT_LEAST else '<='} {_amount(case.limit, case.unit)}"
-                verdict = Text("ok", "green") if case.holds else Text("DOES NOT HOLD", "red")
-            table.add_row(case.case.removeprefix("C++ network: "), _amount(case.value, case.unit), limit, verdict)
-        console.print(table)
-        console.print(f"program   {part.program}")
-    console.print(f"\nsources   {report.parts[0].program.parent / 'source'}")
-    console.print("times     medians of single calls, compiled and eager in turns, in one process per table")
-
-
-_AT_LEAST = ("fraction", "calls")
-
-
-def _amount(value: float, unit: str) -> str:
-    if unit == "fraction":
-        return f"{100 * value:.3g} %"
-    if unit in ("calls", "files"):
-        return f"{value:.0f}"
-    if unit == "s":
-        return f"{value:.1f} s"
-    return f"{value:.3g} us" if unit == "us" and value < 100 else f"{value:.0f} us" if unit == "us" else f"{value:.2g}"
+_TRAINING_FACTS = frozenset(
+    f"{side}_{fact}" for side in ("eager", "compiled") for fact in ("losses", "epoch_s", "ops")
+) | {"threads", "epochs", "eager_steps", "accuracy", "eager_accuracy", "python_files", "compile_seconds", "reason"}

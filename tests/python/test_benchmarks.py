@@ -15,7 +15,7 @@ from torchcc import CompileError
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import capture, contest, harness  # noqa: E402
+from benchmarks import capture, contest, harness, training  # noqa: E402
 
 CALLS = [
     "torchcc, typed function",
@@ -45,7 +45,7 @@ def run(*arguments: str | Path) -> str:
 
 
 def test_names_are_listed() -> None:
-    assert [line.split()[0] for line in run().splitlines()] == ["call_overhead", "packages", "capture"]
+    assert [line.split()[0] for line in run().splitlines()] == ["call_overhead", "packages", "capture", "training"]
 
 
 def test_an_unknown_name_is_refused() -> None:
@@ -79,16 +79,20 @@ def test_call_overhead(libraries: Path, tmp_path: Path) -> None:
 # Answers like a contender's program: each call takes as many nanoseconds as the program's last argument says.
 FAKE = """
 import json, sys
-eager, difference, nanoseconds = sys.argv[1:]
+eager, difference, peak, nanoseconds = sys.argv[1:]
 print("what ran", file=sys.stderr, flush=True)
-print(json.dumps({"difference": float(difference), "eager": eager}), flush=True)
+state = {"difference": float(difference), "eager": eager, **({"peak": int(peak)} if peak else {})}
+print(json.dumps(state), flush=True)
 for line in sys.stdin:
     print(nanoseconds, flush=True)
 """
 
 
-def fake(nanoseconds: int, name: str, difference: float = 0, eager: str = "") -> tuple[list[str], str]:
-    return [sys.executable, "-c", FAKE, eager, str(difference), str(nanoseconds)], name
+def fake(
+    nanoseconds: int, name: str, difference: float = 0, eager: str = "", peak: int | None = None
+) -> tuple[list[str], str]:
+    memory = "" if peak is None else str(peak)
+    return [sys.executable, "-c", FAKE, eager, str(difference), memory, str(nanoseconds)], name
 
 
 def fakes(nanoseconds: int, *names: str) -> list[tuple[list[str], str]]:
@@ -158,7 +162,7 @@ DISTURBED = FAKE.replace(
 def test_a_disturbed_session_goes_on() -> None:
     samples = contest.Samples()
     programs = [
-        ([sys.executable, "-c", DISTURBED, "", "0", "1000"], "compiled"),
+        ([sys.executable, "-c", DISTURBED, "", "0", "", "1000"], "compiled"),
         *fakes(1000, "twin", "eager"),
     ]
     contest.measure(samples, programs, 8, {})
@@ -196,3 +200,75 @@ def test_capture(tmp_path: Path) -> None:
     limits = [case["limit"] for case in cases.values() if case["limit"] is not None]
     assert limits == [500, 500, 500, 500, 1000, 0, 1, 1]
     assert all(case["value"] is not None for name, case in cases.items() if "ONNX" not in name)
+
+
+def trained(compiled: int, peak: int, eager: str = "") -> contest.Samples:
+    """Samples of a step that takes so many nanoseconds and bytes; eager C++ takes 1000 of both."""
+    samples = contest.Samples()
+    programs = [
+        fake(compiled, "compiled", eager=eager, peak=peak),
+        fake(compiled, "twin", peak=peak),
+        fake(800, "loss", peak=1000),
+        fake(1000, "eager", peak=1000),
+        *fakes(700, "compile"),
+        *fakes(2000, "python"),
+    ]
+    contest.measure(samples, programs, 2, {})
+    return samples
+
+
+def limited(samples: contest.Samples, name: str) -> dict[str, tuple[float | None, float | None, bool | None]]:
+    cases = training.training_cases("net", samples, name)
+    assert len({case.name for case in cases}) == len(cases)
+    return {
+        case.name.removeprefix("net: "): (case.value, case.limit, case.holds)
+        for case in cases
+        if case.limit is not None
+    }
+
+
+def test_cases_of_a_training() -> None:
+    samples = trained(700, 1050)
+    ran = "sessions in which the compiled step ran no compiled code"
+    over = "compiled C++ step over "
+    memory = f"peak of memory, {over}eager C++"
+    assert limited(samples, "mlp") == {
+        ran: (0, 0, True),
+        f"{over}eager C++": (0.7, 0.7, True),
+        f"{over}torch.compile in Python": (1.0, 1.05, True),
+    }
+    for name in ("cnn", "gpt"):
+        assert limited(samples, name) == {ran: (0, 0, True), memory: (1.05, 1.05, True)}
+    cases = {case.name: case for case in training.training_cases("net", samples, "mlp")}
+    assert cases[f"net: {memory}"].value == 1.05
+    assert cases["net: peak of memory, compiled C++ step"].value == 1.05
+    assert cases[f"net: {over}C++, loss compiled, optimiser eager"].value == 0.875
+    assert cases["net: eager Python"].value == 2
+
+
+def test_a_training_beyond_its_limits_does_not_hold() -> None:
+    slow = trained(740, 1051, eager="the function reads a value")
+    assert [holds for *_, holds in limited(slow, "mlp").values()] == [False, False, False]
+    assert [holds for *_, holds in limited(slow, "gpt").values()] == [False, False]
+    assert "net: compiled C++ step ran no compiled code: the function reads a value" in training._notes("net", slow)
+
+
+def test_other_losses_are_refused(tmp_path: Path) -> None:
+    samples = contest.Samples()
+    programs = [fake(1, "compiled", difference=2e-3)]
+    with pytest.raises(CompileError, match="compiled gives another result"):
+        contest.run_sessions(samples, "net", lambda folder: programs, 1, 1, 1, training._TOLERANCE)
+
+
+@pytest.mark.slow  # it compiles forward, backward and optimiser, in C++ and in Python
+def test_training(tmp_path: Path) -> None:
+    file = tmp_path / "cases.json"
+    run("training", "--quick", "--json", file)
+    written = json.loads(file.read_text())
+    cases = {case["case"]: case for case in written["cases"]}
+    assert [case["limit"] for case in cases.values() if case["limit"] is not None] == [0, 0.7, 1.05]
+    assert all(case["value"] is not None for case in cases.values())
+    # An MLP of 84,490 weights: with gradients and two moments 4 times 338 kB; the activations of a batch are 1.1 MB.
+    peaks = [case["value"] for name, case in cases.items() if case["unit"] == "kB"]
+    assert all(1352 + 500 < peak < 10_000 for peak in peaks), peaks
+    assert any("operators" in note for note in written["notes"])

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import runpy
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import matplotlib.image
 import numpy as np
 import pytest
 
-from torchcc import demo, errors
+from torchcc import demo, demo_report, errors, loss_plot
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -27,6 +29,7 @@ class Ran:
     errors: str
     cases: dict[str, dict]
     cache: Path
+    plot: Path
 
     @property
     def program(self) -> Path:
@@ -40,10 +43,11 @@ def run_demo(cache: Path, *arguments: str, **environment: str) -> subprocess.Com
 
 
 def ran(cache: Path, file: Path) -> Ran:
-    done = run_demo(cache, "--json", str(file))
+    plot = file.with_suffix(".png")
+    done = run_demo(cache, "--json", str(file), "--plot", str(plot))
     assert file.is_file(), done.stdout + done.stderr
     cases = {case["case"]: case for case in json.loads(file.read_text())["cases"]}
-    return Ran(done.returncode, done.stdout, done.stderr, cases, cache)
+    return Ran(done.returncode, done.stdout, done.stderr, cases, cache, plot)
 
 
 def own_cache(folder: Path, libraries: Path) -> Path:
@@ -82,6 +86,54 @@ def test_first_run_builds_and_is_right(first: Ran) -> None:
         "unit": "files",
         "holds": True,
     }
+
+
+def test_training_in_cpp_is_right(first: Ran) -> None:
+    cases = {name.removeprefix("C++ training: "): case for name, case in first.cases.items() if "training: " in name}
+    for case in ("accuracy on held-out images", "accuracy, trained eagerly"):
+        assert (cases[case]["limit"], cases[case]["holds"]) == (0.96, True), first.output
+    # 126 steps of about 108 operators; the first three run one by one, and are recorded.
+    for case in ("operators that ran in compiled code", "the same at a second start, no compiler"):
+        assert cases[case]["value"] > 10_000, first.output
+    for case in ("largest difference of a step's loss from eager", "Python libraries in the process"):
+        assert cases[case]["limit"] is not None
+        assert cases[case]["holds"], first.output
+    # Ten classes, at first all alike; then it learns.
+    assert cases["loss of the first step"]["value"] == pytest.approx(np.log(10), abs=0.3)
+    assert cases["loss of the last step"]["value"] < 0.3
+    seconds = [cases[f"an epoch: {side}"]["value"] for side in ("compiled", "eager LibTorch")]
+    assert cases["an epoch: compiled / eager"]["value"] == pytest.approx(seconds[0] / seconds[1])
+    steps = [line for line in first.output.splitlines() if line.startswith("loss  ")]
+    assert len(steps) == 7, first.output
+    assert re.search(r"^ran +\d+ operators in compiled code, \d+ beside it one by one; \d+ steps", first.output, re.M)
+
+
+def test_both_losses_are_drawn(first: Ran) -> None:
+    pixels = matplotlib.image.imread(first.plot)
+    assert pixels.shape[:2] == (675, 1200)
+    # Two curves, in the first two colours of matplotlib's cycle, from the left to the right.
+    for colour in ("#1f77b4", "#ff7f0e"):
+        wanted = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+        _, columns = np.nonzero(np.abs(pixels[..., :3] - wanted).max(axis=2) < 0.02)
+        assert columns.min() < 200
+        assert columns.max() > 1100
+
+
+def test_without_matplotlib_it_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(errors.Error, match=r"(?s)x\.png.*expected: +matplotlib.*pip install 'torchcc\[plot\]'"):
+        loss_plot.require(tmp_path / "x.png")
+
+
+def test_a_picture_that_cannot_be_written_is_an_error_at_once(tmp_path: Path) -> None:
+    done = run_demo(tmp_path, "--plot", str(tmp_path / "nowhere" / "x.png"))
+    assert done.returncode == 1
+    assert f"no folder {tmp_path / 'nowhere'}" in done.stderr
+    assert list(tmp_path.iterdir()) == []  # nothing was built
+    with pytest.raises(errors.ArgumentError, match="a folder"):
+        loss_plot.require(tmp_path)
+    with pytest.raises(errors.ArgumentError, match=r"cannot be written[\s\S]*nowhere"):
+        loss_plot.draw(tmp_path / "nowhere" / "x.png", {"eager": [1.0, 2.0]})
 
 
 def test_compares_with_eager_and_ends_with_a_status(first: Ran) -> None:
@@ -143,11 +195,28 @@ FACTS = {
 }
 
 
-def report_of(region: dict[str, str], network: dict[str, str], again: dict[str, str]) -> demo.Report:
-    return demo.Report(
+TRAINING = {
+    **{"threads": "1", "epochs": "2", "accuracy": "0.99", "eager_accuracy": "0.98", "python_files": "0"},
+    **{"eager_losses": "2.3 1.2 0.6 0.3", "compiled_losses": "2.3 1.2 0.6 0.301", "compile_seconds": "40"},
+    **{"eager_epoch_s": "0.4", "compiled_epoch_s": "0.2", "reason": "none"},
+    **{"compiled_ops": "900", "eager_ops": "9", "eager_steps": "2"},
+}
+
+
+def report_of(
+    region: dict[str, str], network: dict[str, str], again: dict[str, str], training: dict[str, str] = TRAINING
+) -> demo_report.Report:
+    return demo_report.Report(
         (
-            demo.Part("region", demo._region_cases(region), region, Path("digits")),
-            demo.Part("network", demo._network_cases(network, again), network, Path("convolutional")),
+            demo_report.Part("region", demo_report.region_cases(region), region, Path("digits")),
+            demo_report.Part("network", demo_report.network_cases(network, again), network, Path("convolutional")),
+            demo_report.Part(
+                "training",
+                demo_report.training_cases(training, training),
+                training,
+                Path("training"),
+                demo_report.training_notes(training),
+            ),
         ),
         None,
     )
@@ -173,8 +242,42 @@ def test_a_case_beyond_its_limit_does_not_hold(
     report = report_of(bad, FACTS, FACTS) if part == 0 else report_of(FACTS, bad, FACTS)
     assert [one.case for one in report.cases if not one.holds] == [("C++ network: " if part else "") + case]
     assert not report.holds
-    demo.show(report)
+    demo_report.show(report)
     assert "DOES NOT HOLD" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("fact", "value", "case"),
+    [
+        ("accuracy", "0.95", "accuracy on held-out images"),
+        ("eager_accuracy", "0.95", "accuracy, trained eagerly"),
+        ("compiled_losses", "2.3 1.3 0.6 0.3", "largest difference of a step's loss from eager"),
+        ("compiled_losses", "2.3 nan 0.6 0.3", "largest difference of a step's loss from eager"),
+        ("python_files", "1", "Python libraries in the process"),
+    ],
+)
+def test_a_training_beyond_its_limits_does_not_hold(fact: str, value: str, case: str) -> None:
+    report = report_of(FACTS, FACTS, FACTS, {**TRAINING, fact: value})
+    assert [one.case for one in report.cases if not one.holds] == [f"C++ training: {case}"]
+
+
+def test_a_training_that_ran_no_compiled_code_does_not_hold() -> None:
+    report = report_of(FACTS, FACTS, FACTS, {**TRAINING, "compiled_ops": "0"})
+    assert [one.case for one in report.cases if not one.holds] == [
+        "C++ training: operators that ran in compiled code",
+        "C++ training: the same at a second start, no compiler",
+    ]
+
+
+def test_losses_along_the_way_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    demo_report.show(report_of(FACTS, FACTS, FACTS, TRAINING))
+    printed = capsys.readouterr().out
+    assert "step 1: eager 2.30000, compiled 2.30000\n" in printed
+    assert "step 2: eager 1.20000, compiled 1.20000\n" in printed
+    assert "step 4: eager 0.30000, compiled 0.30100\n" in printed
+    assert "900 operators in compiled code" in printed
+    demo_report.show(report_of(FACTS, FACTS, FACTS, {**TRAINING, "compiled_ops": "0", "reason": "no such compiler"}))
+    assert "no such compiler" in capsys.readouterr().out
 
 
 def test_a_program_that_never_ran_compiled_code_does_not_hold() -> None:

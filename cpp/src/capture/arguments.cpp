@@ -44,6 +44,12 @@ void write_complex(Words& code, c10::complex<double> number) {
 
 }  // namespace
 
+bool draws(const Operator& op, const c10::IValue* arguments) {
+  const auto is = [&](int position, const auto& test) { return position >= 0 && test(arguments[position]); };
+  return op.is_random && !is(op.training, [](const c10::IValue& value) { return value.isBool() && !value.toBool(); }) &&
+         !is(op.probability, [](const c10::IValue& value) { return value.isDouble() && value.toDouble() == 0; });
+}
+
 std::string dependence(const Operator& op, const c10::IValue* arguments) {
   if (op.reads_host) return "the function reads a value on the host (" + op.name + ")";
   if (op.is_equal && !is_decided(arguments[0], arguments[1])) {

@@ -16,6 +16,9 @@ namespace torchcc::detail {
 /// none of these.
 std::string dependence(const Operator& op, const c10::IValue* arguments);
 
+/// Whether a call draws random numbers: dropout does not in evaluation, nor attention with a dropout of 0.
+bool draws(const Operator& op, const c10::IValue* arguments);
+
 /// The dtype of CPU autocast; -1 while that is off.
 int16_t autocast_dtype();
 

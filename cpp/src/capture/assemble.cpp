@@ -106,7 +106,9 @@ void Recorder::refuse_printing() {
   }
 }
 
-// Captured tensors that nobody else holds were made in this call, by no operator.
+// Captured tensors that nobody else holds were made in this call, by no operator. Those in PyTorch's own memory were
+// made inside of an operator that is recorded as a whole (cross_entropy_loss), and kept for a backward within this
+// call; lazily, below autograd, operators have made them.
 void Recorder::sort_captured() {
   for (External& external : externals_) {
     if (external.argument >= 0 || external.is_constant) continue;
@@ -117,7 +119,7 @@ void Recorder::sort_captured() {
       refuse(
           "the function uses a tensor that no operator made and that is gone after the call: memory that it wraps or "
           "fills anew (from_blob, data_ptr, another thread), or a captured tensor that is assigned anew",
-          true);
+          /*touches_memory=*/!is_allocated(external.tensor));
     }
   }
 }

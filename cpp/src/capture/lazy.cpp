@@ -38,7 +38,7 @@ bool concerns_autograd(const Operator& op, const c10::IValue* arguments) {
 
 /// Whether an operator may wait.
 bool waits(const Operator& op, const c10::IValue* arguments, bool is_below) {
-  if (op.is_random || op.is_uninitialized || op.changes_tensors || op.is_equal ||
+  if (draws(op, arguments) || op.is_uninitialized || op.changes_tensors || op.is_equal ||
       (op.may_depend && !dependence(op, arguments).empty()) || (!is_below && may_print(op, arguments))) {
     return false;
   }

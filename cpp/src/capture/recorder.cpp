@@ -369,9 +369,7 @@ void Recorder::give(const c10::IValue& value, const Operator& op) {
 }
 
 void Recorder::note_random(const Operator& op, const c10::IValue* arguments) {
-  if (random_state_.defined()) return;
-  if (op.training >= 0 && arguments[op.training].isBool() && !arguments[op.training].toBool()) return;
-  if (op.probability >= 0 && arguments[op.probability].isDouble() && arguments[op.probability].toDouble() == 0) return;
+  if (random_state_.defined() || !draws(op, arguments)) return;
   at::Generator generator = at::detail::getDefaultCPUGenerator();
   const std::lock_guard lock(generator.mutex());
   random_state_ = generator.get_state();

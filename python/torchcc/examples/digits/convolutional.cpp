@@ -9,25 +9,11 @@
 #include <torchcc/compile.h>
 
 #include "digits.h"
+#include "network.h"
 
 namespace {
 
-struct Network : torch::nn::Module {
-  torch::nn::Sequential features = register_module(
-      "features", torch::nn::Sequential(torch::nn::Conv2d(torch::nn::Conv2dOptions(1, 16, 3).padding(1).bias(false)),
-                                        torch::nn::BatchNorm2d(16), torch::nn::ReLU(),
-                                        torch::nn::Conv2d(torch::nn::Conv2dOptions(16, 32, 3).padding(1).bias(false)),
-                                        torch::nn::BatchNorm2d(32), torch::nn::ReLU(), torch::nn::MaxPool2d(2)));
-  torch::nn::Dropout dropout = register_module("dropout", torch::nn::Dropout(0.25));
-  torch::nn::Linear head = register_module("head", torch::nn::Linear(32 * 4 * 4, 10));
-
-  at::Tensor forward(const at::Tensor& images) {
-    const at::Tensor x = images.to(torch::kFloat32).unsqueeze(1) / 16;
-    return head(dropout(features->forward(x).flatten(1)));
-  }
-};
-
-void train(Network& network, const digits::Images& images) {
+void train(digits::Network& network, const digits::Images& images) {
   torch::optim::Adam optimizer(network.parameters(), torch::optim::AdamOptions(2e-3));
   const int64_t count = images.labels.size(0);
   for (int epoch = 0; epoch < 8; ++epoch) {
@@ -48,7 +34,7 @@ void run(const char* data_file) {
   torch::manual_seed(0);
   const digits::Images training = digits::read(data_file, digits::Part::training);
   const digits::Images held_out = digits::read(data_file, digits::Part::held_out);
-  Network network;
+  digits::Network network(/*dropout_rate=*/0.25);
   const double training_time = digits::microseconds([&] { train(network, training); });
 
   const torch::NoGradGuard no_grad;
