@@ -111,17 +111,32 @@ def compile(
         weights: Parameters and buffers that become inputs, behind the program's own; all others are burnt in.
         isa: As in :func:`cpu_target`.
     """
-    module: Any = program.module()
-    for guards in [node for node in module.graph.nodes if node.target == "_guards_fn"]:
-        module.graph.erase_node(guards)  # the runtime checks the inputs
+    module, is_flat = flat(program, weights)
     in_spec, out_spec = (torch.utils._pytree.treespec_dumps(spec) for spec in (module._in_spec, module._out_spec))
-    if _take_only_tensors(module) | _take_weights_as_inputs(module, program, weights):
+    if is_flat:
         in_spec = out_spec = ""
     if into_outputs:
         _take_outputs_as_inputs(module)
         in_spec = out_spec = ""
     specs = {"aot_inductor.serialized_in_spec": in_spec, "aot_inductor.serialized_out_spec": out_spec}
     return compile_graph(module, {**specs, **options}, len(outputs(program)), folder, copied, isa)
+
+
+def flat(program: ExportedProgram, weights: Sequence[str] = ()) -> tuple[Any, bool]:
+    """A program's graph as a module of its own, whose ``forward`` takes and gives tensors and numbers alone.
+
+    Args:
+        program: The program, which stays as it is.
+        weights: Parameters and buffers that become inputs, behind the program's own.
+
+    Returns:
+        The module, and whether it takes or gives something else than the program.
+    """
+    module: Any = program.module()
+    for guards in [node for node in module.graph.nodes if node.target == "_guards_fn"]:
+        module.graph.erase_node(guards)  # the runtime checks the inputs
+    changed = _take_only_tensors(module) | _take_weights_as_inputs(module, program, weights)
+    return module, changed
 
 
 def compile_graph(
