@@ -372,6 +372,20 @@ void run_graph(const FunctionState& state, const Bound& bound, std::span<at::Ten
   }
 }
 
+/// Calls the code that carries gradients. Returns why it cannot, or null when it did.
+const char* run_training(const FunctionState& state, const Bound& bound, std::span<at::Tensor> outputs,
+                         const Weights::Set& weights) {
+  if (state.training == nullptr) return "a gradient is wanted, which compiled code does not have";
+  c10::SmallVector<at::Tensor, 16> inputs;
+  for (const at::Tensor* tensor : bound.tensors) inputs.push_back(is_ready(*tensor) ? *tensor : made_ready(*tensor));
+  for (const size_t position : state.training->weights) inputs.push_back(weights.tensors[position]);
+  if (const char* reason = state.training->why_not(inputs)) return reason;
+  state.training_calls.fetch_add(1, std::memory_order_relaxed);
+  std::vector<at::Tensor> results = TrainingCode::call(state.training, inputs);
+  std::move(results.begin(), results.end(), outputs.begin());
+  return nullptr;
+}
+
 /// Whether torchcc::compile records what this thread does. It sees the graph's operators, but not compiled code.
 bool is_recorded() { return c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::TESTING_ONLY_GenericMode); }
 
@@ -389,7 +403,9 @@ void call_with_weights(const FunctionState& state, const Bound& bound, std::span
   if (state.program != nullptr && is_recorded()) {
     run_graph(state, bound, outputs, *weights, "the call is part of a function that torchcc::compile records");
   } else if (needs_grad) {
-    run_graph(state, bound, outputs, *weights, "a gradient is wanted, which compiled code does not have");
+    if (const char* reason = run_training(state, bound, outputs, *weights)) {
+      run_graph(state, bound, outputs, *weights, reason);
+    }
   } else if (state.library != nullptr && is_current(state, *weights)) {
     run_code(state, *state.library, bound, outputs, weights.get(), state.library_weights);
   } else if (state.updatable.library != nullptr) {
