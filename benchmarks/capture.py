@@ -126,9 +126,7 @@ def model_cases(title: str, samples: Samples) -> list[Case]:
     for key in ("script", "onnx"):
         name = f"{title}: compiled C++ over {CONTENDERS[key]}"
         missing = key in samples.missing
-        cases.append(
-            Case(name, None, "ratio") if missing else harness.case(name, samples.ratios(key), "ratio")
-        )
+        cases.append(Case(name, None, "ratio") if missing else harness.case(name, samples.ratios(key), "ratio"))
     return cases
 
 

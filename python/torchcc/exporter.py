@@ -81,8 +81,8 @@ def export(
             they are folded and packed into it, which is faster, and a weight that is replaced leaves the portable graph
             to run.
         train: Also compile forward and backward for training, and take the weights as inputs everywhere. Where an
-            argument or a weight requires grad, C++ then runs that code in place of the graph. Its gradients are those of
-            all arguments and parameters. Set the module's mode first: ``module.train()`` trains its dropout and the
+            argument or a weight requires grad, C++ then runs that code in place of the graph. Its gradients are those
+            of all arguments and parameters. Set the module's mode first: ``module.train()`` trains its dropout and the
             statistics of its batch norm, which are buffers of the function.
         options: Options of Inductor.
         imports: Python files, names of modules, and shared libraries that define custom operators of the model, already

@@ -57,7 +57,9 @@ def compile(program: ExportedProgram, weights: Sequence[str], options: Mapping[s
     count = len(made.covered)
     copied: dict[int, Sequence[int]] = {}
     while True:
-        forward = _torch.compile_graph(copy.deepcopy(halves.forward), settings, count + halves.extras, None, copied, isa)
+        forward = _torch.compile_graph(
+            copy.deepcopy(halves.forward), settings, count + halves.extras, None, copied, isa
+        )
         backward = _torch.compile_graph(
             copy.deepcopy(halves.backward), settings, len(halves.gradients), None, halves.copied, isa
         )
@@ -68,7 +70,9 @@ def compile(program: ExportedProgram, weights: Sequence[str], options: Mapping[s
         code = Code(package.library(forward.files), package.library(backward.files), description)
         misplaced = {one for one in code.shared_extras(inputs) if count + one not in copied}
         if misplaced:
-            extras = [strides for (kind, _), strides in zip(halves.saved, halves.strides, strict=True) if kind == "extra"]
+            extras = [
+                strides for (kind, _), strides in zip(halves.saved, halves.strides, strict=True) if kind == "extra"
+            ]
             copied.update({count + one: extras[one] for one in misplaced})
             continue
         problem = difference(code, _torch.tensor_function(program, weights), inputs, 0)
@@ -116,6 +120,17 @@ def training(job: workers.Job, result: workers.Result) -> package.Training:
         exclusive=result.exclusive,
         weights=job.weights,
     )
+
+
+def receivers(function: package.Function) -> list[str]:
+    """What gets gradients from compiled code, for people: names of arguments, and "a weight"; nothing without it."""
+    if not function.training:
+        return []
+    (one, *_) = function.training
+    arguments = [value.name for value in function.signature.inputs]
+    got = one.description["gradients"]
+    named = [name for position, name in enumerate(arguments) if position in got]
+    return [*named, *(["a weight"] if any(position >= len(arguments) for position in got) else [])]
 
 
 def code(one: package.Training) -> Code:
@@ -206,9 +221,7 @@ def difference(code: Code, function: Function, inputs: Sequence[torch.Tensor], s
     return ""
 
 
-def check(
-    subject: str, code: Code, function: Function, cases: Iterable[tuple[str, Sequence[torch.Tensor]]]
-) -> str:
+def check(subject: str, code: Code, function: Function, cases: Iterable[tuple[str, Sequence[torch.Tensor]]]) -> str:
     """Compares gradients of compiled code with those of a function, for several sizes.
 
     Args:

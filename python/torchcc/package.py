@@ -66,8 +66,8 @@ class Training:
     """Compiled code of a function whose results carry gradients.
 
     Attributes:
-        files: What AOTInductor made of the forward direction. It takes the signature's inputs, then ``weights``; it gives
-            the signature's outputs, then what only backward needs.
+        files: What AOTInductor made of the forward direction. It takes the signature's inputs, then ``weights``; it
+            gives the signature's outputs, then what only backward needs.
         files_backward: The same of the backward direction, which takes what was saved, then gradients of outputs.
         description: What goes where, in the form that ``parse_backward`` in ``cpp/src/runtime/backward.h`` reads:
             ``saved`` (``"input"``, ``"output"`` or ``"extra"``, and the position there), ``tangents`` (outputs, and the
@@ -123,8 +123,9 @@ def joined(old: Sequence[_Form], new: Sequence[_Form]) -> list[_Form]:
     comes first, as the first that fits is run.
     """
     taken = {(one.target, one.torch or _torch.tree_version(), tuple(one.weights)) for one in new}
-    kept = (one for one in old if (one.target, one.torch, tuple(one.weights)) not in taken)
-    return sorted([*new, *kept], key=lambda one: "avx512" not in one.target)
+    joint = list(new)
+    joint.extend(one for one in old if (one.target, one.torch, tuple(one.weights)) not in taken)
+    return sorted(joint, key=lambda one: "avx512" not in one.target)
 
 
 def write(
@@ -608,10 +609,7 @@ def _manifest(archive: Path, keys: Sequence[str], functions: Sequence[Function])
                     _variant(folder, variant)
                     for folder, variant in zip(_folders(key, function), function.variants, strict=True)
                 ],
-                "training": [
-                    _training(folder, training)
-                    for folder, training in zip(_training_folders(key, function), function.training, strict=True)
-                ],
+                **({"training": _training_forms(key, function)} if function.training else {}),
             }
             for key, function in zip(keys, functions, strict=True)
         ],
@@ -627,6 +625,11 @@ def _folders(key: str, function: Function) -> list[str]:
 
 def _training_folders(key: str, function: Function) -> list[str]:
     return [f"{key}__training{position}" for position in range(len(function.training))]
+
+
+def _training_forms(key: str, function: Function) -> list[dict[str, Any]]:
+    folders = _training_folders(key, function)
+    return [_training(folder, one) for folder, one in zip(folders, function.training, strict=True)]
 
 
 def _needs(variant: Variant | Training) -> dict[str, Any]:

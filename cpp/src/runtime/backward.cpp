@@ -243,6 +243,7 @@ Backward parse_backward(const nlohmann::json& content) {
   using From = Backward::Saved::From;
   Backward made;
   for (const auto& [from, index] : content.at("saved").get<std::vector<std::pair<std::string, size_t>>>()) {
+    if (from != "input" && from != "output" && from != "extra") throw Error("a saved tensor from '" + from + "'");
     made.saved.push_back({from == "input" ? From::input : from == "output" ? From::output : From::extra, index});
     if (made.saved.back().from == From::extra) ++made.extras;
   }

@@ -38,7 +38,7 @@ struct Backward {
 };
 
 /// Reads what the compiler states of a backward; see python/torchcc/training.py and gradients.py. Throws
-/// nlohmann::json's exceptions.
+/// nlohmann::json's exceptions, and Error.
 Backward parse_backward(const nlohmann::json& content);
 
 /// A function with compiled code for both directions. Autograd's graph holds it beyond the function's own end.

@@ -86,9 +86,7 @@ def differentiate(
         raise ValueError("it takes numbers")
     own = len(fakes) - len(names)
     mutated = [own + position for position, name in enumerate(names) if name in written_weights]
-    grads = [
-        one and position not in mutated for position, one in enumerate(differentiable(program, names, fakes))
-    ]
+    grads = [one and position not in mutated for position, one in enumerate(differentiable(program, names, fakes))]
     held = weights(program)
     given = [one for one in examples(program) if isinstance(one, torch.Tensor)]
     if len(given) != own:
@@ -175,7 +173,7 @@ class _Eager:
 
 
 def _memory(tensor: torch.Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    return int(tensor.untyped_storage()._cdata)
 
 
 def _nodes(output: torch.Tensor) -> set[Any]:

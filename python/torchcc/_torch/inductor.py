@@ -179,12 +179,35 @@ def compile_graph(
         **options,
     }
     with _compiling_state_context(), mended_decompositions(), _numbers_as_doubles(), _small_loops():
-        made: Any = compile_fx_aot(module, fakes, config_patches=settings)
+        made: Any = without_guards_on_numbers(
+            lambda patches: compile_fx_aot(module, fakes, config_patches={**settings, **patches})
+        )
     files = [str(file) for file in made if file]
     kernels = "".join(Path(file).read_text() for file in files if file.endswith(".cpp"))
     # The sources name folders of this machine, and no loader reads them.
     shipped = tuple(file for file in files if not file.endswith(".cpp"))
     return Compiled(shipped, bool(_INTEGER_DIVISION.search(kernels)))
+
+
+def without_guards_on_numbers(run: Callable[[Mapping[str, Any]], Any]) -> Any:
+    """Runs Inductor, without its patterns where one of them would have to know a number that only a call has.
+
+    One looks at the sign of ``scale`` in ``softmax(x * scale)`` (torch 2.13). Leans on
+    ``torch.fx.experimental.symbolic_shapes.GuardOnDataDependentSymNode``.
+
+    Args:
+        run: Takes patches of Inductor's configuration; may be called twice.
+    """
+    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+
+    try:
+        return run({})
+    except GuardOnDataDependentSymNode:
+        pass
+    except Exception as error:
+        if not isinstance(getattr(error, "inner_exception", error.__cause__), GuardOnDataDependentSymNode):
+            raise
+    return run({"pattern_matcher": False})
 
 
 def _copying(count: int, copied: Mapping[int, Sequence[int]]) -> Callable[[torch.fx.Graph], None]:

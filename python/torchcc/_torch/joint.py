@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import torch
 
-from torchcc._torch.inductor import mended_decompositions
+from torchcc._torch.inductor import mended_decompositions, without_guards_on_numbers
 from torchcc._torch.programs import flatten
 from torchcc._torch.saved_sizes import Sizes, take_only_tensors
 
@@ -86,14 +86,20 @@ def halves(
         config.patch(dict(options)),
         fx_config.patch(backed_size_oblivious=prefer_general),  # type: ignore[attr-defined]
     ):
-        joint: Any = aot_export_joint_simple(
-            function, tuple(inputs), trace_joint=True, decompositions=select_decomp_table()
-        )
-        fakes = [node.meta["val"] for node in joint.graph.nodes if node.op == "placeholder"]
-        with V.set_fake_mode(fakes[0].fake_mode):
-            forward, backward = partition_fn(joint, fakes, num_fwd_outputs=count)
+
+        def split(patches: Mapping[str, Any]) -> tuple[Any, Any]:
+            joint: Any = aot_export_joint_simple(
+                function, tuple(inputs), trace_joint=True, decompositions=select_decomp_table()
+            )
+            fakes = [node.meta["val"] for node in joint.graph.nodes if node.op == "placeholder"]
+            with V.set_fake_mode(fakes[0].fake_mode), config.patch(dict(patches)):
+                made: tuple[Any, Any] = partition_fn(joint, fakes, num_fwd_outputs=count)
+            return made
+
+        forward, backward = without_guards_on_numbers(split)
+    fake_mode = next(node.meta["val"].fake_mode for node in forward.graph.nodes if node.op == "placeholder")
     for half in (forward, backward):
-        _replace_complex_numbers(half.graph, fakes[0].fake_mode, adapt)
+        _replace_complex_numbers(half.graph, fake_mode, adapt)
     take_only_tensors(forward, backward, count)
     return _tidy(forward, backward, output_grads, mutated, held)
 
