@@ -17,6 +17,9 @@ from torchcc.signature import Signature
 #: A function of tensors and weights, which it may write into, with autograd's graph.
 Function: TypeAlias = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]
 
+#: Compiled code of one direction.
+Run: TypeAlias = Callable[[Sequence[torch.Tensor]], list[torch.Tensor]]
+
 
 @dataclass(frozen=True)
 class Compiled:
@@ -46,14 +49,7 @@ def compile(program: ExportedProgram, weights: Sequence[str], options: Mapping[s
     settings = {**({"fallback_random": True} if _torch.draws_random_numbers(program) else {}), **options}
     made = _torch.differentiate(program, weights, operators.for_complex, settings)
     halves = made.halves
-    description = {
-        "saved": [list(one) for one in halves.saved],
-        "tangents": [{"output": output, "strides": None} for output, _ in halves.tangents],
-        "gradients": list(halves.gradients),
-        "covered": [list(one) for one in made.covered],
-        "reached": [list(one) for one in made.reached],
-        "random": made.is_random,
-    }
+    description = describe(made)
     count = len(made.covered)
     copied: dict[int, Sequence[int]] = {}
     while True:
@@ -67,7 +63,7 @@ def compile(program: ExportedProgram, weights: Sequence[str], options: Mapping[s
         held = _torch.weights(program)
         example = [one for one in _torch.examples(program) if isinstance(one, torch.Tensor)]
         inputs = [*example, *(held[name] for name in weights)]
-        code = Code(package.library(forward.files), package.library(backward.files), description)
+        code = Code(_loaded(forward.files), _loaded(backward.files), description)
         misplaced = {one for one in code.shared_extras(inputs) if count + one not in copied}
         if misplaced:
             extras = [
@@ -84,6 +80,23 @@ def compile(program: ExportedProgram, weights: Sequence[str], options: Mapping[s
         settings["max_fusion_size"] = 1
 
 
+def describe(made: _torch.Differentiated) -> dict[str, Any]:
+    """What C++ has to know, as the manifest states it."""
+    halves = made.halves
+    return {
+        "saved": [list(one) for one in halves.saved],
+        "tangents": [{"output": output, "strides": None} for output, _ in halves.tangents],
+        "gradients": list(halves.gradients),
+        "covered": [list(one) for one in made.covered],
+        "reached": [list(one) for one in made.reached],
+        "random": made.is_random,
+    }
+
+
+def _loaded(files: Sequence[str]) -> Run:
+    return _torch.load_library(package.library(files))
+
+
 def require(subject: str, program: ExportedProgram, signature: Signature) -> None:
     """Raises CaptureError where the backward of a function cannot be compiled."""
     fakes = [one for one in _torch.input_leaves(program) if isinstance(one, torch.Tensor)]
@@ -96,17 +109,30 @@ def require(subject: str, program: ExportedProgram, signature: Signature) -> Non
     elif len(fakes) != len(signature.inputs):
         problem = "numbers that Python code takes as such", "take them as tensors of rank 0"
     elif not any(_torch.differentiable(program, names, [*fakes, *(held[name] for name in names)])):
-        problem = "no argument and no parameter is a floating point number", "export it without training"
+        problem = "no argument and no parameter is a floating point number", "leave training out"
+    elif not _depends(program, names):
+        problem = "no result depends on an argument or parameter in a way that autograd knows", "leave training out"
     if problem:
         got, fix = problem
         raise CaptureError(
             message(
                 f"{subject}: its backward cannot be compiled",
-                expected="a function of tensors that writes into none of them",
+                expected="a function of tensors that writes into none of them, and results with gradients",
                 got=got,
                 fix=fix,
             )
         )
+
+
+def _depends(program: ExportedProgram, names: Sequence[str]) -> bool:
+    """Whether some result has a gradient, for the example arguments."""
+    held = _torch.weights(program)
+    given = [one for one in _torch.examples(program) if isinstance(one, torch.Tensor)]
+    inputs = [*given, *(held[name] for name in names)]
+    needed = _torch.differentiable(program, names, inputs)
+    own = [one.detach().clone().requires_grad_(grad) for one, grad in zip(inputs, needed, strict=True)]
+    with torch.enable_grad():
+        return any(one.requires_grad for one in _torch.tensor_function(program, names)(own))
 
 
 def training(job: workers.Job, result: workers.Result) -> package.Training:
@@ -135,22 +161,27 @@ def receivers(function: package.Function) -> list[str]:
 
 def code(one: package.Training) -> Code:
     """The code of a package, ready to run."""
-    return Code(package.library(one.files), package.library(one.files_backward), one.description)
+    return Code(_loaded(one.files), _loaded(one.files_backward), one.description)
 
 
 class Code:
-    """Compiled code of both directions, ready to run."""
+    """Compiled code of both directions, ready to run.
 
-    def __init__(self, forward: str, backward: str, description: Mapping[str, Any]) -> None:
-        """Loads both libraries."""
-        self._forward = _torch.load_library(forward)
-        self._backward = _torch.load_library(backward)
+    Attributes:
+        forward, backward: The code.
+        description: What :func:`describe` gives.
+    """
+
+    def __init__(self, forward: Run, backward: Run, description: Mapping[str, Any]) -> None:
+        """As the attributes say."""
+        self.forward = forward
+        self.backward = backward
         self.description = description
         self._extras = sum(kind == "extra" for kind, _ in description["saved"])
 
     def run_forward(self, inputs: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """Outputs, and what else backward needs."""
-        results = self._forward(inputs)
+        results = self.forward(inputs)
         count = len(results) - self._extras
         return results[:count], results[count:]
 
@@ -162,7 +193,7 @@ class Code:
         of = {"input": inputs, "output": outputs, "extra": extras}
         saved = [of[kind][position] for kind, position in self.description["saved"]]
         wanted = [tangents[one["output"]].contiguous() for one in self.description["tangents"]]
-        gradients = self._backward([*saved, *wanted])
+        gradients = self.backward([*saved, *wanted])
         return outputs, dict(zip(self.description["gradients"], gradients, strict=True))
 
     def shared_extras(self, inputs: Sequence[torch.Tensor]) -> set[int]:

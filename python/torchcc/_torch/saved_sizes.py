@@ -10,7 +10,7 @@ import torch
 class Sizes:
     """Gives nodes of a graph that compute symbolic sizes from its tensor inputs.
 
-    Leans on ``torch.utils._sympy.interp.sympy_interp``, by which PyTorch itself writes symbolic expressions into graphs.
+    Leans on ``torch.utils._sympy.interp.sympy_interp``, by which PyTorch itself writes expressions into graphs.
     """
 
     def __init__(self, graph: Any, before: Any) -> None:
