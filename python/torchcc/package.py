@@ -550,7 +550,7 @@ def _join(one: Function, other: Function) -> Function:
     )
 
 
-def misfit(variant: Variant) -> str:
+def misfit(variant: Variant | Training) -> str:
     """Why compiled code cannot run here, in the words of the C++ runtime; empty when it can."""
     if variant.torch and variant.torch != _torch.tree_version():
         return f"compiled with torch {variant.torch}, this is torch {_torch.tree_version()}"
