@@ -16,7 +16,6 @@ from torchcc import _torch, exporter, gradients, inspection, operators, package
 from torchcc.errors import CaptureError, CompileError
 from torchcc.signature import Signature, Value
 
-
 # PyTorch says so of its own code when Inductor is imported.
 pytestmark = pytest.mark.filterwarnings("ignore:.*script_method.*is deprecated:DeprecationWarning")
 
