@@ -173,7 +173,8 @@ def _compile(
         known = all(size is not None for value in one.signature.outputs for size in value.sizes)
         weights = tuple(_torch.weight_names(one.program)) if one.region.grad else ()
         forms = ["", *(["_out"] if with_out and one.region.out and known and not weights else [])]
-        for form in [*forms, *(["_training"] if one.region.grad else [])]:
+        kinds = gradients.kinds(one.program) if one.region.grad else []
+        for form in [*forms, *(f"_{kind}" for kind in kinds)]:
             owners.append((position, form))
             jobs.append(
                 workers.Job(
@@ -184,7 +185,7 @@ def _compile(
                     imports=tuple(str(file.resolve()) for file in files),
                     log=str(logs / f"{name}{form}.log"),
                     weights=weights,
-                    train=form == "_training",
+                    train=form[1:] if form[1:] in kinds else "",
                 )
             )
     done = [0]
@@ -216,7 +217,7 @@ def _verified(one: Captured, made: Mapping[str, tuple[workers.Job, workers.Resul
     library = package.library(call.files)
     toolchain.require_shared_libstdcxx(library)
     checked = verify.verify(one, library, package.library(into.files) if into else None, job.weights)
-    training = [gradients.training(*made["_training"])] if "_training" in made else []
+    training = [gradients.training(*made[f"_{kind}"]) for kind in gradients.KINDS if f"_{kind}" in made]
     for trained in training:
         checked += "; " + verify.verify_gradients(one, gradients.code(trained), trained.weights)
     function = package.Function(

@@ -3,12 +3,12 @@
 It reads one JSON object per line from standard input and answers each on standard output, with one line or more::
 
     {"id": 1, "program": "x.pt2", "into_outputs": false, "options": {}, "imports": [], "log": "x.log",
-     "weights": [], "isa": "", "train": false}
+     "weights": [], "isa": "", "train": ""}
     {"id": 1, "files": ["...so"], "exclusive": false, "seconds": 8.5}
     {"id": 1, "error": "first line of the exception"}
 
-With ``"train": true`` the answer has ``files_backward`` and ``description`` too; see :func:`torchcc.gradients.compile`.
-A trace is compiled into a package of the cache::
+With ``"train": "weights"``, or ``"all"``, the answer has ``files_backward`` and ``description`` too; see
+:func:`torchcc.gradients.compile`. A trace is compiled into a package of the cache::
 
     {"id": 2, "trace": "trace.json", "tensors": "tensors.pt", "package": "ab12.pt2", "key": "", "freeze": false,
      "against": "", "options": {}, "log": "x.log"}
@@ -102,7 +102,7 @@ def _answer(request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _training(program: ExportedProgram, request: Mapping[str, Any]) -> dict[str, Any]:
-    compiled = gradients.compile(program, request["weights"], request["options"], request["isa"])
+    compiled = gradients.compile(program, request["weights"], request["options"], request["isa"], kind=request["train"])
     return {
         "files": compiled.forward.files,
         "files_backward": compiled.backward.files,

@@ -459,9 +459,9 @@ def compile_functions(
                 with package.storing([function.signature.name]):
                     _torch.save(_torch.without_own_containers(program), saved)
             for isa in targets:
-                for trains in (False, True) if train else (False,):
+                for kind in ["", *(gradients.kinds(program) if train else [])]:
                     owners.append((position, isa))
-                    jobs.append(_job(function, saved, isa, updatable or train, trains, options, files))
+                    jobs.append(_job(function, saved, isa, updatable or train, kind, options, files))
         done = [0]
 
         def finished(job: workers.Job, result: workers.Result) -> None:
@@ -481,7 +481,7 @@ def compile_functions(
             if job.train:
                 one = gradients.training(job, result)
                 compared = gradients.check_function(function, gradients.code(one), one.weights)
-                checks[title] = f"{checks[title]}; {compared}"
+                checks[title] = f"{checks[title]}; {compared} ({job.train})"
                 trained[position].append(replace(one, target=target, cpu_features=features))
                 continue
             library = package.library(result.files)
@@ -513,24 +513,24 @@ def _job(
     saved: Path,
     isa: str,
     updatable: bool,
-    trains: bool,
+    kind: str,
     options: Mapping[str, Any],
     imports: tuple[str, ...],
 ) -> workers.Job:
-    """What to compile for a target: the code for calls without gradients, or the code that trains."""
+    """What to compile for a target: the code for calls without gradients, or the code that gives some ``kind``."""
     program = function.program
     assert program is not None
     _, written = _torch.mutations(program)
     weights = _torch.weight_names(program) if updatable else sorted(written)
-    suffix = ", for training" if trains else ""
+    suffix = f", gradients of {kind}" if kind else ""
     return workers.Job(
         title=f"function {function.signature.name} for {_torch.cpu_target(isa)[0]}{suffix}",
         program=str(saved),
         into_outputs=False,
         options={**({} if updatable else {"freezing": True}), **options},
         imports=imports if _torch.uses_custom_operators(program) else (),
-        log=f"{saved.with_suffix('')}-{isa}{'-training' if trains else ''}.log",
+        log=f"{saved.with_suffix('')}-{isa}{kind and f'-{kind}'}.log",
         weights=tuple(weights),
         isa=isa,
-        train=trains,
+        train=kind,
     )

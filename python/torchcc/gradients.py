@@ -30,7 +30,13 @@ class Compiled:
     description: Mapping[str, Any]
 
 
-def compile(program: ExportedProgram, weights: Sequence[str], options: Mapping[str, Any], isa: str = "") -> Compiled:
+#: Which gradients code gives, the code with less work first: training on data needs none of the arguments.
+KINDS = ("weights", "all")
+
+
+def compile(
+    program: ExportedProgram, weights: Sequence[str], options: Mapping[str, Any], isa: str = "", kind: str = "all"
+) -> Compiled:
     """Differentiates a program and compiles both directions.
 
     Random numbers are PyTorch's own unless the options say otherwise: with Inductor's, nothing could tell whether the
@@ -41,13 +47,14 @@ def compile(program: ExportedProgram, weights: Sequence[str], options: Mapping[s
         weights: All weights that the graph uses; the code takes them as inputs.
         options: Inductor's options.
         isa: As :func:`torchcc._torch.cpu_target` takes it.
+        kind: One of :data:`KINDS`.
 
     Raises:
         Exception: Whatever PyTorch raises for operators without a derivative.
         CompileError: The code gives other results than the graph.
     """
     settings = {**({"fallback_random": True} if _torch.draws_random_numbers(program) else {}), **options}
-    made = _torch.differentiate(program, weights, operators.for_complex, settings)
+    made = _torch.differentiate(program, weights, operators.for_complex, settings, kind == "all")
     halves = made.halves
     description = describe(made)
     count = len(made.covered)
@@ -64,7 +71,9 @@ def compile(program: ExportedProgram, weights: Sequence[str], options: Mapping[s
         example = [one for one in _torch.examples(program) if isinstance(one, torch.Tensor)]
         inputs = [*example, *(held[name] for name in weights)]
         code = Code(_loaded(forward.files), _loaded(backward.files), description)
-        misplaced = {one for one in code.shared_extras(inputs) if count + one not in copied}
+        misplaced = code.shared_extras(inputs)
+        if misplaced and copied:
+            raise CompileError("what is kept for backward shares memory with tensors of the program")
         if misplaced:
             extras = [
                 strides for (kind, _), strides in zip(halves.saved, halves.strides, strict=True) if kind == "extra"
@@ -110,7 +119,7 @@ def require(subject: str, program: ExportedProgram, signature: Signature) -> Non
         problem = "numbers that Python code takes as such", "take them as tensors of rank 0"
     elif not any(_torch.differentiable(program, names, [*fakes, *(held[name] for name in names)])):
         problem = "no argument and no parameter is a floating point number", "leave training out"
-    elif not _depends(program, names):
+    elif not kinds(program):
         problem = "no result depends on an argument or parameter in a way that autograd knows", "leave training out"
     if problem:
         got, fix = problem
@@ -124,15 +133,22 @@ def require(subject: str, program: ExportedProgram, signature: Signature) -> Non
         )
 
 
-def _depends(program: ExportedProgram, names: Sequence[str]) -> bool:
-    """Whether some result has a gradient, for the example arguments."""
+def kinds(program: ExportedProgram) -> list[str]:
+    """For which of :data:`KINDS` some result of the example has a gradient; one where it is as good as both."""
+    names = _torch.weight_names(program)
     held = _torch.weights(program)
     given = [one for one in _torch.examples(program) if isinstance(one, torch.Tensor)]
     inputs = [*given, *(held[name] for name in names)]
     needed = _torch.differentiable(program, names, inputs)
-    own = [one.detach().clone().requires_grad_(grad) for one, grad in zip(inputs, needed, strict=True)]
-    with torch.enable_grad():
-        return any(one.requires_grad for one in _torch.tensor_function(program, names)(own))
+    run = _torch.tensor_function(program, names)
+    found = []
+    for kind in KINDS:
+        grads = [grad and (kind == "all" or position >= len(given)) for position, grad in enumerate(needed)]
+        own = [one.detach().clone().requires_grad_(grad) for one, grad in zip(inputs, grads, strict=True)]
+        with torch.enable_grad():
+            if any(one.requires_grad for one in run(own)):
+                found.append(kind)
+    return found if any(needed[: len(given)]) else found[-1:]
 
 
 def training(job: workers.Job, result: workers.Result) -> package.Training:
@@ -152,7 +168,7 @@ def receivers(function: package.Function) -> list[str]:
     """What gets gradients from compiled code, for people: names of arguments, and "a weight"; nothing without it."""
     if not function.training:
         return []
-    (one, *_) = function.training
+    one = max(function.training, key=lambda form: len(form.description["gradients"]))
     arguments = [value.name for value in function.signature.inputs]
     got = one.description["gradients"]
     named = [name for position, name in enumerate(arguments) if position in got]

@@ -97,7 +97,8 @@ class Function:
         program: Its graph; ``None`` when only compiled code is shipped.
         variants: Compiled forms, the best first.
         group: Functions of one group share their weights; by default each has its own.
-        training: Compiled forms whose results carry gradients, the best first.
+        training: Compiled forms whose results carry gradients, the best first; of one target, the ones that give less
+            gradients, and do less work, before the others.
     """
 
     signature: Signature
@@ -119,12 +120,17 @@ _Form = TypeVar("_Form", Variant, Training)
 def joined(old: Sequence[_Form], new: Sequence[_Form]) -> list[_Form]:
     """Old and new variants, without the old ones that new ones replace, in the order in which a machine tries them.
 
-    A variant replaces one for the same target and torch that burns in the same weights. Code that uses most of a CPU
-    comes first, as the first that fits is run.
+    A variant replaces one for the same target and torch that burns in the same weights, or gives the same gradients.
+    Code that uses most of a CPU comes first, as the first that fits is run.
     """
-    taken = {(one.target, one.torch or _torch.tree_version(), tuple(one.weights)) for one in new}
+
+    def key(one: Variant | Training) -> tuple[Any, ...]:
+        gradients = one.description["gradients"] if isinstance(one, Training) else ()
+        return one.target, one.torch or _torch.tree_version(), tuple(one.weights), tuple(gradients)
+
+    taken = {key(one) for one in new}
     joint = list(new)
-    joint.extend(one for one in old if (one.target, one.torch, tuple(one.weights)) not in taken)
+    joint.extend(one for one in old if key(one) not in taken)
     return sorted(joint, key=lambda one: "avx512" not in one.target)
 
 

@@ -34,7 +34,7 @@ class Job:
         imports: Python files and shared libraries to load first, for the custom operators that they define.
         log: File that receives what the compiler prints.
         weights, isa: As :func:`torchcc._torch.compile` takes them.
-        train: Compile forward and backward, as :func:`torchcc.gradients.compile` does.
+        train: Compile forward and backward, with gradients of this kind (see :data:`torchcc.gradients.KINDS`).
     """
 
     title: str
@@ -45,7 +45,7 @@ class Job:
     log: str
     weights: tuple[str, ...] = ()
     isa: str = ""
-    train: bool = False
+    train: str = ""
 
 
 @dataclass(frozen=True)

@@ -151,6 +151,19 @@ def test_results_that_depend_on_some_arguments() -> None:
     assert told["covered"] == [[0], [0, 1], [2], [3], [4], [5]]
 
 
+def test_gradients_of_weights_alone_are_less_work() -> None:
+    function, _, weights = differentiated("layer norm")
+    assert function.program is not None
+    assert gradients.kinds(function.program) == ["weights", "all"]
+    made = _torch.differentiate(function.program, weights, operators.for_complex, {}, arguments=False)
+    told = gradients.describe(made)
+    assert told["gradients"] == [1, 2, 3, 4, 5, 6] and told["reached"] == [[1, 2, 3, 4, 5, 6]]
+    assert gradients.check_function(function, Graphs(made), weights).startswith("gradients at 5")
+    for case in ("words", "several"):  # no gradients of arguments, none of weights
+        program = differentiated(case)[0].program
+        assert program is not None and gradients.kinds(program) == ["all"]
+
+
 def test_statistics_are_written_and_have_no_gradient() -> None:
     _, made, weights = differentiated("batch norm")
     told = gradients.describe(made)
@@ -228,6 +241,7 @@ def test_a_package_keeps_code_for_training(tmp_path: Path) -> None:
     told = gradients.describe(differentiated("picture")[1])
     training = package.Training([str(code)], [str(backward)], told, weights=("w",), target="a", torch="1.0")
     other = dataclasses.replace(training, target="b-avx512")
+    fewer = dataclasses.replace(training, description={**told, "gradients": [1]})
     function = package.Function(signature, None, [package.Variant([str(code)])], training=[training])
     package.write(tmp_path / "f.pt2", [function])
     (read,) = package.read(tmp_path / "f.pt2", tmp_path / "read")
@@ -236,7 +250,8 @@ def test_a_package_keeps_code_for_training(tmp_path: Path) -> None:
     assert dataclasses.replace(one, files=(), files_backward=()) == dataclasses.replace(
         training, files=(), files_backward=()
     )
-    assert [form.target for form in package.joined([training, other], [training])] == ["b-avx512", "a"]
+    assert package.joined([training, other], [training]) == [other, training]
+    assert package.joined([fewer, other], [training]) == [other, training, fewer]
     described = inspection.describe(tmp_path / "f.pt2")
     assert described["functions"][0]["training"][0]["gradients"] == 5
     assert "a, torch 1.0: 18 bytes of code for training, gradients for 5 inputs and weights" in inspection.text(

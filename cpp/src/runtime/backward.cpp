@@ -53,6 +53,7 @@ struct Kept final : torch::CustomClassHolder {
   std::vector<at::Tensor> extras;
   std::vector<std::pair<size_t, Unchanged>> others;  ///< inputs that only create_graph needs
   std::vector<bool> needs;                           ///< per input, whether it gets a gradient
+  std::vector<bool> carries;                         ///< per output, whether it carries a gradient
   std::vector<bool> is_spent;                        ///< per output, whether backward has freed what it needs
 
   /// Notes that backward runs for the outputs with a gradient. Throws if it has, and freed the graph; returns whether
@@ -67,7 +68,7 @@ struct Kept final : torch::CustomClassHolder {
       for (const size_t covered : function->covered[i]) is_spent[covered] = true;
     }
     for (size_t i = 0; i < is_spent.size(); ++i) {
-      if (function->output_grads[i] && !is_spent[i]) return false;
+      if (carries[i] && !is_spent[i]) return false;
     }
     return true;
   }
@@ -134,12 +135,15 @@ class Compiled : public torch::autograd::Function<Compiled> {
       }
     }
     kept->is_spent.resize(outputs.size());
-    context->saved_data[kKept] = c10::IValue::make_capsule(std::move(kept));
-    context->set_materialize_grads(false);
     variable_list others;
     for (size_t i = 0; i < outputs.size(); ++i) {
-      if (!function.output_grads[i]) others.push_back(outputs[i]);
+      const std::vector<size_t>& reached = function.reached[i];
+      const auto needs = [&](size_t input) { return kept->needs[input]; };
+      kept->carries.push_back(function.output_grads[i] && std::any_of(reached.begin(), reached.end(), needs));
+      if (!kept->carries[i]) others.push_back(outputs[i]);
     }
+    context->saved_data[kKept] = c10::IValue::make_capsule(std::move(kept));
+    context->set_materialize_grads(false);
     context->mark_non_differentiable(others);
     return outputs;
   }

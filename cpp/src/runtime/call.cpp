@@ -372,18 +372,29 @@ void run_graph(const FunctionState& state, const Bound& bound, std::span<at::Ten
   }
 }
 
-/// Calls the code that carries gradients. Returns why it cannot, or null when it did.
+/// Calls code that carries gradients. Returns why it cannot, or null when it did.
 const char* run_training(const FunctionState& state, const Bound& bound, std::span<at::Tensor> outputs,
                          const Weights::Set& weights) {
-  if (state.training == nullptr) return "a gradient is wanted, which compiled code does not have";
-  c10::SmallVector<at::Tensor, 16> inputs;
-  for (const at::Tensor* tensor : bound.tensors) inputs.push_back(is_ready(*tensor) ? *tensor : made_ready(*tensor));
-  for (const size_t position : state.training->weights) inputs.push_back(weights.tensors[position]);
-  if (const char* reason = state.training->why_not(inputs)) return reason;
-  state.training_calls.fetch_add(1, std::memory_order_relaxed);
-  std::vector<at::Tensor> results = TrainingCode::call(state.training, inputs);
-  std::move(results.begin(), results.end(), outputs.begin());
-  return nullptr;
+  const char* reason = "a gradient is wanted, which compiled code does not have";
+  for (const std::shared_ptr<const TrainingCode>& code : state.training) {
+    if (code->is_differentiated_twice.load(std::memory_order_relaxed)) {
+      return "backward ran with create_graph, which compiled code cannot do";
+    }
+  }
+  for (const std::shared_ptr<const TrainingCode>& code : state.training) {
+    c10::SmallVector<at::Tensor, 16> inputs;
+    for (const at::Tensor* tensor : bound.tensors) inputs.push_back(is_ready(*tensor) ? *tensor : made_ready(*tensor));
+    for (const size_t position : code->weights) inputs.push_back(weights.tensors[position]);
+    if (!code->gives_gradients_of(inputs)) {
+      reason = "a gradient is wanted of a tensor for which the compiled code has none";
+      continue;
+    }
+    state.training_calls.fetch_add(1, std::memory_order_relaxed);
+    std::vector<at::Tensor> results = TrainingCode::call(code, inputs);
+    std::move(results.begin(), results.end(), outputs.begin());
+    return nullptr;
+  }
+  return reason;
 }
 
 /// Whether torchcc::compile records what this thread does. It sees the graph's operators, but not compiled code.

@@ -135,7 +135,7 @@ void bind_variant(FunctionState& state, const FunctionEntry& entry, const Varian
   state.stats.target = variant.target;
 }
 
-/// Takes the first code that carries gradients and fits this machine.
+/// Takes the code that carries gradients for the first target that fits this machine.
 void bind_training(FunctionState& state, const FunctionEntry& entry, const Contents& contents,
                    const LoadOptions& options) {
   for (const TrainingVariant& variant : entry.training) {
@@ -144,7 +144,8 @@ void bind_training(FunctionState& state, const FunctionEntry& entry, const Conte
       state.stats.reasons.push_back(variant.target + ", for training: " + reason);
       continue;
     }
-    if (state.program == nullptr || state.training != nullptr) continue;
+    if (state.program == nullptr) continue;
+    if (!state.training.empty() && state.training.front()->target != variant.target) continue;
     auto code = std::make_shared<TrainingCode>();
     const size_t arguments = entry.signature.inputs.size();
     const size_t inputs = arguments + variant.weights.size();
@@ -176,7 +177,7 @@ void bind_training(FunctionState& state, const FunctionEntry& entry, const Conte
       }
     }
     state.stats.training_target = variant.target;
-    state.training = std::move(code);
+    state.training.push_back(std::move(code));
   }
 }
 

@@ -40,21 +40,22 @@ struct Code {
 struct FunctionState {
   Signature signature;
   Stats stats;
-  std::vector<InputCheck> checks;                ///< one per input
-  bool has_expressions = false;                  ///< some input size is an expression of symbols
-  bool mutates = false;                          ///< some input is written to
-  bool converts = false;                         ///< LoadOptions::convert
-  bool is_plain = false;                         ///< `library` runs all calls, and takes nothing but the arguments
-  std::shared_ptr<const Library> library;        ///< code with weights burnt in; null when there is none
-  std::shared_ptr<const Library> library_out;    ///< null when the package has none
-  std::vector<size_t> burnt_in;                  ///< weights that are burnt into `library`
-  std::vector<size_t> library_weights;           ///< weights that `library` takes, since it writes into them
-  std::shared_ptr<const TrainingCode> training;  ///< code that carries gradients; null when there is none
-  Code updatable;  ///< code that takes all weights; its library is null when there is none
+  std::vector<InputCheck> checks;              ///< one per input
+  bool has_expressions = false;                ///< some input size is an expression of symbols
+  bool mutates = false;                        ///< some input is written to
+  bool converts = false;                       ///< LoadOptions::convert
+  bool is_plain = false;                       ///< `library` runs all calls, and takes nothing but the arguments
+  std::shared_ptr<const Library> library;      ///< code with weights burnt in; null when there is none
+  std::shared_ptr<const Library> library_out;  ///< null when the package has none
+  std::vector<size_t> burnt_in;                ///< weights that are burnt into `library`
+  std::vector<size_t> library_weights;         ///< weights that `library` takes, since it writes into them
+  Code updatable;                              ///< code that takes all weights; its library is null when there is none
   std::shared_ptr<const portable::Program> program;  ///< the graph; null when the package has none
   std::vector<size_t> program_weights;               ///< the weights that `program` takes
   std::shared_ptr<Weights> weights;                  ///< null without a graph
   bool writes_weights = false;
+  /// Code that carries gradients. The first that gives all that a call wants is run: of weights alone is less work.
+  std::vector<std::shared_ptr<const TrainingCode>> training;
   mutable std::atomic<int64_t> portable_calls{0};
   mutable std::atomic<const char*> portable_reason{""};
   mutable std::atomic<int64_t> training_calls{0};

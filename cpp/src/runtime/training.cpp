@@ -31,16 +31,11 @@ std::vector<at::Tensor> TrainingCode::rerun(std::vector<at::Tensor> inputs) cons
   return outputs;
 }
 
-const char* TrainingCode::why_not(c10::ArrayRef<at::Tensor> inputs) const {
-  if (is_differentiated_twice.load(std::memory_order_relaxed)) {
-    return "backward ran with create_graph, which compiled code cannot do";
-  }
+bool TrainingCode::gives_gradients_of(c10::ArrayRef<at::Tensor> inputs) const {
   for (size_t i = 0; i < inputs.size(); ++i) {
-    if (inputs[i].requires_grad() && !has_gradient[i]) {
-      return "a gradient is wanted of a tensor for which the compiled code has none";
-    }
+    if (inputs[i].requires_grad() && !has_gradient[i]) return false;
   }
-  return nullptr;
+  return true;
 }
 
 std::vector<at::Tensor> TrainingCode::call(const std::shared_ptr<const TrainingCode>& code,

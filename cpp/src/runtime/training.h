@@ -19,8 +19,8 @@ struct TrainingCode final : Differentiable {
   std::string why_not_rerun() const override;
   std::vector<at::Tensor> rerun(std::vector<at::Tensor> inputs) const override;
 
-  /// Why the code cannot carry the gradients that a call of these inputs asks for; null when it can.
-  const char* why_not(c10::ArrayRef<at::Tensor> inputs) const;
+  /// Whether the code gives the gradients of all inputs that require grad.
+  bool gives_gradients_of(c10::ArrayRef<at::Tensor> inputs) const;
   /// Runs the code, and makes its outputs part of autograd's graph. Inputs are in the layout that the code reads.
   static std::vector<at::Tensor> call(const std::shared_ptr<const TrainingCode>& code,
                                       c10::ArrayRef<at::Tensor> inputs);

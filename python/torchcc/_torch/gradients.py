@@ -64,14 +64,16 @@ def differentiate(
     names: Sequence[str],
     adapt: Callable[[Any, Sequence[Any]], tuple[Any, Sequence[Any]]],
     options: Mapping[str, Any],
+    arguments: bool = True,
 ) -> Differentiated:
-    """The two graphs of a program, for gradients of all its arguments and parameters.
+    """The two graphs of a program, for gradients of all its parameters, and of all its arguments.
 
     Args:
         program: With example inputs.
         names: All weights that the graph uses, which become inputs.
         adapt: As :func:`torchcc._torch.halves` takes it.
         options: Inductor's options.
+        arguments: Whether arguments get gradients.
 
     Raises:
         ValueError: It has nothing that can be differentiated, takes numbers, or writes into its arguments.
@@ -86,7 +88,10 @@ def differentiate(
         raise ValueError("it takes numbers")
     own = len(fakes) - len(names)
     mutated = [own + position for position, name in enumerate(names) if name in written_weights]
-    grads = [one and position not in mutated for position, one in enumerate(differentiable(program, names, fakes))]
+    grads = [
+        one and position not in mutated and (arguments or position >= own)
+        for position, one in enumerate(differentiable(program, names, fakes))
+    ]
     held = weights(program)
     given = [one for one in examples(program) if isinstance(one, torch.Tensor)]
     if len(given) != own:
