@@ -73,6 +73,8 @@ def build(
     for position, (region_name, region) in enumerate(regions.items()):
         tell(f"capturing {region_name}", position, 3 * len(regions))
         captured.append(capture(region, region_name, params or {}))
+        if region.grad:
+            gradients.require(f"region {region_name}", captured[-1].program, captured[-1].signature)
 
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -166,8 +168,6 @@ def _compile(
     owners: list[tuple[int, str]] = []
     for position, one in enumerate(captured):
         name = one.signature.name
-        if one.region.grad:
-            gradients.require(f"region {name}", one.program, one.signature)
         program = work / f"{name}.pt2"
         _torch.save(one.program, program)
         known = all(size is not None for value in one.signature.outputs for size in value.sizes)
