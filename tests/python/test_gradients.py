@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch.export import Dim
 
-from torchcc import _torch, exporter, gradients, inspection, operators, package
+import torchcc
+from torchcc import _torch, capture, exporter, gradients, inspection, operators, package, verify
 from torchcc.errors import CaptureError, CompileError
 from torchcc.signature import Signature, Value
 
@@ -201,6 +202,38 @@ def test_memory_that_is_kept_and_belongs_to_the_program_is_noticed() -> None:
     weights = [torch.randn(4, 2, 3, 3), torch.randn(4), torch.randn(3, 16), torch.randn(3)]
     extras = sum(kind == "extra" for kind, _ in right.description["saved"])
     assert code.shared_extras([x, *weights]) == {extras - 1}
+
+
+def spring(x, stiffness, rest):  # type: ignore[no-untyped-def]
+    return (stiffness * (x - rest).square()).sum(), torch.tanh(x)
+
+
+def regions() -> dict[str, torchcc.Region]:
+    from jaxtyping import Float32, Float64
+
+    x = Float64[torch.Tensor, "n"]
+    return {
+        "function": torchcc.region(spring, grad=True, inputs={"x": x, "stiffness": x, "rest": float}),
+        "module": torchcc.region(
+            Perceptron(torch.nn.Tanh()), name="module", grad=True, inputs={"x": Float32[torch.Tensor, "n 6"]}
+        ),
+    }
+
+
+@pytest.mark.parametrize("case", ["function", "module"])
+def test_regions_are_compared_with_their_python_code(case: str) -> None:
+    captured = capture.capture(regions()[case], case, {})
+    weights = _torch.weight_names(captured.program)
+    made = _torch.differentiate(captured.program, weights, operators.for_complex, {})
+    right = Graphs(made)
+    assert verify.verify_gradients(captured, right, weights) == "gradients at 5 sets of sizes"
+
+    def backward(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        *most, last = made.halves.backward(*tensors)
+        return [*most, last + 0.1]
+
+    with pytest.raises(CompileError, match=f"region {case}: the compiled backward differs from eager"):
+        verify.verify_gradients(captured, gradients.Code(right.forward, backward, right.description), weights)
 
 
 class Writes(torch.nn.Module):
