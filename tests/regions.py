@@ -66,6 +66,13 @@ def lookup(table: Float32[Tensor, "100 8"], index: Int64[Tensor, "n"]) -> Float3
     return torch.nn.functional.embedding(index, table)
 
 
+@torchcc.region(grad=True, out=False)
+def springs(x: Float64[Tensor, "n 3"], stiffness: Float64[Tensor, "n"], rest: float):
+    """Gradients: two outputs, of which one does not depend on all arguments, and a number."""
+    stretch = x.square().sum(1).sqrt() - rest
+    return (stiffness * stretch.square()).sum(), torch.tanh(stretch)
+
+
 class Encoder(torch.nn.Module):
     """Linear, LayerNorm, and a matrix that the first call makes of weights (constant folding), which takes its time."""
 

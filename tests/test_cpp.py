@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 from sanitizers import SETTINGS, fix_addresses
 
-SUITES = ("calls", "layouts_of_inputs", "mutation", "outputs", "failures", "models", "packages", "damage", "threads")
+SUITES = (
+    *("calls", "layouts_of_inputs", "mutation", "outputs", "failures"),
+    *("models", "packages", "damage", "threads", "training"),
+)
 
 
 def run_program(program: Path, files: Path, *options: str, preset: str = "release") -> subprocess.CompletedProcess[str]:

@@ -45,7 +45,7 @@ def compare(function: Function, library: str, weights: Sequence[str]) -> str:
             expected, buffers = graph([_copy(one) for one in leaves])
         except Exception as error:
             # The graph itself cannot do this size.
-            skipped.append(f"{_text(values)}: {type(error).__name__}: {str(error).splitlines()[0]}")
+            skipped.append(f"{sizes_text(values)}: {type(error).__name__}: {str(error).splitlines()[0]}")
             continue
         given = [_copy(one) for one in tensors(function, leaves)]
         state = [held[name].detach().clone() for name in weights]
@@ -163,7 +163,8 @@ def _input(value: Value, example: Any, values: Mapping[str, int], generator: tor
     return example.flatten()[chosen]
 
 
-def _text(values: Mapping[str, int]) -> str:
+def sizes_text(values: Mapping[str, int]) -> str:
+    """Values of symbols, for people."""
     return ", ".join(f"{key} = {value}" for key, value in values.items()) or "the example's sizes"
 
 
@@ -187,7 +188,7 @@ def _check(function: Function, what: str, values: Mapping[str, int], got: torch.
     raise CompileError(
         message(
             f"function {function.signature.name}: the compiled code differs from the graph in {what}",
-            expected=f"equal within rounding, with {_text(values)}",
+            expected=f"equal within rounding, with {sizes_text(values)}",
             got=numbers.difference(got, expected),
             fix="export it without this target (portable), or compute in float64 to see whether it is rounding",
         )

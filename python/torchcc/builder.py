@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torchcc import _torch, header, package, toolchain, verify, workers
+from torchcc import _torch, gradients, header, package, toolchain, verify, workers
 from torchcc.capture import Captured, capture
 from torchcc.errors import ArgumentError, CaptureError, message, no_such
 from torchcc.region import Region
@@ -73,6 +73,8 @@ def build(
     for position, (region_name, region) in enumerate(regions.items()):
         tell(f"capturing {region_name}", position, 3 * len(regions))
         captured.append(capture(region, region_name, params or {}))
+        if region.grad:
+            gradients.require(f"region {region_name}", captured[-1].program, captured[-1].signature)
 
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -92,7 +94,12 @@ def build(
         namespace,
         [source.name for source in files],
         [
-            {"signature": f.signature, "doc": c.region.doc, "out": bool(f.variants[0].files_out)}
+            {
+                "signature": f.signature,
+                "doc": c.region.doc,
+                "out": bool(f.variants[0].files_out),
+                "gradients": gradients.receivers(f),
+            }
             for f, c in zip(functions, captured, strict=True)
         ],
     )
@@ -158,22 +165,27 @@ def _compile(
     verbose: bool,
 ) -> tuple[list[package.Function], dict[str, str]]:
     jobs: list[workers.Job] = []
-    owners: list[tuple[int, bool]] = []
+    owners: list[tuple[int, str]] = []
     for position, one in enumerate(captured):
-        program = work / f"{one.signature.name}.pt2"
+        name = one.signature.name
+        program = work / f"{name}.pt2"
         _torch.save(one.program, program)
         known = all(size is not None for value in one.signature.outputs for size in value.sizes)
-        for into_outputs in (False, True) if with_out and one.region.out and known else (False,):
-            owners.append((position, into_outputs))
-            suffix = "_out" if into_outputs else ""
+        weights = tuple(_torch.weight_names(one.program)) if one.region.grad else ()
+        forms = ["", *(["_out"] if with_out and one.region.out and known and not weights else [])]
+        kinds = gradients.kinds(one.program) if one.region.grad else []
+        for form in [*forms, *(f"_{kind}" for kind in kinds)]:
+            owners.append((position, form))
             jobs.append(
                 workers.Job(
-                    title=f"region {one.signature.name}{suffix}",
+                    title=f"region {name}{form}",
                     program=str(program),
-                    into_outputs=into_outputs,
+                    into_outputs=form == "_out",
                     options=dict(one.region.options),
                     imports=tuple(str(file.resolve()) for file in files),
-                    log=str(logs / f"{one.signature.name}{suffix}.log"),
+                    log=str(logs / f"{name}{form}.log"),
+                    weights=weights,
+                    train=form[1:] if form[1:] in kinds else "",
                 )
             )
     done = [0]
@@ -188,25 +200,40 @@ def _compile(
     checks = {}
     for position, one in enumerate(captured):
         tell(f"verifying {one.signature.name}", 2 * len(jobs) + position, 2 * len(jobs) + len(captured))
-        call = results[position, False]
-        into = results.get((position, True))
-        library = package.library(call.files)
-        toolchain.require_shared_libstdcxx(library)
-        checks[one.signature.name] = verify.verify(one, library, package.library(into.files) if into else None)
-        functions.append(
-            package.Function(
-                signature=one.signature,
-                program=one.program,
-                variants=[
-                    package.Variant(
-                        files=call.files,
-                        files_out=into.files if into else (),
-                        exclusive=call.exclusive or bool(into and into.exclusive),
-                    )
-                ],
-            )
-        )
+        own = {
+            form: (job, results[owner, form])
+            for job, (owner, form) in zip(jobs, owners, strict=True)
+            if owner == position
+        }
+        function, checks[one.signature.name] = _verified(one, own)
+        functions.append(function)
     return functions, checks
+
+
+def _verified(one: Captured, made: Mapping[str, tuple[workers.Job, workers.Result]]) -> tuple[package.Function, str]:
+    """A function of what was compiled for a region, and how it was checked."""
+    job, call = made[""]
+    into = made["_out"][1] if "_out" in made else None
+    library = package.library(call.files)
+    toolchain.require_shared_libstdcxx(library)
+    checked = verify.verify(one, library, package.library(into.files) if into else None, job.weights)
+    training = [gradients.training(*made[f"_{kind}"]) for kind in gradients.KINDS if f"_{kind}" in made]
+    for trained in training:
+        checked += "; " + verify.verify_gradients(one, gradients.code(trained), trained.weights)
+    function = package.Function(
+        signature=one.signature,
+        program=one.program,
+        variants=[
+            package.Variant(
+                files=call.files,
+                files_out=into.files if into else (),
+                exclusive=call.exclusive or bool(into and into.exclusive),
+                weights=job.weights,
+            )
+        ],
+        training=training,
+    )
+    return function, checked
 
 
 def _write_depfile(depfile: Path, targets: Sequence[Path], sources: Sequence[Path], modules: set[str]) -> None:

@@ -49,6 +49,16 @@ class Captured:
         with torch.no_grad():
             return _torch.flatten(self.region.target(**self.declaration.constants, **given))
 
+    def run_with_weights(self, inputs: Sequence[Any], weights: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+        """The region's own Python code, eagerly, with gradients, and with other weights where it is a module."""
+        given = dict(zip((value.name for value in self.declaration.inputs), inputs, strict=True))
+        arguments = {**self.declaration.constants, **given}
+        target = self.region.target
+        if not isinstance(target, torch.nn.Module):
+            return _torch.flatten(target(**arguments))
+        named = {name: one for name, one in weights.items() if name in target.state_dict(keep_vars=True)}
+        return _torch.flatten(torch.func.functional_call(target, named, (), arguments))
+
 
 class _FunctionModule(torch.nn.Module):
     """A function as torch.export wants it."""

@@ -200,6 +200,7 @@ _Out = Annotated[Path, typer.Option("--out", "-o", help="The package to write (.
 _Targets = Annotated[
     list[str] | None, typer.Option("--target", help="portable, native, avx2, avx512; may be repeated. Default: native.")
 ]
+_Train = Annotated[bool, typer.Option("--train", help="Also compile forward and backward for training.")]
 _Updatable = Annotated[bool, typer.Option("--updatable", help="Compile code whose weights can be replaced.")]
 _Options = Annotated[list[str] | None, typer.Option("--option", help="An option of Inductor: name=value.")]
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -230,6 +231,7 @@ def export(
     out: _Out,
     target: _Targets = None,
     updatable: _Updatable = False,
+    train: _Train = False,
     option: _Options = None,
     operators: _Operators = None,
     imports: _Imports = None,
@@ -240,7 +242,7 @@ def export(
     options = _parse_params(option or [], "--option")
     with _progress(verbose=False) as tell, _writing(out):
         exported = packaging.export_file(
-            source, out, target or ["native"], updatable, options, [*(imports or []), *(operators or [])], tell
+            source, out, target or ["native"], updatable, options, [*(imports or []), *(operators or [])], tell, train
         )
     _print_exported(exported)
 
@@ -251,6 +253,7 @@ def compile_(
     out: _Out,
     target: _Targets = None,
     updatable: _Updatable = False,
+    train: _Train = False,
     option: _Options = None,
     operators: _Operators = None,
     imports: _Imports = None,
@@ -261,7 +264,7 @@ def compile_(
     options = _parse_params(option or [], "--option")
     with _progress(verbose=False) as tell, _writing(out):
         exported = packaging.compile_file(
-            file, out, target or ["native"], updatable, options, [*(imports or []), *(operators or [])], tell
+            file, out, target or ["native"], updatable, options, [*(imports or []), *(operators or [])], tell, train
         )
     _print_exported(exported)
 

@@ -3,9 +3,12 @@
 It reads one JSON object per line from standard input and answers each on standard output, with one line or more::
 
     {"id": 1, "program": "x.pt2", "into_outputs": false, "options": {}, "imports": [], "log": "x.log",
-     "weights": [], "isa": ""}
+     "weights": [], "isa": "", "train": ""}
     {"id": 1, "files": ["...so"], "exclusive": false, "seconds": 8.5}
     {"id": 1, "error": "first line of the exception"}
+
+With ``"train": "weights"``, or ``"all"``, the answer has ``files_backward`` and ``description`` too; see
+:func:`torchcc.gradients.compile`. A trace is compiled into a package of the cache::
 
     {"id": 2, "trace": "trace.json", "tensors": "tensors.pt", "package": "ab12.pt2", "key": "", "freeze": false,
      "against": "", "options": {}, "log": "x.log"}
@@ -43,7 +46,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from torchcc import _torch, cache, trace_compiler, trace_exporter, workers
+from torch.export import ExportedProgram
+
+from torchcc import _torch, cache, gradients, trace_compiler, trace_exporter, workers
 from torchcc.errors import ArgumentError, CompileError, Error
 from torchcc.package import TEMPORARY
 from torchcc.recording import RefusedError
@@ -73,8 +78,11 @@ def _answer(request: Mapping[str, Any]) -> dict[str, Any]:
         with _output_to(log):
             for file in request["imports"]:
                 workers.load_extension(Path(file))
+            program = _torch.load(request["program"])
+            if request["train"]:
+                return {"id": request["id"], **_training(program, request), "seconds": time.monotonic() - start}
             compiled = _torch.compile(
-                _torch.load(request["program"]),
+                program,
                 request["options"],
                 request["into_outputs"],
                 weights=request["weights"],
@@ -91,6 +99,16 @@ def _answer(request: Mapping[str, Any]) -> dict[str, Any]:
             traceback.print_exc(file=file)
         first = str(error).splitlines()[0] if str(error) else ""
         return {"id": request["id"], "error": f"{type(error).__name__}: {first}"}
+
+
+def _training(program: ExportedProgram, request: Mapping[str, Any]) -> dict[str, Any]:
+    compiled = gradients.compile(program, request["weights"], request["options"], request["isa"], kind=request["train"])
+    return {
+        "files": compiled.forward.files,
+        "files_backward": compiled.backward.files,
+        "exclusive": compiled.forward.exclusive or compiled.backward.exclusive,
+        "description": compiled.description,
+    }
 
 
 def _answer_trace(request: Mapping[str, Any], send: Callable[[Mapping[str, Any]], None]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from torchcc import _torch, agreement, calling, compare, package, packaging
+from torchcc import _torch, agreement, calling, compare, gradients, package, packaging
 from torchcc.errors import ArgumentError, CompileError, PackageError, message
 
 Progress = Callable[[str, int, int], None]
@@ -90,6 +90,16 @@ def _checks(file: Path, function: package.Function, operators: Sequence[Path]) -
         fits = True
         try:
             compared = agreement.compare(function, package.library(variant.files), variant.weights)
+            yield Check(name, kind, "equal", compared)
+        except CompileError as error:
+            yield Check(name, kind, "differs", str(error))
+    for training in function.training:
+        kind = f"{training.target}, torch {training.torch}, for training"
+        if reason := package.misfit(training):
+            yield Check(name, kind, "skipped", reason)
+            continue
+        try:
+            compared = gradients.check_function(function, gradients.code(training), training.weights)
             yield Check(name, kind, "equal", compared)
         except CompileError as error:
             yield Check(name, kind, "differs", str(error))

@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.export import Dim, ExportedProgram
 
-from torchcc import _torch, agreement, package, sizes, toolchain, workers
+from torchcc import _torch, agreement, gradients, package, sizes, toolchain, workers
 from torchcc.errors import ArgumentError, CaptureError, message, no_such, reason
 from torchcc.signature import Signature, Symbol, Value
 
@@ -55,6 +55,7 @@ def export(
     targets: Sequence[str] = ("native",),
     methods: Mapping[str, Method] | None = None,
     updatable: bool = False,
+    train: bool = False,
     options: Mapping[str, Any] | None = None,
     imports: Sequence[Path | str] = (),
     progress: Callable[[str, int, int], None] | None = None,
@@ -79,6 +80,10 @@ def export(
         updatable: Compile code that takes the weights as inputs, so that they can be replaced at run time. By default
             they are folded and packed into it, which is faster, and a weight that is replaced leaves the portable graph
             to run.
+        train: Also compile forward and backward for training, and take the weights as inputs everywhere. Where an
+            argument or a weight requires grad, C++ then runs that code in place of the graph. Its gradients are those
+            of all arguments and parameters. Set the module's mode first: ``module.train()`` trains its dropout and the
+            statistics of its batch norm, which are buffers of the function.
         options: Options of Inductor.
         imports: Python files, names of modules, and shared libraries that define custom operators of the model, already
             loaded here; the processes that compile load them too.
@@ -86,8 +91,9 @@ def export(
 
     Raises:
         ArgumentError: A target, a method or a range makes no sense.
-        CaptureError: ``torch.export`` cannot capture the module, or C++ could not call it.
-        CompileError: The compiler failed, or its code gives other results than the graph.
+        CaptureError: ``torch.export`` cannot capture the module, C++ could not call it, or ``train`` is set and its
+            backward cannot be compiled.
+        CompileError: The compiler failed, or its code gives other results or gradients than the graph.
         OSError: The file cannot be written.
     """
     wanted = check_targets(targets)
@@ -113,7 +119,7 @@ def export(
             )
         )
     functions = [_function(call, ranges or {}) for call in calls]
-    return compile_functions(Path(file), functions, wanted, updatable, dict(options or {}), imports, progress)
+    return compile_functions(Path(file), functions, wanted, updatable, dict(options or {}), imports, progress, train)
 
 
 def check_targets(targets: Sequence[str]) -> tuple[str, ...]:
@@ -423,6 +429,7 @@ def compile_functions(
     options: Mapping[str, Any],
     imports: Sequence[Path | str] = (),
     progress: Callable[[str, int, int], None] | None = None,
+    train: bool = False,
 ) -> Exported:
     """Compiles functions for targets, compares the code with the graphs, and writes a package.
 
@@ -447,24 +454,14 @@ def compile_functions(
             assert program is not None
             saved = work / f"{position}.pt2"
             if targets:
+                if train:
+                    gradients.require(f"function {function.signature.name}", program, function.signature)
                 with package.storing([function.signature.name]):
                     _torch.save(_torch.without_own_containers(program), saved)
-            _, written = _torch.mutations(program)
-            weights = _torch.weight_names(program) if updatable else sorted(written)
             for isa in targets:
-                owners.append((position, isa))
-                jobs.append(
-                    workers.Job(
-                        title=f"function {function.signature.name} for {_torch.cpu_target(isa)[0]}",
-                        program=str(saved),
-                        into_outputs=False,
-                        options={**({} if updatable else {"freezing": True}), **options},
-                        imports=files if _torch.uses_custom_operators(program) else (),
-                        log=str(work / f"{position}-{isa}.log"),
-                        weights=tuple(weights),
-                        isa=isa,
-                    )
-                )
+                for kind in ["", *(gradients.kinds(program) if train else [])]:
+                    owners.append((position, isa))
+                    jobs.append(_job(function, saved, isa, updatable or train, kind, options, files))
         done = [0]
 
         def finished(job: workers.Job, result: workers.Result) -> None:
@@ -472,17 +469,24 @@ def compile_functions(
             tell(f"compiled {job.title} in {result.seconds:.0f} s", done[0], 2 * len(jobs))
 
         tell("compiling", 0, 2 * len(jobs))
-        results = dict(zip(owners, workers.compile_all(jobs, finished), strict=True))
+        results = workers.compile_all(jobs, finished)
         made: list[list[package.Variant]] = [[] for _ in functions]
+        trained: list[list[package.Training]] = [[] for _ in functions]
         checks: dict[str, str] = {}
-        for ((position, isa), result), job in zip(results.items(), jobs, strict=True):
-            target, _, features = _torch.cpu_target(isa)
-            tell(f"verifying {job.title}", len(jobs) + len(checks), 2 * len(jobs))
+        for number, ((position, isa), job, result) in enumerate(zip(owners, jobs, results, strict=True)):
+            tell(f"verifying {job.title}", len(jobs) + number, 2 * len(jobs))
             function = functions[position]
+            target, _, features = _torch.cpu_target(isa)
+            title = f"{function.signature.name}, {target}"
+            if job.train:
+                one = gradients.training(job, result)
+                compared = gradients.check_function(function, gradients.code(one), one.weights)
+                checks[title] = f"{checks[title]}; {compared} ({job.train})"
+                trained[position].append(replace(one, target=target, cpu_features=features))
+                continue
             library = package.library(result.files)
             toolchain.require_shared_libstdcxx(library)
-            compared = agreement.compare(function, library, job.weights)
-            checks[f"{function.signature.name}, {target}"] = compared
+            checks[title] = agreement.compare(function, library, job.weights)
             made[position].append(
                 package.Variant(
                     files=result.files,
@@ -493,8 +497,40 @@ def compile_functions(
                 )
             )
         whole = [
-            package.Function(one.signature, one.program, package.joined(one.variants, new), one.group)
-            for one, new in zip(functions, made, strict=True)
+            replace(
+                one,
+                variants=package.joined(one.variants, variants),
+                training=package.joined(one.training, training),
+            )
+            for one, variants, training in zip(functions, made, trained, strict=True)
         ]
         package.write(file, whole)
     return Exported(file, checks, tuple(one.signature for one in functions))
+
+
+def _job(
+    function: package.Function,
+    saved: Path,
+    isa: str,
+    updatable: bool,
+    kind: str,
+    options: Mapping[str, Any],
+    imports: tuple[str, ...],
+) -> workers.Job:
+    """What to compile for a target: the code for calls without gradients, or the code that gives some ``kind``."""
+    program = function.program
+    assert program is not None
+    _, written = _torch.mutations(program)
+    weights = _torch.weight_names(program) if updatable else sorted(written)
+    suffix = f", gradients of {kind}" if kind else ""
+    return workers.Job(
+        title=f"function {function.signature.name} for {_torch.cpu_target(isa)[0]}{suffix}",
+        program=str(saved),
+        into_outputs=False,
+        options={**({} if updatable else {"freezing": True}), **options},
+        imports=imports if _torch.uses_custom_operators(program) else (),
+        log=f"{saved.with_suffix('')}-{isa}{kind and f'-{kind}'}.log",
+        weights=tuple(weights),
+        isa=isa,
+        train=kind,
+    )

@@ -96,6 +96,16 @@ def _function(
             }
             for variant in function["variants"]
         ],
+        "training": [
+            {
+                "target": training["target"],
+                "torch": training["torch"],
+                "cpu_features": training["cpu_features"],
+                "code_bytes": sum(records[training[key]]["size"] for key in ("library", "library_backward")),
+                "gradients": len(training["backward"]["gradients"]),
+            }
+            for training in function.get("training", ())
+        ],
     }
 
 
@@ -160,6 +170,10 @@ def _function_lines(function: Mapping[str, Any]) -> Iterable[str]:
             yield f"    {held}"
         if variant["cpu_features"]:
             yield f"    needs {' '.join(variant['cpu_features'])}"
+    for training in function["training"]:
+        size = _bytes(training["code_bytes"])
+        counted = f"gradients for {training['gradients']} inputs and weights"
+        yield f"  {training['target']}, torch {training['torch']}: {size} of code for training, {counted}"
 
 
 def _weights_text(variant: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch.export import ExportedProgram
 
@@ -62,6 +62,33 @@ class Variant:
 
 
 @dataclass(frozen=True)
+class Training:
+    """Compiled code of a function whose results carry gradients.
+
+    Attributes:
+        files: What AOTInductor made of the forward direction. It takes the signature's inputs, then ``weights``; it
+            gives the signature's outputs, then what only backward needs.
+        files_backward: The same of the backward direction, which takes what was saved, then gradients of outputs.
+        description: What goes where, in the form that ``parse_backward`` in ``cpp/src/runtime/backward.h`` reads:
+            ``saved`` (``"input"``, ``"output"`` or ``"extra"``, and the position there), ``tangents`` (outputs, and the
+            strides that their gradients have to have; ``None`` for contiguous ones), ``gradients`` (inputs, by the
+            results of backward), ``covered`` and ``reached`` (see :class:`torchcc._torch.Differentiated`), ``random``.
+        exclusive: Whether the code must run alone (integer division).
+        weights: Names of the weights, all of which the code takes as inputs.
+        target, torch, cpu_features: As in :class:`Variant`.
+    """
+
+    files: Sequence[str]
+    files_backward: Sequence[str]
+    description: Mapping[str, Any]
+    exclusive: bool = False
+    weights: Sequence[str] = ()
+    target: str = ""
+    torch: str = ""
+    cpu_features: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
 class Function:
     """One function of a package.
 
@@ -70,12 +97,15 @@ class Function:
         program: Its graph; ``None`` when only compiled code is shipped.
         variants: Compiled forms, the best first.
         group: Functions of one group share their weights; by default each has its own.
+        training: Compiled forms whose results carry gradients, the best first; of one target, the ones that give less
+            gradients, and do less work, before the others.
     """
 
     signature: Signature
     program: ExportedProgram | None
     variants: Sequence[Variant]
     group: str = ""
+    training: Sequence[Training] = ()
 
 
 def library(files: Sequence[str]) -> str:
@@ -84,15 +114,24 @@ def library(files: Sequence[str]) -> str:
     return found
 
 
-def joined(old: Sequence[Variant], new: Sequence[Variant]) -> list[Variant]:
+_Form = TypeVar("_Form", Variant, Training)
+
+
+def joined(old: Sequence[_Form], new: Sequence[_Form]) -> list[_Form]:
     """Old and new variants, without the old ones that new ones replace, in the order in which a machine tries them.
 
-    A variant replaces one for the same target and torch that burns in the same weights. Code that uses most of a CPU
-    comes first, as the first that fits is run.
+    A variant replaces one for the same target and torch that burns in the same weights, or gives the same gradients.
+    Code that uses most of a CPU comes first, as the first that fits is run.
     """
-    taken = {(one.target, one.torch or _torch.tree_version(), tuple(one.weights)) for one in new}
-    kept = (one for one in old if (one.target, one.torch, tuple(one.weights)) not in taken)
-    return sorted([*new, *kept], key=lambda one: "avx512" not in one.target)
+
+    def key(one: Variant | Training) -> tuple[Any, ...]:
+        gradients = one.description["gradients"] if isinstance(one, Training) else ()
+        return one.target, one.torch or _torch.tree_version(), tuple(one.weights), tuple(gradients)
+
+    taken = {key(one) for one in new}
+    joint = list(new)
+    joint.extend(one for one in old if key(one) not in taken)
+    return sorted(joint, key=lambda one: "avx512" not in one.target)
 
 
 def write(
@@ -123,6 +162,9 @@ def write(
             libraries[folder] = variant.files
             if variant.files_out:
                 libraries[f"{folder}__out"] = variant.files_out
+        for folder, training in zip(_training_folders(key, function), function.training, strict=True):
+            libraries[folder] = training.files
+            libraries[f"{folder}__backward"] = training.files_backward
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=file.parent, prefix=f"{TEMPORARY}{os.getpid()}-") as folder:
         # Twice: the manifest states checksums of what is beside it, and the archive's root folder is the file's name.
@@ -176,7 +218,11 @@ def _keys(functions: Sequence[Function]) -> list[str]:
         key = function.signature.name if keys else "model"
         while True:
             folders = [key, *_folders(key, function)]
-            own = {*folders, *(f"{folder}__out" for folder in folders)}
+            training = _training_folders(key, function)
+            own = {
+                *(name for folder in folders for name in (folder, f"{folder}__out")),
+                *(name for folder in training for name in (folder, f"{folder}__backward")),
+            }
             if not own & taken:
                 break
             key += "_"
@@ -370,9 +416,27 @@ def read(file: Path, folder: Path) -> list[Function]:
                         cpu_features=tuple(variant["cpu_features"]),
                     )
                 )
+            training = [
+                _read_training(archive, one, folder / f"{position}-training-{number}")
+                for number, one in enumerate(entry.get("training", ()))
+            ]
             program = programs[entry["model"]] if entry["graph"] else None
-            functions.append(Function(Signature.from_json(entry["signature"]), program, variants, entry["group"]))
+            signature = Signature.from_json(entry["signature"])
+            functions.append(Function(signature, program, variants, entry["group"], training))
     return functions
+
+
+def _read_training(archive: zipfile.ZipFile, content: Mapping[str, Any], folder: Path) -> Training:
+    return Training(
+        files=_extract(archive, content["library"], folder),
+        files_backward=_extract(archive, content["library_backward"], folder / "backward"),
+        description=content["backward"],
+        exclusive=content["exclusive"],
+        weights=tuple(content["weights"]),
+        target=content["target"],
+        torch=content["torch"],
+        cpu_features=tuple(content["cpu_features"]),
+    )
 
 
 def _record_names(file: Path) -> set[str]:
@@ -485,10 +549,14 @@ def _join(one: Function, other: Function) -> Function:
                 fix=f"rename one: torchcc merge a.pt2 b.pt2:{name}=other_{name} -o out.pt2",
             )
         )
-    return dataclasses.replace(one, variants=joined(one.variants, other.variants))
+    return dataclasses.replace(
+        one,
+        variants=joined(one.variants, other.variants),
+        training=joined(one.training, other.training),
+    )
 
 
-def misfit(variant: Variant) -> str:
+def misfit(variant: Variant | Training) -> str:
     """Why compiled code cannot run here, in the words of the C++ runtime; empty when it can."""
     if variant.torch and variant.torch != _torch.tree_version():
         return f"compiled with torch {variant.torch}, this is torch {_torch.tree_version()}"
@@ -547,6 +615,7 @@ def _manifest(archive: Path, keys: Sequence[str], functions: Sequence[Function])
                     _variant(folder, variant)
                     for folder, variant in zip(_folders(key, function), function.variants, strict=True)
                 ],
+                **({"training": _training_forms(key, function)} if function.training else {}),
             }
             for key, function in zip(keys, functions, strict=True)
         ],
@@ -560,12 +629,41 @@ def _folders(key: str, function: Function) -> list[str]:
     return [key if not position else f"{key}__{position}" for position in range(len(function.variants))]
 
 
-def _variant(folder: str, variant: Variant) -> dict[str, Any]:
+def _training_folders(key: str, function: Function) -> list[str]:
+    return [f"{key}__training{position}" for position in range(len(function.training))]
+
+
+def _training_forms(key: str, function: Function) -> list[dict[str, Any]]:
+    folders = _training_folders(key, function)
+    return [_training(folder, one) for folder, one in zip(folders, function.training, strict=True)]
+
+
+def _needs(variant: Variant | Training) -> dict[str, Any]:
+    """What compiled code needs of a machine."""
     target, _, features = _torch.cpu_target()
     return {
         "target": variant.target or target,
         "torch": variant.torch or _torch.tree_version(),
         "cpu_features": list(variant.cpu_features if variant.target else features),
+    }
+
+
+def _training(folder: str, training: Training) -> dict[str, Any]:
+    return {
+        **_needs(training),
+        "library": _record(folder, training.files, ".so"),
+        "library_backward": _record(f"{folder}__backward", training.files_backward, ".so"),
+        "extern_ops": _record(folder, training.files, ".json"),
+        "extern_ops_backward": _record(f"{folder}__backward", training.files_backward, ".json"),
+        "exclusive": training.exclusive,
+        "weights": list(training.weights),
+        "backward": dict(training.description),
+    }
+
+
+def _variant(folder: str, variant: Variant) -> dict[str, Any]:
+    return {
+        **_needs(variant),
         "library": _record(folder, variant.files, ".so"),
         "library_out": _record(f"{folder}__out", variant.files_out, ".so"),
         "extern_ops": _record(folder, variant.files, ".json"),

@@ -29,6 +29,7 @@ def export_file(
     options: Mapping[str, Any] | None = None,
     imports: Sequence[Path] = (),
     progress: Callable[[str, int, int], None] | None = None,
+    train: bool = False,
 ) -> Exported:
     """Exports what a function of a Python file gives: ``model.py:build``.
 
@@ -42,6 +43,7 @@ def export_file(
         imports: Python files, names of modules, and shared libraries that define custom operators of the model, beside
             the file itself.
         progress: Called with a title, the steps done and the steps in all.
+        train: Whether to compile forward and backward for training too.
 
     Raises:
         ArgumentError: The file, the function or its result is not as described, or as :func:`torchcc.export`.
@@ -60,6 +62,7 @@ def export_file(
         **given,
         targets=targets,
         updatable=updatable,
+        train=train,
         options=options,
         imports=[*imports, module],
         progress=progress,
@@ -195,6 +198,7 @@ def compile_file(
     options: Mapping[str, Any] | None = None,
     imports: Sequence[Path] = (),
     progress: Callable[[str, int, int], None] | None = None,
+    train: bool = False,
 ) -> Exported:
     """Adds compiled code to a package, or to a file by ``torch.export.save``.
 
@@ -207,6 +211,7 @@ def compile_file(
         options: Options of Inductor.
         imports: Python files, names of modules, and shared libraries that define custom operators of the graphs.
         progress: Called with a title, the steps done and the steps in all.
+        train: Whether to compile forward and backward for training too.
 
     Raises:
         ArgumentError: A function has no graph, or code that this would not replace in full; or a target makes no sense.
@@ -223,7 +228,9 @@ def compile_file(
         names = {_torch.cpu_target(isa)[0] for isa in wanted}
         for function in functions:
             _check_compilable(file, function, names)
-        return exporter.compile_functions(out, functions, wanted, updatable, dict(options or {}), imports, progress)
+        return exporter.compile_functions(
+            out, functions, wanted, updatable, dict(options or {}), imports, progress, train
+        )
 
 
 def _check_compilable(file: Path, function: package.Function, targets: set[str]) -> None:

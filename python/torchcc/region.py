@@ -56,6 +56,7 @@ class Region:
     inputs: Mapping[str, Any] = field(default_factory=dict)
     examples: Mapping[str, Any] = field(default_factory=dict)
     out: bool = True
+    grad: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -241,6 +242,7 @@ class _Options(TypedDict, total=False):
     inputs: Mapping[str, Any] | None
     examples: Mapping[str, Any] | None
     out: bool
+    grad: bool
     options: Mapping[str, Any] | None
 
 
@@ -262,6 +264,7 @@ def region(
     inputs: Mapping[str, Any] | None = None,
     examples: Mapping[str, Any] | None = None,
     out: bool = True,
+    grad: bool = False,
     options: Mapping[str, Any] | None = None,
 ) -> Region | Callable[[Callable[..., Any]], Region]:
     """Marks a function or a ``torch.nn.Module`` for ``torchcc build``, as a decorator or as a call.
@@ -282,7 +285,10 @@ def region(
         inputs: Annotations for arguments that have none, by name.
         examples: Example values for arguments, by name, where random ones will not do (indices, say). They are used to
             capture and to verify, and fix nothing.
-        out: Also compile a variant that writes into given outputs (C++ ``name_out``); doubles the compile time.
+        out: Also compile a variant that writes into given outputs (C++ ``name_out``); doubles the compile time. Not of
+            a module with ``grad``, whose weights are inputs of the code.
+        grad: Also compile forward and backward for calls whose results carry gradients: those of all arguments and
+            parameters that are floating point. The region may not write into its arguments.
         options: Options of Inductor, e.g. ``{"max_autotune": True}``.
 
     Returns:
@@ -297,6 +303,7 @@ def region(
             inputs=inputs,
             examples=examples,
             out=out,
+            grad=grad,
             options=options,
         )
     if not callable(target):
@@ -318,5 +325,6 @@ def region(
         inputs=dict(inputs or {}),
         examples=dict(examples or {}),
         out=out,
+        grad=grad,
         options=dict(options or {}),
     )

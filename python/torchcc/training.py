@@ -119,7 +119,7 @@ def misplaced_extras(recording: Recording, code: Code) -> Mapping[int, str]:
 
 
 def description(halves: _torch.Halves) -> str:
-    """What C++ has to know; see ``parse_backward`` in ``cpp/src/capture/artifact.h``."""
+    """What C++ has to know; see ``parse_backward`` in ``cpp/src/runtime/backward.h``."""
     return json.dumps(
         {
             "saved": halves.saved,

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
-from torchcc import _torch, compare
+from torchcc import _torch, agreement, compare, gradients
 from torchcc.capture import Captured, number_tensor
 from torchcc.errors import CompileError, message
 from torchcc.signature import Symbol
 
 
-def verify(captured: Captured, library: str, library_out: str | None) -> str:
+def verify(captured: Captured, library: str, library_out: str | None, weights: Sequence[str] = ()) -> str:
     """Runs both on fresh random inputs, at the smallest sizes that the ranges allow and at larger ones.
+
+    Args:
+        captured: The region.
+        library: The compiled code.
+        library_out: The form of it that writes into given outputs.
+        weights: Names of the weights that the code takes as inputs, behind the arguments.
 
     Returns:
         What was compared, for people.
@@ -21,6 +27,8 @@ def verify(captured: Captured, library: str, library_out: str | None) -> str:
     Raises:
         CompileError: They differ.
     """
+    held = _torch.weights(captured.program)
+    taken = [held[name].detach() for name in weights]
     compared = 0
     skipped: list[str] = []
     for seed, values in enumerate(_size_sets(captured.signature.symbols)):
@@ -36,7 +44,8 @@ def verify(captured: Captured, library: str, library_out: str | None) -> str:
         for into in (False, True):
             if into and library_out is None:
                 continue
-            got, got_inputs = _run(captured, library_out if into and library_out else library, inputs, expected, into)
+            chosen = library_out if into and library_out else library
+            got, got_inputs = _run(captured, chosen, inputs, taken, expected, into)
             if captured.random:
                 continue
             for position, (one, other) in enumerate(zip(got, expected, strict=True)):
@@ -58,6 +67,38 @@ def verify(captured: Captured, library: str, library_out: str | None) -> str:
     return text + (f"; Python refused {'; '.join(skipped)}" if skipped else "")
 
 
+def verify_gradients(captured: Captured, code: gradients.Code, weights: Sequence[str]) -> str:
+    """Compares gradients of compiled code with those of the Python code, at the same sizes.
+
+    Returns:
+        What was compared, for people.
+
+    Raises:
+        CompileError: They differ.
+    """
+    held = _torch.weights(captured.program)
+    values = captured.declaration.inputs
+
+    def run(tensors: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        inputs = [
+            tensor.item() if value.number else tensor
+            for value, tensor in zip(values, tensors[: len(values)], strict=True)
+        ]
+        named = dict(zip(weights, tensors[len(values) :], strict=True))
+        return captured.run_with_weights(inputs, named)
+
+    def cases() -> Iterator[tuple[str, Sequence[torch.Tensor]]]:
+        for seed, sizes in enumerate(_size_sets(captured.signature.symbols)):
+            inputs = captured.examples(sizes, torch.Generator().manual_seed(3000 + seed))
+            tensors = [
+                one if isinstance(one, torch.Tensor) else number_tensor(value, one)
+                for value, one in zip(values, inputs, strict=True)
+            ]
+            yield agreement.sizes_text(sizes), [*tensors, *(held[name].detach() for name in weights)]
+
+    return gradients.check(f"region {captured.signature.name}", code, run, cases())
+
+
 def _size_sets(symbols: Sequence[Symbol]) -> list[Mapping[str, int]]:
     """All symbols at their smallest, at their smallest but 1, at sizes that fill vectors, and at sizes that do not."""
     sets: list[Mapping[str, int]] = []
@@ -72,14 +113,19 @@ def _size_sets(symbols: Sequence[Symbol]) -> list[Mapping[str, int]]:
 
 
 def _run(
-    captured: Captured, library: str, inputs: Sequence[object], expected: Sequence[torch.Tensor], into: bool
+    captured: Captured,
+    library: str,
+    inputs: Sequence[object],
+    weights: Sequence[torch.Tensor],
+    expected: Sequence[torch.Tensor],
+    into: bool,
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     tensors = [
         x.clone() if isinstance(x, torch.Tensor) else number_tensor(value, x)
         for value, x in zip(captured.signature.inputs, inputs, strict=True)
     ]
     if not into:
-        return _torch.run_library(library, tensors), tensors
+        return _torch.run_library(library, [*tensors, *weights]), tensors
     outs = [torch.full(one.shape, 77, dtype=one.dtype) for one in expected]
     _torch.run_library(library, [*tensors, *outs])
     return outs, tensors

@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ class Job:
         imports: Python files and shared libraries to load first, for the custom operators that they define.
         log: File that receives what the compiler prints.
         weights, isa: As :func:`torchcc._torch.compile` takes them.
+        train: Compile forward and backward, with gradients of this kind (see :data:`torchcc.gradients.KINDS`).
     """
 
     title: str
@@ -44,15 +45,25 @@ class Job:
     log: str
     weights: tuple[str, ...] = ()
     isa: str = ""
+    train: str = ""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a job: files, whether the code must run alone, and how long it took."""
+    """What came of a job.
+
+    Attributes:
+        files: What AOTInductor made.
+        exclusive: Whether the code must run alone.
+        seconds: How long it took.
+        files_backward, description: Of a job with ``train``, the code for gradients, and what C++ has to know of it.
+    """
 
     files: tuple[str, ...]
     exclusive: bool
     seconds: float
+    files_backward: tuple[str, ...] = ()
+    description: Mapping[str, Any] = field(default_factory=dict)
 
 
 def compile_all(jobs: Sequence[Job], finished: Callable[[Job, Result], None], verbose: bool = False) -> list[Result]:
@@ -115,7 +126,13 @@ class _Worker:
         answer = json.loads(line)
         if "error" in answer:
             raise _failure(job, answer["error"])
-        return Result(tuple(answer["files"]), answer["exclusive"], answer["seconds"])
+        return Result(
+            tuple(answer["files"]),
+            answer["exclusive"],
+            answer["seconds"],
+            tuple(answer.get("files_backward", ())),
+            answer.get("description", {}),
+        )
 
     def stop(self) -> None:
         with contextlib.suppress(ProcessLookupError):

@@ -69,6 +69,7 @@ def main(folder: Path) -> None:
     torchcc.export(folder / "network-updatable.pt2", network, (x,), dynamic=dynamic, updatable=True)
     torchcc.export(folder / "network-portable.pt2", network, (x,), dynamic=dynamic, targets=["portable"])
     torchcc.export(folder / "scales.pt2", Scales(), (torch.randn(64),), updatable=True)
+    torchcc.export(folder / "trains.pt2", Network().train(), (x,), dynamic=dynamic, ranges={"n": (2, None)}, train=True)
     methods = {"forward": torchcc.Method((torch.randn(4),)), "reset": torchcc.Method((torch.randn(1),))}
     torchcc.export(folder / "cache.pt2", Cache(), methods=methods)
     torch.export.save(

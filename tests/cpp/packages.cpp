@@ -50,7 +50,7 @@ BOOST_AUTO_TEST_SUITE(packages)
 
 BOOST_AUTO_TEST_CASE(names_and_handles) {
   const torchcc::Package package = test::regions();
-  BOOST_TEST(package.names().size() == 9U);
+  BOOST_TEST(package.names().size() == 10U);
   BOOST_TEST(package.names()[0] == "add_relu");
   BOOST_CHECK_THROW(package["absent"], torchcc::PackageError);
   BOOST_CHECK_THROW(torchcc::Package()["add_relu"], torchcc::PackageError);

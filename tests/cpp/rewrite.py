@@ -37,6 +37,12 @@ def rewrite(package: Path, folder: Path) -> None:
         copied = copy.deepcopy(manifest)
         change(copied)
         _write(folder / f"portable-{name}.pt2", _with_manifest(records, json.dumps(copied)))
+    trains = _with_training(manifest)
+    _write(folder / "good-training.pt2", _with_manifest(records, json.dumps(trains)))
+    for name, change in _training_changes(trains).items():
+        copied = copy.deepcopy(trains)
+        change(copied)
+        _write(folder / f"bad-training-{name}.pt2", _with_manifest(records, json.dumps(copied)))
     for name, text in _texts(json.dumps(manifest)).items():
         _write(folder / f"bad-{name}.pt2", _with_manifest(records, text))
 
@@ -198,6 +204,59 @@ def _manifest_changes(manifest: Any) -> dict[str, Change]:
         "library-of-outputs": lambda content: _swap_libraries(content["functions"][0]["variants"][0]),
         "records-unlisted": _put("records", value={}),
         "records-more": _put("records", "data/absent", value={"size": 1, "crc32": 1}),
+    }
+
+
+def _with_training(manifest: Any) -> Any:
+    """The manifest with code for training: libraries of the right form, which nothing calls."""
+    copied = copy.deepcopy(manifest)
+    (variant,) = copied["functions"][0]["variants"]
+    copied["functions"][0]["training"] = [
+        {
+            **{key: variant[key] for key in ("target", "torch", "cpu_features", "exclusive", "library", "weights")},
+            "library_backward": variant["library_out"],
+            "extern_ops": "",
+            "extern_ops_backward": "",
+            "backward": {
+                "saved": [["input", 0], ["input", 1]],
+                "tangents": [{"output": 0, "strides": None}],
+                "gradients": [],
+                "covered": [[0]],
+                "reached": [[0, 1]],
+                "random": False,
+            },
+        }
+    ]
+    return copied
+
+
+def _training_changes(manifest: Any) -> dict[str, Change]:
+    at = ("functions", 0, "training", 0)
+    changes: dict[str, Change] = {}
+    for path in _paths(manifest["functions"][0]["training"][0]):
+        name = "-".join(map(str, path))
+        changes[f"missing-{name}"] = _drop(*at, *path)
+        changes[f"wrong-type-{name}"] = _put(*at, *path, value={"not": ["this"]})
+    backward = (*at, "backward")
+    return {
+        **changes,
+        "is-object": _put("functions", 0, "training", value={"not": ["this"]}),
+        "weights-unknown": _put(*at, "weights", value=["absent"]),
+        "library-absent": _put(*at, "library_backward", value="data/absent.so"),
+        "library-none": _put(*at, "library", value=""),
+        "saved-elsewhere": _put(*backward, "saved", 0, value=["nowhere", 0]),
+        "saved-input": _put(*backward, "saved", 0, 1, value=2),
+        "saved-output": _put(*backward, "saved", 0, value=["output", 1]),
+        "saved-extra": _put(*backward, "saved", 0, value=["extra", 1]),
+        "saved-negative": _put(*backward, "saved", 0, 1, value=-1),
+        "saved-fewer": _drop(*backward, "saved", 0),
+        "tangent": _put(*backward, "tangents", 0, "output", value=1),
+        "gradient": _put(*backward, "gradients", value=[2]),
+        "gradients-more": _put(*backward, "gradients", value=[0]),
+        "covered": _put(*backward, "covered", value=[[1]]),
+        "covered-fewer": _put(*backward, "covered", value=[]),
+        "reached": _put(*backward, "reached", value=[[2]]),
+        "reached-more": _put(*backward, "reached", value=[[0], [1]]),
     }
 
 

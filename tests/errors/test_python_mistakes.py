@@ -62,6 +62,11 @@ IN_THE_FILE = {
     "module that one size does not suit": (
         'bn = torchcc.region(torch.nn.BatchNorm1d(3), name="bn", inputs={"input": Float32[Tensor, "n 3"]})'
     ),
+    "gradients of what it writes into": (
+        '@torchcc.region(grad=True)\ndef f(x: Float32[Tensor, "n"]):\n    x.add_(1)\n    return x * 2'
+    ),
+    "gradients of whole numbers": '@torchcc.region(grad=True)\ndef f(x: Int64[Tensor, "n"]): return x + 1',
+    "gradients that are cut": '@torchcc.region(grad=True)\ndef f(x: Float32[Tensor, "n"]): return x.detach() + 1',
     "two of one name": (
         '@torchcc.region\ndef f(x: Float32[Tensor, "n"]): return x\n'
         'g = torchcc.region(torch.nn.ReLU(), name="f", inputs={"input": Float32[Tensor, "n"]})'

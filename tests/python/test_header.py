@@ -23,6 +23,7 @@ FUNCTIONS = [
         ),
         "doc": "Adds a bias,\nthen GELU.",
         "out": True,
+        "gradients": ["x", "bias"],
     },
     {
         "signature": Signature(
@@ -39,11 +40,13 @@ FUNCTIONS = [
         ),
         "doc": "",
         "out": True,
+        "gradients": [],
     },
     {
         "signature": Signature("found", (Value("at", "bool", (3,)),), (Value("out", "int64", (None, 1)),)),
         "doc": 'Says "where" and C:\\',
         "out": False,
+        "gradients": [],
     },
 ]
 

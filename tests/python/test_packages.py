@@ -197,12 +197,14 @@ def test_names_in_the_archive_do_not_clash(tmp_path: Path) -> None:
     code = tmp_path / "code.so"
     code.write_bytes(b"code")
     variants = [package.Variant([str(code)], [str(code)], target=one) for one in ("a", "b")]
-    names = ("f", "model", "model__1", "g", "g__1", "h__out", "h")
-    functions = [package.Function(Signature(name, (), ()), None, variants) for name in names]
+    training = [package.Training([str(code)], [str(code)], {}, target=one) for one in ("a", "b")]
+    names = ("f", "model", "model__1", "g", "g__1", "h__out", "h", "g__training0", "h__training1__backward")
+    functions = [package.Function(Signature(name, (), ()), None, variants, training=training) for name in names]
     package.write(tmp_path / "names.pt2", functions)
     read = package.read(tmp_path / "names.pt2", tmp_path / "read")
     assert [one.signature.name for one in read] == list(names)
     assert all(len(one.files) == len(one.files_out) == 1 for function in read for one in function.variants)
+    assert all(len(one.files) == len(one.files_backward) == 1 for function in read for one in function.training)
 
 
 def test_inspect(folder: Path) -> None:
@@ -214,7 +216,19 @@ def test_inspect(folder: Path) -> None:
     assert "    2 weights are inputs\n" in text and "    2 weights are burnt in\n" in text
     (function,) = json.loads(run("inspect", folder / "both.pt2", "--json"))["functions"]
     assert list(function) == [
-        *("name", "signature", "inputs", "outputs", "mutated", "graph", "group", "weights", "weights_bytes", "variants")
+        *(
+            "name",
+            "signature",
+            "inputs",
+            "outputs",
+            "mutated",
+            "graph",
+            "group",
+            "weights",
+            "weights_bytes",
+            "variants",
+        ),
+        "training",
     ]
     assert list(function["variants"][0]) == [
         *("target", "torch", "cpu_features", "code_bytes", "into_outputs", "weights_as_inputs", "weights_burnt_in")

@@ -84,6 +84,8 @@ struct Stats {
   std::vector<std::string> reasons;  ///< one line per variant of the package that was passed over
   int64_t portable_calls = 0;        ///< calls that ran the portable graph
   std::string portable_reason;       ///< why the latest of these did; empty when there is nothing else
+  std::string training_target;  ///< the target of the code that runs where gradients are wanted; empty: the graph runs
+  int64_t training_calls = 0;   ///< calls that ran that code
 };
 
 /// A function of a package. A handle that is cheap to copy and safe to call from many threads at once; calls take no
@@ -91,8 +93,10 @@ struct Stats {
 ///
 /// Every call checks its arguments against signature() and throws ArgumentError when one does not fit. Results are
 /// right for any strides: compiled code gets contiguous copies where it needs them. Where an argument or a weight
-/// requires grad and grad mode is on, the portable graph runs, and the results carry gradients; a function without one
-/// refuses the call.
+/// requires grad and grad mode is on, the results carry gradients: by compiled code for both directions where the
+/// package has it (`train=True`, `grad=True`), else the portable graph runs, operator by operator; a function without
+/// one refuses the call. Compiled code cannot be differentiated twice: backward with create_graph runs the graph, or
+/// throws CaptureError where that would not give the same (random numbers, buffers that were written into).
 class Function {
  public:
   /// An empty handle; calling it throws ArgumentError.

@@ -14,9 +14,10 @@ namespace torchcc {
 ///
 /// Its parameters and buffers are the function's own, under their names in Python ("encoder.0.weight"): an optimiser
 /// step, torch::load(), or a change in place is seen by the function, and by all others of the same model. Parameters
-/// that are floating point require grad, as in a module that is made in C++; with grad mode on, the portable graph then
-/// runs and gradients flow, so call it under torch::NoGradGuard to get compiled code. What export has burnt in
-/// (training mode, dropout) does not follow train() and eval().
+/// that are floating point require grad, as in a module that is made in C++, and gradients flow with grad mode on: by
+/// compiled code where the package was exported for training (`train=True`), else by the portable graph; without
+/// gradients, call it under torch::NoGradGuard to get compiled code. What export has burnt in (training mode, dropout)
+/// does not follow train() and eval().
 ///
 /// Copies are the same function with the same weights. Safe to call from many threads as the function is.
 class Module : public torch::nn::Module {

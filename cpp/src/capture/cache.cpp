@@ -16,6 +16,7 @@
 #include <torch/version.h>
 #include <torchcc/error.h>
 #include <torchcc/package.h>
+#include <nlohmann/json.hpp>
 
 #include "archive.h"
 #include "cpu.h"
@@ -69,7 +70,8 @@ std::shared_ptr<const Artifact> load_file(const CacheKey& key, const fs::path& f
   auto artifact = std::make_shared<Artifact>();
   artifact->library = code.at(0);
   if (code.size() > 1) {
-    auto backward = std::make_shared<Backward>(parse_backward(archive.read("extra/torchcc_backward.json", kKeyLimit)));
+    auto backward = std::make_shared<Backward>(
+        parse_backward(nlohmann::json::parse(archive.read("extra/torchcc_backward.json", kKeyLimit))));
     backward->library = code.at(1);
     artifact->backward = std::move(backward);
   }

@@ -65,7 +65,7 @@ std::vector<Frozen::Weight> freezable(const Recording& recording, bool inference
 Plan::Plan(std::shared_ptr<const Recording> recording, std::shared_ptr<const Artifact> code)
     : recording_(std::move(recording)),
       code_(std::move(code)),
-      training_(recording_->trains ? std::make_shared<Training>(recording_, code_) : nullptr),
+      training_(recording_->trains ? std::make_shared<const Training>(recording_, *code_) : nullptr),
       lowest_(std::make_unique<Lowest[]>(recording_->inputs.size())),
       mutates_(recording_->mutates()) {
   for (size_t i = 0; i < recording_->same_as.size(); ++i) {
@@ -199,7 +199,7 @@ std::vector<at::Tensor> Plan::compute(const Leaves& arguments, const Frozen* pac
 std::vector<at::Tensor> Plan::compute_with_gradients(const Leaves& arguments) const {
   c10::SmallVector<at::Tensor, 16> inputs;
   for (const Input& input : recording_->inputs) inputs.push_back(tensor_of(input, arguments));
-  return call_with_gradients(training_, inputs, [&] { return compute(arguments, nullptr); });
+  return call_with_gradients(training_, inputs, training_->needs, [&] { return compute(arguments, nullptr); });
 }
 
 bool Plan::is_differentiated_twice() const {

@@ -72,7 +72,7 @@ class Plan {
 
   std::shared_ptr<const Recording> recording_;
   std::shared_ptr<const Artifact> code_;
-  std::shared_ptr<Training> training_;  // null where no result requires grad
+  std::shared_ptr<const Training> training_;  // null where no result requires grad
   struct Lowest {
     std::atomic<int64_t> owners{INT64_MAX};
     std::atomic<int64_t> storage_owners{INT64_MAX};

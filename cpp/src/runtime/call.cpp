@@ -372,6 +372,31 @@ void run_graph(const FunctionState& state, const Bound& bound, std::span<at::Ten
   }
 }
 
+/// Calls code that carries gradients. Returns why it cannot, or null when it did.
+const char* run_training(const FunctionState& state, const Bound& bound, std::span<at::Tensor> outputs,
+                         const Weights::Set& weights) {
+  const char* reason = "a gradient is wanted, which compiled code does not have";
+  for (const std::shared_ptr<const TrainingCode>& code : state.training) {
+    if (code->is_differentiated_twice.load(std::memory_order_relaxed)) {
+      return "backward ran with create_graph, which compiled code cannot do";
+    }
+  }
+  for (const std::shared_ptr<const TrainingCode>& code : state.training) {
+    c10::SmallVector<at::Tensor, 16> inputs;
+    for (const at::Tensor* tensor : bound.tensors) inputs.push_back(is_ready(*tensor) ? *tensor : made_ready(*tensor));
+    for (const size_t position : code->weights) inputs.push_back(weights.tensors[position]);
+    if (!code->gives_gradients_of(inputs)) {
+      reason = "a gradient is wanted of a tensor for which the compiled code has none";
+      continue;
+    }
+    state.training_calls.fetch_add(1, std::memory_order_relaxed);
+    std::vector<at::Tensor> results = TrainingCode::call(code, inputs);
+    std::move(results.begin(), results.end(), outputs.begin());
+    return nullptr;
+  }
+  return reason;
+}
+
 /// Whether torchcc::compile records what this thread does. It sees the graph's operators, but not compiled code.
 bool is_recorded() { return c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::TESTING_ONLY_GenericMode); }
 
@@ -389,7 +414,9 @@ void call_with_weights(const FunctionState& state, const Bound& bound, std::span
   if (state.program != nullptr && is_recorded()) {
     run_graph(state, bound, outputs, *weights, "the call is part of a function that torchcc::compile records");
   } else if (needs_grad) {
-    run_graph(state, bound, outputs, *weights, "a gradient is wanted, which compiled code does not have");
+    if (const char* reason = run_training(state, bound, outputs, *weights)) {
+      run_graph(state, bound, outputs, *weights, reason);
+    }
   } else if (state.library != nullptr && is_current(state, *weights)) {
     run_code(state, *state.library, bound, outputs, weights.get(), state.library_weights);
   } else if (state.updatable.library != nullptr) {

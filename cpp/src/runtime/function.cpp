@@ -34,6 +34,7 @@ Stats Function::stats() const {
   Stats stats = state.stats;
   stats.portable_calls = state.portable_calls;
   stats.portable_reason = state.portable_reason;
+  stats.training_calls = state.training_calls;
   return stats;
 }
 

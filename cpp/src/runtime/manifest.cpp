@@ -179,6 +179,57 @@ Variant parse_variant(const json& node, const Signature& signature, const std::m
   return variant;
 }
 
+void check_positions(const std::vector<std::vector<size_t>>& lists, size_t count, size_t limit, const char* what) {
+  bool fits = lists.size() == count;
+  for (const std::vector<size_t>& list : lists) {
+    for (const size_t position : list) fits = fits && position < limit;
+  }
+  if (!fits) bad(std::string("training code with wrong positions in ") + what);
+}
+
+TrainingVariant parse_training(const json& node, const Signature& signature,
+                               const std::map<std::string, Record>& records) {
+  TrainingVariant training;
+  training.target = node.at("target").get<std::string>();
+  training.torch = node.at("torch").get<std::string>();
+  training.cpu_features = node.at("cpu_features").get<std::vector<std::string>>();
+  training.library = node.at("library").get<std::string>();
+  training.library_backward = node.at("library_backward").get<std::string>();
+  training.extern_ops = node.at("extern_ops").get<std::string>();
+  training.extern_ops_backward = node.at("extern_ops_backward").get<std::string>();
+  training.exclusive = node.at("exclusive").get<bool>();
+  training.weights = node.at("weights").get<std::vector<std::string>>();
+  const json& backward = node.at("backward");
+  training.backward = parse_backward(backward);
+  training.covered = backward.at("covered").get<std::vector<std::vector<size_t>>>();
+  training.reached = backward.at("reached").get<std::vector<std::vector<size_t>>>();
+  training.is_random = backward.at("random").get<bool>();
+
+  const size_t inputs = signature.inputs.size() + training.weights.size();
+  const size_t outputs = signature.outputs.size();
+  for (const Backward::Saved& one : training.backward.saved) {
+    using From = Backward::Saved::From;
+    const size_t limit = one.from == From::input    ? inputs
+                         : one.from == From::output ? outputs
+                                                    : training.backward.extras;
+    check_positions({{one.index}}, 1, limit, "saved");
+  }
+  std::vector<size_t> tangents;
+  for (const Backward::Tangent& one : training.backward.tangents) tangents.push_back(one.output);
+  check_positions({tangents}, 1, outputs, "tangents");
+  check_positions({training.backward.gradients}, 1, inputs, "gradients");
+  check_positions(training.covered, outputs, outputs, "covered");
+  check_positions(training.reached, outputs, inputs, "reached");
+  for (const std::string* record : {&training.library, &training.library_backward}) {
+    if (record->empty()) bad("training code without a library");
+  }
+  for (const std::string* record :
+       {&training.library, &training.library_backward, &training.extern_ops, &training.extern_ops_backward}) {
+    if (!record->empty() && records.count(*record) == 0) bad("no entry for the record " + *record);
+  }
+  return training;
+}
+
 Manifest parse_manifest(const json& root) {
   Manifest manifest;
   manifest.producer = root.at("producer").get<std::string>();
@@ -199,6 +250,9 @@ Manifest parse_manifest(const json& root) {
     if (!entry.graph.empty() && manifest.records.count(entry.graph) == 0) bad("no entry for the record " + entry.graph);
     for (const json& variant : node.at("variants")) {
       entry.variants.push_back(parse_variant(variant, entry.signature, manifest.records));
+    }
+    for (const json& training : node.value("training", json::array())) {
+      entry.training.push_back(parse_training(training, entry.signature, manifest.records));
     }
     manifest.functions.push_back(std::move(entry));
   }

@@ -8,6 +8,8 @@
 
 #include <torchcc/signature.h>
 
+#include "backward.h"
+
 namespace torchcc::portable {
 class Program;
 }
@@ -38,6 +40,23 @@ struct Variant {
   std::vector<std::string> weights;  ///< that the code takes as inputs, behind those of the signature
 };
 
+/// One compiled form of a function whose results carry gradients.
+struct TrainingVariant {
+  std::string target;  ///< like the next two, as in Variant
+  std::string torch;
+  std::vector<std::string> cpu_features;
+  std::string library;           ///< record of the shared library for the forward direction
+  std::string library_backward;  ///< record of the one for gradients
+  std::string extern_ops;        ///< as in Variant, for both
+  std::string extern_ops_backward;
+  bool exclusive = false;                    ///< see Library::Source
+  std::vector<std::string> weights;          ///< that the code takes as inputs, behind those of the signature
+  Backward backward;                         ///< without its library
+  std::vector<std::vector<size_t>> covered;  ///< as in Differentiable
+  std::vector<std::vector<size_t>> reached;
+  bool is_random = false;  ///< the function draws random numbers
+};
+
 struct FunctionEntry {
   Signature signature;
   std::string graph;                                 ///< record of torch.export's graph; may be empty
@@ -45,6 +64,7 @@ struct FunctionEntry {
   std::string model;                                 ///< under which name the package has the graph's weights
   std::string group;                                 ///< functions of the same group share their weights
   std::vector<Variant> variants;
+  std::vector<TrainingVariant> training;
 };
 
 struct Manifest {

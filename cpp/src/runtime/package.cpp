@@ -31,7 +31,8 @@ bool is_weight(const std::string& record) {
 }
 
 /// Why a variant cannot run here; empty when it can.
-std::string misfit(const Variant& variant) {
+template <class Form>
+std::string misfit(const Form& variant) {
   const std::string torch = std::to_string(TORCH_VERSION_MAJOR) + "." + std::to_string(TORCH_VERSION_MINOR);
   if (variant.torch != torch) return "compiled with torch " + variant.torch + ", this is torch " + torch;
   for (const std::string& feature : variant.cpu_features) {
@@ -41,11 +42,11 @@ std::string misfit(const Variant& variant) {
 }
 
 /// What all libraries of a function have in common.
-Library::Source source_of(const FunctionEntry& entry, const Variant& variant, const std::string& origin) {
+Library::Source source_of(const FunctionEntry& entry, bool exclusive, const std::string& origin) {
   Library::Source source;
   source.name = entry.signature.name;
   source.origin = origin;
-  source.exclusive = variant.exclusive;
+  source.exclusive = exclusive;
   return source;
 }
 
@@ -101,7 +102,7 @@ void bind_graph(FunctionState& state, const FunctionEntry& entry, const Contents
 }
 
 void bind_variant(FunctionState& state, const FunctionEntry& entry, const Variant& variant, const Contents& contents) {
-  const Library::Source source = source_of(entry, variant, contents.origin);
+  const Library::Source source = source_of(entry, variant.exclusive, contents.origin);
   const size_t inputs = entry.signature.inputs.size() + variant.weights.size();
   const size_t outputs = entry.signature.outputs.size();
   std::vector<size_t> taken;
@@ -134,6 +135,52 @@ void bind_variant(FunctionState& state, const FunctionEntry& entry, const Varian
   state.stats.target = variant.target;
 }
 
+/// Takes the code that carries gradients for the first target that fits this machine.
+void bind_training(FunctionState& state, const FunctionEntry& entry, const Contents& contents,
+                   const LoadOptions& options) {
+  for (const TrainingVariant& variant : entry.training) {
+    const std::string reason = options.compiled ? misfit(variant) : "LoadOptions::compiled is false";
+    if (!reason.empty()) {
+      state.stats.reasons.push_back(variant.target + ", for training: " + reason);
+      continue;
+    }
+    if (state.program == nullptr) continue;
+    if (!state.training.empty() && state.training.front()->target != variant.target) continue;
+    auto code = std::make_shared<TrainingCode>();
+    const size_t arguments = entry.signature.inputs.size();
+    const size_t inputs = arguments + variant.weights.size();
+    const size_t outputs = entry.signature.outputs.size();
+    const Backward& stated = variant.backward;
+    const Library::Source source = source_of(entry, variant.exclusive, contents.origin);
+    code->library =
+        load_library(source, contents, variant.library, variant.extern_ops, inputs, outputs + stated.extras);
+    auto backward = std::make_shared<Backward>(stated);
+    backward->library = load_library(source, contents, variant.library_backward, variant.extern_ops_backward,
+                                     stated.saved.size() + stated.tangents.size(), stated.gradients.size());
+    code->backward = std::move(backward);
+    code->target = variant.target;
+    code->weights = positions_of(variant.weights, entry, contents, *state.weights);
+    code->covered = variant.covered;
+    code->reached = variant.reached;
+    code->is_random = variant.is_random;
+    code->output_grads.resize(outputs);
+    for (const Backward::Tangent& one : stated.tangents) code->output_grads[one.output] = true;
+    code->has_gradient.resize(inputs);
+    for (const size_t input : stated.gradients) code->has_gradient[input] = true;
+    code->program = state.program;
+    code->program_weights = state.program_weights;
+    for (size_t i = 0; i < state.program_weights.size(); ++i) {
+      if (!state.program->writes_weight(i)) continue;
+      const auto taken = std::find(code->weights.begin(), code->weights.end(), state.program_weights[i]);
+      if (taken != code->weights.end()) {
+        code->written.push_back(arguments + static_cast<size_t>(taken - code->weights.begin()));
+      }
+    }
+    state.stats.training_target = variant.target;
+    state.training.push_back(std::move(code));
+  }
+}
+
 Function bind_function(const FunctionEntry& entry, const Contents& contents, const LoadOptions& options) {
   auto state = std::make_shared<FunctionState>();
   state->signature = entry.signature;
@@ -157,6 +204,7 @@ Function bind_function(const FunctionEntry& entry, const Contents& contents, con
       bind_variant(*state, entry, variant, contents);
     }
   }
+  bind_training(*state, entry, contents, options);
   const bool is_compiled = state->library != nullptr || state->updatable.library != nullptr;
   if (!is_compiled && !without_graph.empty()) throw PackageError(without_graph);
   if (!is_compiled && state->program == nullptr) {
@@ -185,6 +233,7 @@ std::vector<std::shared_ptr<const Library>> load_code(Archive& archive) {
   std::vector<std::shared_ptr<const Library>> code;
   for (FunctionEntry entry : manifest.functions) {
     entry.graph.clear();
+    entry.training.clear();
     code.push_back(Access::state(bind_function(entry, contents, {}))->library);
   }
   return code;

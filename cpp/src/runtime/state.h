@@ -11,6 +11,7 @@
 
 #include "library.h"
 #include "program.h"
+#include "training.h"
 #include "weights.h"
 
 namespace torchcc::detail {
@@ -53,8 +54,11 @@ struct FunctionState {
   std::vector<size_t> program_weights;               ///< the weights that `program` takes
   std::shared_ptr<Weights> weights;                  ///< null without a graph
   bool writes_weights = false;
+  /// Code that carries gradients. The first that gives all that a call wants is run: of weights alone is less work.
+  std::vector<std::shared_ptr<const TrainingCode>> training;
   mutable std::atomic<int64_t> portable_calls{0};
   mutable std::atomic<const char*> portable_reason{""};
+  mutable std::atomic<int64_t> training_calls{0};
 
   /// Fills the derived fields from the signature. Throws PackageError when a symbol cannot be bound.
   void prepare(const std::string& origin);

@@ -14,6 +14,7 @@ from torchcc._torch.archive import (
     tree_version,
     write_archive,
 )
+from torchcc._torch.gradients import Differentiated, differentiable, differentiate, tensor_function
 from torchcc._torch.inductor import Compiled, check_options, compile, compile_graph, cpu_target
 from torchcc._torch.joint import Halves, halves
 from torchcc._torch.programs import (
@@ -53,6 +54,7 @@ __all__ = [
     "EXTRA_FOLDER",
     "LIBRARY_FOLDER",
     "Compiled",
+    "Differentiated",
     "Halves",
     "as_function",
     "as_pure_function",
@@ -63,6 +65,8 @@ __all__ = [
     "compile_graph",
     "contiguous",
     "cpu_target",
+    "differentiable",
+    "differentiate",
     "draws_random_numbers",
     "dynamic_leaves",
     "examples",
@@ -94,6 +98,7 @@ __all__ = [
     "size_ranges",
     "storable",
     "symbol_names",
+    "tensor_function",
     "tree_version",
     "uses_custom_operators",
     "weight_names",

@@ -111,17 +111,32 @@ def compile(
         weights: Parameters and buffers that become inputs, behind the program's own; all others are burnt in.
         isa: As in :func:`cpu_target`.
     """
-    module: Any = program.module()
-    for guards in [node for node in module.graph.nodes if node.target == "_guards_fn"]:
-        module.graph.erase_node(guards)  # the runtime checks the inputs
+    module, is_flat = flat(program, weights)
     in_spec, out_spec = (torch.utils._pytree.treespec_dumps(spec) for spec in (module._in_spec, module._out_spec))
-    if _take_only_tensors(module) | _take_weights_as_inputs(module, program, weights):
+    if is_flat:
         in_spec = out_spec = ""
     if into_outputs:
         _take_outputs_as_inputs(module)
         in_spec = out_spec = ""
     specs = {"aot_inductor.serialized_in_spec": in_spec, "aot_inductor.serialized_out_spec": out_spec}
     return compile_graph(module, {**specs, **options}, len(outputs(program)), folder, copied, isa)
+
+
+def flat(program: ExportedProgram, weights: Sequence[str] = ()) -> tuple[Any, bool]:
+    """A program's graph as a module of its own, whose ``forward`` takes and gives tensors and numbers alone.
+
+    Args:
+        program: The program, which stays as it is.
+        weights: Parameters and buffers that become inputs, behind the program's own.
+
+    Returns:
+        The module, and whether it takes or gives something else than the program.
+    """
+    module: Any = program.module()
+    for guards in [node for node in module.graph.nodes if node.target == "_guards_fn"]:
+        module.graph.erase_node(guards)  # the runtime checks the inputs
+    changed = _take_only_tensors(module) | _take_weights_as_inputs(module, program, weights)
+    return module, changed
 
 
 def compile_graph(
@@ -164,12 +179,35 @@ def compile_graph(
         **options,
     }
     with _compiling_state_context(), mended_decompositions(), _numbers_as_doubles(), _small_loops():
-        made: Any = compile_fx_aot(module, fakes, config_patches=settings)
+        made: Any = without_guards_on_numbers(
+            lambda patches: compile_fx_aot(module, fakes, config_patches={**settings, **patches})
+        )
     files = [str(file) for file in made if file]
     kernels = "".join(Path(file).read_text() for file in files if file.endswith(".cpp"))
     # The sources name folders of this machine, and no loader reads them.
     shipped = tuple(file for file in files if not file.endswith(".cpp"))
     return Compiled(shipped, bool(_INTEGER_DIVISION.search(kernels)))
+
+
+def without_guards_on_numbers(run: Callable[[Mapping[str, Any]], Any]) -> Any:
+    """Runs Inductor, without its patterns where one of them would have to know a number that only a call has.
+
+    One looks at the sign of ``scale`` in ``softmax(x * scale)`` (torch 2.13). Leans on
+    ``torch.fx.experimental.symbolic_shapes.GuardOnDataDependentSymNode``.
+
+    Args:
+        run: Takes patches of Inductor's configuration; may be called twice.
+    """
+    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+
+    try:
+        return run({})
+    except GuardOnDataDependentSymNode:
+        pass
+    except Exception as error:
+        if not isinstance(getattr(error, "inner_exception", error.__cause__), GuardOnDataDependentSymNode):
+            raise
+    return run({"pattern_matcher": False})
 
 
 def _copying(count: int, copied: Mapping[int, Sequence[int]]) -> Callable[[torch.fx.Graph], None]:

@@ -8,8 +8,9 @@ from typing import Any, TypeAlias
 
 import torch
 
-from torchcc._torch.inductor import mended_decompositions
+from torchcc._torch.inductor import mended_decompositions, without_guards_on_numbers
 from torchcc._torch.programs import flatten
+from torchcc._torch.saved_sizes import Sizes, take_only_tensors
 
 #: Where a tensor comes from that backward needs: ``"input"``, ``"output"`` or ``"extra"``, and its position there.
 Saved: TypeAlias = tuple[str, int]
@@ -50,6 +51,7 @@ def halves(
     held: tuple[Sequence[bool], Sequence[bool]],
     adapt: Callable[[Any, Sequence[Any]], tuple[Any, Sequence[Any]]],
     options: Mapping[str, Any],
+    prefer_general: bool = False,
 ) -> Halves:
     """Differentiates ``function`` for inputs that require grad as given.
 
@@ -68,23 +70,37 @@ def halves(
         adapt: Takes an operator and its arguments, and gives a call of the same meaning in which complex tensors stand
             for complex numbers, which Inductor cannot write.
         options: Inductor's options.
+        prefer_general: As :func:`torchcc._torch.export` takes it, for fake inputs with symbolic sizes.
     """
     from torch._functorch.aot_autograd import aot_export_joint_simple
     from torch._inductor import config
     from torch._inductor.compile_fx import partition_fn
     from torch._inductor.decomposition import select_decomp_table
     from torch._inductor.virtualized import V
+    from torch.fx.experimental import _config as fx_config
 
     count = len(output_grads) + len(mutated)
-    with torch.enable_grad(), mended_decompositions(), config.patch(dict(options)):
-        joint: Any = aot_export_joint_simple(
-            function, tuple(inputs), trace_joint=True, decompositions=select_decomp_table()
-        )
-        fakes = [node.meta["val"] for node in joint.graph.nodes if node.op == "placeholder"]
-        with V.set_fake_mode(fakes[0].fake_mode):
-            forward, backward = partition_fn(joint, fakes, num_fwd_outputs=count)
+    with (
+        torch.enable_grad(),
+        mended_decompositions(),
+        config.patch(dict(options)),
+        fx_config.patch(backed_size_oblivious=prefer_general),  # type: ignore[attr-defined]
+    ):
+
+        def split(patches: Mapping[str, Any]) -> tuple[Any, Any]:
+            joint: Any = aot_export_joint_simple(
+                function, tuple(inputs), trace_joint=True, decompositions=select_decomp_table()
+            )
+            fakes = [node.meta["val"] for node in joint.graph.nodes if node.op == "placeholder"]
+            with V.set_fake_mode(fakes[0].fake_mode), config.patch(dict(patches)):
+                made: tuple[Any, Any] = partition_fn(joint, fakes, num_fwd_outputs=count)
+            return made
+
+        forward, backward = without_guards_on_numbers(split)
+    fake_mode = next(node.meta["val"].fake_mode for node in forward.graph.nodes if node.op == "placeholder")
     for half in (forward, backward):
-        _replace_complex_numbers(half.graph, fakes[0].fake_mode, adapt)
+        _replace_complex_numbers(half.graph, fake_mode, adapt)
+    take_only_tensors(forward, backward, count)
     return _tidy(forward, backward, output_grads, mutated, held)
 
 
@@ -225,11 +241,13 @@ def _move_views(forward: Any, backward: Any, kept: list[Any], taken: Sequence[An
     A view that is kept would share memory, but no version counter, with a tensor of the program. Changes ``kept``, and
     what backward's placeholders ``taken`` are.
     """
-    last = next(node for node in backward.graph.nodes if node.op != "placeholder")
+    first = next(node for node in backward.graph.nodes if node.op != "placeholder")
+    moved = []
     for position, node in enumerate(kept):
         chain = []
         while _is_view(node) and all(
-            not isinstance(one, torch.fx.Node) or one is node.args[0] for one in flatten((node.args, node.kwargs))
+            not isinstance(one, torch.fx.Node) or one is node.args[0] or isinstance(one.meta["val"], torch.SymInt)
+            for one in flatten((node.args, node.kwargs))
         ):
             chain.append(node)
             node = node.args[0]
@@ -237,13 +255,16 @@ def _move_views(forward: Any, backward: Any, kept: list[Any], taken: Sequence[An
             continue
         kept[position] = node
         placeholder = taken[position]
-        users = list(placeholder.users)
+        moved.append((placeholder, chain[::-1], list(placeholder.users)))
         placeholder.meta = dict(node.meta)
+    sizes = Sizes(backward.graph, first)
+    for placeholder, chain, users in moved:
         view = placeholder
-        with backward.graph.inserting_before(last):
-            for one in reversed(chain):
-                view = backward.graph.call_function(one.target, (view, *one.args[1:]), one.kwargs)
-                view.meta = dict(one.meta)
+        for one in chain:
+            args, kwargs = torch.fx.node.map_arg((one.args[1:], one.kwargs), lambda size: sizes.node(size.meta["val"]))
+            with backward.graph.inserting_before(first):
+                view = backward.graph.call_function(one.target, (view, *args), kwargs)
+            view.meta = dict(one.meta)
         for user in users:
             user.replace_input_with(placeholder, view)
 

@@ -22,6 +22,7 @@ namespace app::math {
 /// Returns:
 ///   out  float32[n, 768]  cpu
 /// Sizes: 1 <= n <= 4096.
+/// Trains: where x or bias requires grad and grad mode is on, results carry gradients; backward is compiled too.
 /// Throws torchcc::ArgumentError when an argument does not fit. Safe to call from many threads at once.
 at::Tensor bias_gelu(const at::Tensor& x, const at::Tensor& bias);
 
