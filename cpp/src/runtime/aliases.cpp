@@ -69,9 +69,7 @@ class Watch final : public Hooks {
     note(tensor);
     return hooks_.data(tensor);
   }
-  GradFn grad_fn(const at::TensorBase& tensor) const override {
-    return hooks_.grad_fn(tensor);
-  }
+  GradFn grad_fn(const at::TensorBase& tensor) const override { return hooks_.grad_fn(tensor); }
   unsigned _register_hook(const at::TensorBase& tensor,
                           std::function<at::TensorBase(const at::TensorBase&)> hook) const override {
     return hooks_._register_hook(tensor, std::move(hook));
