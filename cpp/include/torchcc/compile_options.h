@@ -12,12 +12,10 @@ namespace torchcc {
 /// What happens in a call of a compiled function.
 enum class CompileMode {
   /// Compiled code runs in place of the function where recordings have shown that it may. Else the function runs
-  /// lazily,
-  /// or, if it uses the memory of tensors by pointer, eagerly.
+  /// lazily, or, if it uses the memory of tensors by pointer, eagerly.
   automatic,
   /// Compiled code runs in place of the function; a function that cannot be replayed is an error: CaptureError, with
-  /// the
-  /// reason.
+  /// the reason.
   replay,
   /// The function's own code runs in every call, and its operators wait until a value is needed: stretches of operators
   /// that came before run as compiled code. For code that reads values, branches on them, counts its calls, or trains.
