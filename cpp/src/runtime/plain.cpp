@@ -150,8 +150,9 @@ void read_inputs(Signature& signature, const json& module, const std::vector<std
   for (const json& spec : module.at("signature").at("input_specs")) {
     if (!spec.contains("user_input")) continue;
     const json& argument = spec.at("user_input").at("arg");
-    const std::string tag = argument.items().begin().key();
-    const json& held = argument.items().begin().value();
+    const auto entry = argument.begin();
+    const std::string tag = entry.key();
+    const json& held = *entry;
     if (tag == "as_tensor") {
       signature.inputs.push_back(
           read_tensor(held.at("name").get<std::string>(), module.at("graph"), signature.symbols));
