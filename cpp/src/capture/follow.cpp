@@ -144,31 +144,31 @@ void Follow::give(const Operator& op, torch::jit::Stack* stack, bool counts) {
     park(used.id);
   }
   c10::SmallVector<c10::IValue, 2> results;
-  for (size_t i = 0; i < op.returns; ++i) results.push_back(given());
+  for (size_t i = 0; i < op.returns; ++i) results.push_back(given(counts && op.is_view));
   torch::jit::drop(*stack, op.arguments.size());
   for (c10::IValue& result : results) stack->push_back(std::move(result));
   ++position_;
 }
 
-c10::IValue Follow::given() {
+c10::IValue Follow::given(bool is_view) {
   switch (static_cast<Tag>(*word_++)) {
     case Tag::tensor: {
       const ValueId id = *word_++;
       for (const Used& used : used_) {
         if (used.written && used.id == id) return *used.tensor;
       }
-      return make(id);
+      return make(id, is_view);
     }
     case Tag::list: {
       c10::List<at::Tensor> list;
-      for (int64_t left = *word_++; left > 0; --left) list.push_back(given().toTensor());
+      for (int64_t left = *word_++; left > 0; --left) list.push_back(given(is_view).toTensor());
       return list;
     }
     default: return at::Tensor();
   }
 }
 
-at::Tensor Follow::make(ValueId id) {
+at::Tensor Follow::make(ValueId id, bool is_view) {
   const Trace& trace = recording().trace;
   Memory& memory = memories_[memory_of(id)];
   c10::intrusive_ptr<c10::StorageImpl> storage = memory.held;
@@ -182,7 +182,7 @@ at::Tensor Follow::make(ValueId id) {
   }
   at::Tensor tensor = make_view(c10::Storage(std::move(storage)), trace.value(id));
   for (const Used& used : used_) {
-    if (memory_of(used.id) != memory_of(id) || used.tensor->is_inference() || tensor.is_inference()) continue;
+    if (!is_view || memory_of(used.id) != memory_of(id) || used.tensor->is_inference() || tensor.is_inference()) continue;
     tensor.unsafeGetTensorImpl()->set_version_counter(used.tensor->unsafeGetTensorImpl()->version_counter());
     break;
   }

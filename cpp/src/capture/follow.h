@@ -30,7 +30,8 @@ class Follow {
   bool matches(const Operator& op, const c10::IValue* arguments, int16_t autocast);
   /// Whether the call that did not match differs from the recorded one in a number that all recordings have alike.
   bool differs_in_number() const { return differs_in_number_; }
-  /// The arguments on the stack become placeholders. `counts`: versions of what is written to are to be counted.
+  /// The arguments on the stack become placeholders. `counts`: the call does not come out of autograd, which counts
+  /// versions of what is written to itself, and lets views share them.
   void give(const Operator& op, torch::jit::Stack* stack, bool counts);
   /// Whether a call cannot run before what is pending: it uses a tensor of it, or memory that it uses.
   bool involves(const at::Tensor& tensor) const;
@@ -73,8 +74,8 @@ class Follow {
   bool matches_tensor(const at::Tensor& tensor, bool written);
   bool matches_external(const at::Tensor& tensor, ValueId id);
   bool matches_number(double number);
-  c10::IValue given();
-  at::Tensor make(ValueId id);
+  c10::IValue given(bool is_view);
+  at::Tensor make(ValueId id, bool is_view);
   void park(ValueId id);
 
   std::vector<bool> needed() const;

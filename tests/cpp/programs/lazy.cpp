@@ -369,6 +369,13 @@ BOOST_AUTO_TEST_CASE(gradients) {
          z[2].add_(x[0]);
          return (z * z).sum() + y.t().mean();
        }},
+      {"parts of one memory that count versions apart",
+       [](const Tensor& x, const Tensor& w) {
+         const std::vector<Tensor> parts = x.mm(w).unsafe_chunk(2, 1);
+         parts[0].sigmoid_();
+         parts[1].tanh_();
+         return (parts[0] * parts[1]).sum();
+       }},
       {"a function of its own", [](const Tensor& x, const Tensor& w) { return Scaled::apply(x.mm(w), 3.0).mean(); }},
       {"hooks",
        [](const Tensor& x, const Tensor& w) {
