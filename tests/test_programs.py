@@ -73,7 +73,7 @@ SLOW = Run(("@slow",))
 # Two compilations for each of two halves, in place of one.
 RANDOM_TRAINING = Run(
     ("random_training",),
-    {"TORCHCC_RANDOM_SEED": str(SEED), "TORCHCC_RANDOM_PROGRAMS": str(max(1, PROGRAMS // 6))},
+    {"TORCHCC_RANDOM_SEED": str(SEED), "TORCHCC_RANDOM_PROGRAMS": str(max(1, PROGRAMS // 30))},
 )
 RUNS = {run.name: run for run in (*RANDOM, RANDOM_TRAINING, *(Run(group) for group in GROUPS))}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Mapping, Sequence
 from operator import attrgetter
 from typing import Any
@@ -46,7 +47,7 @@ class Replay(torch.nn.Module):
                 continue
             try:
                 with _autocast(op), _grad_mode(op, self._trace):
-                    run_op(op, values, self._trace.values)
+                    run_op(op if self._trace.trains else _with_views(op), values, self._trace.values)
                 if self._trace.trains:
                     _check_requires_grad(op, values, self._trace.values)
             except Exception as error:
@@ -57,6 +58,20 @@ class Replay(torch.nn.Module):
                     )
                 ) from error
         return tuple(values[value] for value in self._trace.outputs)
+
+
+# Parts of one memory that autograd takes for tensors of their own, as torch.export does: it would lose what is written
+# into them.
+_VIEWS = {
+    "aten::unsafe_chunk": "aten::chunk",
+    "aten::unsafe_split.Tensor": "aten::split.Tensor",
+    "aten::unsafe_split_with_sizes": "aten::split_with_sizes",
+}
+
+
+def _with_views(op: Op) -> Op:
+    """The operator, or the one of the same arguments that gives views of the same memory."""
+    return dataclasses.replace(op, name=_VIEWS[op.name]) if op.name in _VIEWS else op
 
 
 def _register(root: torch.nn.Module, name: str, tensor: torch.Tensor) -> None:

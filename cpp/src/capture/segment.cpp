@@ -131,7 +131,12 @@ void Segments::commit(std::unique_ptr<Recording> made, std::string end) {
       }
       const auto numbers = same_but_for_numbers(*one->recording, *now);
       if (!numbers.has_value()) continue;
-      if (one->state != Segment::State::recorded) return;
+      // Where there is code, a number differs that it has as a constant, already in the first operator.
+      const bool is_news = std::any_of(numbers->begin(), numbers->end(), [&](uint32_t position) {
+        return static_cast<Tag>(one->recording->trace.code[position]) == Tag::floating;
+      });
+      if (one->state == Segment::State::eager || (one->state == Segment::State::compiled && !is_news)) return;
+      one->code.reset();
       take_numbers(*now, *numbers, one->recording->trace);
       segment = one;
       break;

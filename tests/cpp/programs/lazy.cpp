@@ -44,6 +44,57 @@ void check_lazily(const Make& make, double share = 0.5, int calls = 8) {
   BOOST_TEST(ran >= share * all, stats.str());
 }
 
+struct Scaled : torch::autograd::Function<Scaled> {
+  static Tensor forward(torch::autograd::AutogradContext* context, const Tensor& x, double factor) {
+    context->save_for_backward({x});
+    context->saved_data["factor"] = factor;
+    return x * x * factor;
+  }
+  static std::vector<Tensor> backward(torch::autograd::AutogradContext* context, std::vector<Tensor> gradients) {
+    const Tensor x = context->get_saved_variables()[0];
+    return {gradients[0] * x * 2 * context->saved_data["factor"].toDouble(), Tensor()};
+  }
+};
+
+using Function = std::function<Tensor(const Tensor&, const Tensor&)>;
+
+/// Compares gradients of functions that give a loss. Backward runs afterwards, or as the last thing in the function.
+void check_gradients_lazily(const std::vector<std::pair<std::string, Function>>& functions) {
+  for (size_t which = 0; which < functions.size(); ++which) {
+    const auto& [name, function] = functions[which];
+    const bool inside = which % 2 == 0;
+    BOOST_TEST_CONTEXT(name << (inside ? ", backward inside" : ", backward outside")) {
+      const auto run = [&function = function, inside](const Tensor& x, const Tensor& w) {
+        const Tensor loss = function(x, w);
+        if (inside) loss.backward();
+        return loss;
+      };
+      const auto compiled = torchcc::compile(run, lazy_options());
+      const Tensor weight = torch::randn({4, 4});
+      const Tensor a = weight.clone().requires_grad_(), b = weight.clone().requires_grad_();
+      for (int call = 0; call < 7; ++call) {
+        const Tensor x = torch::randn({3, 4}), c = x.clone().requires_grad_(), d = x.clone().requires_grad_();
+        torch::manual_seed(call);
+        const Tensor got = compiled(c, a);
+        torch::manual_seed(call);
+        const Tensor expected = run(d, b);
+        BOOST_TEST(difference(got.detach(), expected.detach()) == "");
+        if (!inside) {
+          got.backward();
+          expected.backward();
+        }
+        const double tolerance = name == "autocast" ? 300 : 1;
+        BOOST_TEST(difference(c.grad(), d.grad(), tolerance) == "", "call " << call);
+        BOOST_TEST(difference(a.grad(), b.grad(), tolerance) == "", "call " << call);
+        if (call % 3 != 2) continue;
+        a.mutable_grad().reset();
+        b.mutable_grad().reset();
+      }
+      BOOST_TEST(compiled.stats().compiled_ops > 0, compiled.stats().str());
+    }
+  }
+}
+
 }  // namespace
 
 BOOST_AUTO_TEST_SUITE(lazy)
@@ -333,23 +384,9 @@ BOOST_AUTO_TEST_CASE(threads) {
   BOOST_TEST(compiled.stats().compiled_ops > compiled.stats().eager_ops, compiled.stats().str());
 }
 
-struct Scaled : torch::autograd::Function<Scaled> {
-  static Tensor forward(torch::autograd::AutogradContext* context, const Tensor& x, double factor) {
-    context->save_for_backward({x});
-    context->saved_data["factor"] = factor;
-    return x * x * factor;
-  }
-  static std::vector<Tensor> backward(torch::autograd::AutogradContext* context, std::vector<Tensor> gradients) {
-    const Tensor x = context->get_saved_variables()[0];
-    return {gradients[0] * x * 2 * context->saved_data["factor"].toDouble(), Tensor()};
-  }
-};
-
-// Autograd works on operators that wait as on others. Each function gives a loss, of which backward runs afterwards, or
-// as the last thing in the function.
+// Autograd works on operators that wait as on others.
 BOOST_AUTO_TEST_CASE(gradients) {
-  using Function = std::function<Tensor(const Tensor&, const Tensor&)>;
-  const std::vector<std::pair<std::string, Function>> functions = {
+  check_gradients_lazily({
       {"layers",
        [](const Tensor& x, const Tensor& w) {
          return (torch::layer_norm((x * 2 + 1).tanh().mm(w), {4}).relu() - 1).square().mean();
@@ -376,18 +413,23 @@ BOOST_AUTO_TEST_CASE(gradients) {
          parts[1].tanh_();
          return (parts[0] * parts[1]).sum();
        }},
+      {"gradients of gradients",
+       [](const Tensor& x, const Tensor& w) {
+         const Tensor y = x.mm(w).tanh().sum();
+         const Tensor gradient = torch::autograd::grad({y}, {w}, {}, true, true)[0];
+         return gradient.square().sum() + y;
+       }},
+  });
+}
+
+BOOST_AUTO_TEST_CASE(gradients_of_other_functions, *boost::unit_test::label("slow")) {
+  check_gradients_lazily({
       {"a function of its own", [](const Tensor& x, const Tensor& w) { return Scaled::apply(x.mm(w), 3.0).mean(); }},
       {"hooks",
        [](const Tensor& x, const Tensor& w) {
          Tensor y = x.mm(w);
          y.register_hook([](const Tensor& gradient) { return gradient.clamp(-0.5, 0.5) * 3; });
          return y.square().sum();
-       }},
-      {"gradients of gradients",
-       [](const Tensor& x, const Tensor& w) {
-         const Tensor y = x.mm(w).tanh().sum();
-         const Tensor gradient = torch::autograd::grad({y}, {w}, {}, true, true)[0];
-         return gradient.square().sum() + y;
        }},
       {"parts without",
        [](const Tensor& x, const Tensor& w) {
@@ -410,40 +452,7 @@ BOOST_AUTO_TEST_CASE(gradients) {
          at::autocast::set_autocast_enabled(at::kCPU, false);
          return y.to(torch::kFloat).square().mean();
        }},
-  };
-  for (size_t which = 0; which < functions.size(); ++which) {
-    const auto& [name, function] = functions[which];
-    const bool inside = which % 2 == 0;
-    BOOST_TEST_CONTEXT(name << (inside ? ", backward inside" : ", backward outside")) {
-      const auto run = [&function = function, inside](const Tensor& x, const Tensor& w) {
-        const Tensor loss = function(x, w);
-        if (inside) loss.backward();
-        return loss;
-      };
-      const auto compiled = torchcc::compile(run, lazy_options());
-      const Tensor weight = torch::randn({4, 4});
-      const Tensor a = weight.clone().requires_grad_(), b = weight.clone().requires_grad_();
-      for (int call = 0; call < 7; ++call) {
-        const Tensor x = torch::randn({3, 4}), c = x.clone().requires_grad_(), d = x.clone().requires_grad_();
-        torch::manual_seed(call);
-        const Tensor got = compiled(c, a);
-        torch::manual_seed(call);
-        const Tensor expected = run(d, b);
-        BOOST_TEST(difference(got.detach(), expected.detach()) == "");
-        if (!inside) {
-          got.backward();
-          expected.backward();
-        }
-        const double tolerance = name == "autocast" ? 300 : 1;
-        BOOST_TEST(difference(c.grad(), d.grad(), tolerance) == "", "call " << call);
-        BOOST_TEST(difference(a.grad(), b.grad(), tolerance) == "", "call " << call);
-        if (call % 3 != 2) continue;
-        a.mutable_grad().reset();
-        b.mutable_grad().reset();
-      }
-      BOOST_TEST(compiled.stats().compiled_ops > 0, compiled.stats().str());
-    }
-  }
+  });
 }
 
 // PyTorch's own error where a tensor that backward needs was written to, and where backward ran before.

@@ -132,7 +132,7 @@ Curve train_for(What what, const MakeOptimizer& make_optimizer, bool clips) {
   if (what == What::step) {
     const torchcc::CompileStats after = compiled_step.stats();
     const int64_t ran = after.compiled_ops - before.compiled_ops, all = ran + after.eager_ops - before.eager_ops;
-    BOOST_TEST(static_cast<double>(ran) >= 0.9 * static_cast<double>(all), after.str());
+    BOOST_TEST(static_cast<double>(ran) >= 0.8 * static_cast<double>(all), after.str());
     BOOST_TEST(all > 0);
   }
   curve.state = net->parameters();

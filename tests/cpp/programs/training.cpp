@@ -81,7 +81,7 @@ BOOST_AUTO_TEST_CASE(several_results) {
   });
 }
 
-BOOST_AUTO_TEST_CASE(a_weight_twice) {
+BOOST_AUTO_TEST_CASE(a_weight_twice, *boost::unit_test::label("slow")) {
   check_trained([] {
     nn::Linear net(4, 4);
     return program([net](Tensor x) mutable { return net(torch::relu(net(x))) + net->weight.sum() * x; }, one,
@@ -89,7 +89,7 @@ BOOST_AUTO_TEST_CASE(a_weight_twice) {
   });
 }
 
-BOOST_AUTO_TEST_CASE(parts_without_gradients) {
+BOOST_AUTO_TEST_CASE(parts_without_gradients, *boost::unit_test::label("slow")) {
   check_trained([] {
     nn::Linear net(4, 4);
     net->bias.set_requires_grad(false);
@@ -153,7 +153,7 @@ BOOST_AUTO_TEST_CASE(attention_and_recurrence) {
   });
 }
 
-BOOST_AUTO_TEST_CASE(double_precision) {
+BOOST_AUTO_TEST_CASE(double_precision, *boost::unit_test::label("slow")) {
   check_trained([] {
     return program([](Tensor x, Tensor y) { return (torch::sin(x) * y).cumsum(0).log1p().sum(); },
                    [](int) { return std::tuple(torch::rand({5, 3}, at::kDouble), torch::rand({5, 1}, at::kDouble)); });
@@ -193,12 +193,12 @@ BOOST_AUTO_TEST_CASE(numerical_derivatives) {
   BOOST_TEST(compiled.stats().replayed == 2);
 }
 
-BOOST_AUTO_TEST_CASE(views_of_arguments) {
+BOOST_AUTO_TEST_CASE(views_of_arguments, *boost::unit_test::label("slow")) {
   check_trained(
       [] { return program([](Tensor x) { return std::tuple(x.t(), x.narrow(0, 1, 2), (x * 2).sum()); }, one); });
 }
 
-BOOST_AUTO_TEST_CASE(a_graph_before_and_behind) {
+BOOST_AUTO_TEST_CASE(a_graph_before_and_behind, *boost::unit_test::label("slow")) {
   Loss loss;
   const auto compiled = torchcc::compile([loss](Tensor x) mutable { return loss(x); }, plain_options());
   const Tensor w = torch::randn({4, 4}).requires_grad_();
@@ -308,7 +308,7 @@ BOOST_AUTO_TEST_CASE(written_between_forward_and_backward) {
 }
 
 // Results with graphs of their own: backward through one leaves the other's alone.
-BOOST_AUTO_TEST_CASE(backward_one_after_the_other) {
+BOOST_AUTO_TEST_CASE(backward_one_after_the_other, *boost::unit_test::label("slow")) {
   const auto function = [](const Tensor& x, const Tensor& w) {
     const Tensor y = torch::sin(x * w);
     return std::tuple(y.exp().sum(), torch::cos(x + w).sum(), y);
@@ -397,7 +397,7 @@ BOOST_AUTO_TEST_CASE(saved_tensors_are_freed) {
   BOOST_TEST(argument.expired());
 }
 
-BOOST_AUTO_TEST_CASE(gradients_of_their_own) {
+BOOST_AUTO_TEST_CASE(gradients_of_their_own, *boost::unit_test::label("slow")) {
   // Both arguments get the same gradient, which is the caller's tensor.
   const auto compiled = torchcc::compile([](Tensor x, Tensor y) { return x + y; }, plain_options());
   const auto fresh = [] { return torch::randn({4}).requires_grad_(); };
