@@ -135,7 +135,7 @@ BOOST_AUTO_TEST_CASE(function_destroyed_while_it_is_compiled) {
   for (int call = 0; call < 3; ++call) compiled(torch::randn({4}));
 }
 
-BOOST_AUTO_TEST_CASE(functions_of_their_own_in_each_thread) {
+BOOST_AUTO_TEST_CASE(functions_of_their_own_in_each_thread, *boost::unit_test::label("slow")) {
   run_together([](int index, Failures& failures) {
     Options options;
     options.name = "functions_of_their_own_in_each_thread";

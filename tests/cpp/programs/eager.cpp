@@ -430,7 +430,7 @@ BOOST_AUTO_TEST_CASE(printing) {
   }
 }
 
-BOOST_AUTO_TEST_CASE(printing_of_other_layouts) {
+BOOST_AUTO_TEST_CASE(printing_of_other_layouts, *boost::unit_test::label("slow")) {
   const Redirect redirect;
   check(
       [] {

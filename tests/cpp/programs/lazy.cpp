@@ -112,7 +112,7 @@ BOOST_AUTO_TEST_CASE(newton) {
   });
 }
 
-BOOST_AUTO_TEST_CASE(conjugate_gradient) {
+BOOST_AUTO_TEST_CASE(conjugate_gradient, *boost::unit_test::label("slow")) {
   check_lazily([] {
     return program(
         [](Tensor a, Tensor b) {
@@ -138,7 +138,7 @@ BOOST_AUTO_TEST_CASE(conjugate_gradient) {
   });
 }
 
-BOOST_AUTO_TEST_CASE(early_exit) {
+BOOST_AUTO_TEST_CASE(early_exit, *boost::unit_test::label("slow")) {
   check_lazily([] {
     auto layers = std::make_shared<std::vector<nn::Linear>>();
     for (int i = 0; i < 6; ++i) layers->push_back(nn::Linear(4, 4));
@@ -169,7 +169,7 @@ BOOST_AUTO_TEST_CASE(schedule) {
   });
 }
 
-BOOST_AUTO_TEST_CASE(logging_every_third_call) {
+BOOST_AUTO_TEST_CASE(logging_every_third_call, *boost::unit_test::label("slow")) {
   check_lazily(
       [] {
         auto calls = std::make_shared<int>(0);
@@ -185,7 +185,7 @@ BOOST_AUTO_TEST_CASE(logging_every_third_call) {
       0.5, 12);
 }
 
-BOOST_AUTO_TEST_CASE(not_a_number) {
+BOOST_AUTO_TEST_CASE(not_a_number, *boost::unit_test::label("slow")) {
   check_lazily([] {
     return program(
         [](Tensor x) {
@@ -234,7 +234,7 @@ BOOST_AUTO_TEST_CASE(state) {
   });
 }
 
-BOOST_AUTO_TEST_CASE(random_numbers) {
+BOOST_AUTO_TEST_CASE(random_numbers, *boost::unit_test::label("slow")) {
   check_lazily(
       [] {
         return program(

@@ -174,7 +174,9 @@ auto rmsprop(const std::vector<Tensor>& parameters) {
 
 BOOST_AUTO_TEST_SUITE(steps)
 
-BOOST_AUTO_TEST_CASE(perceptron_with_rmsprop) { check_curve<Perceptron>(What::step, rmsprop); }
+BOOST_AUTO_TEST_CASE(perceptron_with_rmsprop, *boost::unit_test::label("slow")) {
+  check_curve<Perceptron>(What::step, rmsprop);
+}
 
 BOOST_AUTO_TEST_CASE(convolutions_with_momentum) { check_curve<Convolutions>(What::step, momentum); }
 
