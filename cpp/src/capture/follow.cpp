@@ -182,7 +182,8 @@ at::Tensor Follow::make(ValueId id, bool is_view) {
   }
   at::Tensor tensor = make_view(c10::Storage(std::move(storage)), trace.value(id));
   for (const Used& used : used_) {
-    if (!is_view || memory_of(used.id) != memory_of(id) || used.tensor->is_inference() || tensor.is_inference()) continue;
+    if (!is_view || memory_of(used.id) != memory_of(id) || used.tensor->is_inference() || tensor.is_inference())
+      continue;
     tensor.unsafeGetTensorImpl()->set_version_counter(used.tensor->unsafeGetTensorImpl()->version_counter());
     break;
   }
