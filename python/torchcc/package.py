@@ -649,25 +649,22 @@ def _needs(variant: Variant | Training) -> dict[str, Any]:
 
 
 def _training(folder: str, training: Training) -> dict[str, Any]:
-    return {
-        **_needs(training),
-        "library": _record(folder, training.files, ".so"),
-        "library_backward": _record(f"{folder}__backward", training.files_backward, ".so"),
-        "extern_ops": _record(folder, training.files, ".json"),
-        "extern_ops_backward": _record(f"{folder}__backward", training.files_backward, ".json"),
-        "exclusive": training.exclusive,
-        "weights": list(training.weights),
-        "backward": dict(training.description),
-    }
+    code = _code(folder, training, "backward", training.files_backward)
+    return {**code, "backward": dict(training.description)}
 
 
 def _variant(folder: str, variant: Variant) -> dict[str, Any]:
+    return _code(folder, variant, "out", variant.files_out)
+
+
+def _code(folder: str, variant: Variant | Training, form: str, files: Sequence[str]) -> dict[str, Any]:
+    """What both kinds state; ``files`` are those of the second form."""
     return {
         **_needs(variant),
         "library": _record(folder, variant.files, ".so"),
-        "library_out": _record(f"{folder}__out", variant.files_out, ".so"),
+        f"library_{form}": _record(f"{folder}__{form}", files, ".so"),
         "extern_ops": _record(folder, variant.files, ".json"),
-        "extern_ops_out": _record(f"{folder}__out", variant.files_out, ".json"),
+        f"extern_ops_{form}": _record(f"{folder}__{form}", files, ".json"),
         "exclusive": variant.exclusive,
         "weights": list(variant.weights),
     }

@@ -6,21 +6,16 @@
 
 #include <ATen/Context.h>
 #include <ATen/core/grad_mode.h>
-#include <c10/core/CPUAllocator.h>
 #include <c10/core/DefaultDtype.h>
 #include <c10/core/InferenceMode.h>
 #include <torchcc/signature.h>
 
+#include "placeholder.h"
 #include "recorder.h"
 #include "tensors.h"
 
 namespace torchcc::detail {
 namespace {
-
-/// Whether memory is of PyTorch's allocator, and not the program's own (from_blob).
-bool is_allocated(const at::Tensor& tensor) {
-  return tensor.storage().data_ptr().get_deleter() == c10::GetCPUAllocator()->raw_deleter();
-}
 
 bool overlap(const int64_t* a, const int64_t* b) {
   const auto [a_begin, a_end] = extent(a);
@@ -113,13 +108,14 @@ void Recorder::sort_captured() {
   for (External& external : externals_) {
     if (external.argument >= 0 || external.is_constant) continue;
     if (external.tensor.use_count() > 1 || external.tensor.storage().use_count() > 1) continue;
-    if (external.tensor.dim() == 0 && is_allocated(external.tensor) && !memories_[external.memory].is_written) {
+    if (external.tensor.dim() == 0 && is_allocated(storage_of(external.tensor)) &&
+        !memories_[external.memory].is_written) {
       external.is_constant = true;  // PyTorch makes such tensors of C++ numbers without an operator
     } else {
       refuse(
           "the function uses a tensor that no operator made and that is gone after the call: memory that it wraps or "
           "fills anew (from_blob, data_ptr, another thread), or a captured tensor that is assigned anew",
-          /*touches_memory=*/!is_allocated(external.tensor));
+          /*touches_memory=*/!is_allocated(storage_of(external.tensor)));
     }
   }
 }

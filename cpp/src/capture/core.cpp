@@ -33,7 +33,7 @@ void check(const CompileOptions& options) {
   throw CaptureError(message("compile '" + name + "': compiled code cannot run in its place",
                              {{"expected", "a function that can be replayed, since CompileOptions::mode is replay"},
                               {"got", reason},
-                              {"fix", "change the function, or leave out the mode: it then runs eagerly"}}));
+                              {"fix", "change the function, or leave out the mode: it then runs lazily or eagerly"}}));
 }
 
 }  // namespace

@@ -100,16 +100,13 @@ bool Follow::matches_tensor(const at::Tensor& tensor, bool written) {
   word_ += 2;
   const Value& known = values_[static_cast<size_t>(id)];
   if (!tensor.has_storage()) return false;
-  if (known.impl == nullptr) {
-    if (!is_ordinary(tensor) || !has_words(tensor, recording().trace.value(id)) || !matches_external(tensor, id)) {
-      return false;
-    }
-  } else if (memories_[memory_of(id)].storage != &storage_of(tensor)) {
-    return false;
-  } else if (known.impl != tensor.unsafeGetTensorImpl() &&
-             !(is_ordinary(tensor) && has_words(tensor, recording().trace.value(id)))) {
+  if (known.impl != tensor.unsafeGetTensorImpl() &&
+      !(is_ordinary(tensor) && has_words(tensor, recording().trace.value(id)))) {
     return false;
   }
+  const bool has_place =
+      known.impl == nullptr ? matches_external(tensor, id) : memories_[memory_of(id)].storage == &storage_of(tensor);
+  if (!has_place) return false;
   used_.push_back({id, &tensor, written});
   return true;
 }
@@ -181,11 +178,13 @@ at::Tensor Follow::make(ValueId id, bool is_view) {
     storage = memory.made->lock();  // an argument of the operator has it
   }
   at::Tensor tensor = make_view(c10::Storage(std::move(storage)), trace.value(id));
-  for (const Used& used : used_) {
-    if (!is_view || memory_of(used.id) != memory_of(id) || used.tensor->is_inference() || tensor.is_inference())
-      continue;
-    tensor.unsafeGetTensorImpl()->set_version_counter(used.tensor->unsafeGetTensorImpl()->version_counter());
-    break;
+  if (is_view && !tensor.is_inference()) {
+    const auto base = std::find_if(used_.begin(), used_.end(), [&](const Used& used) {
+      return memory_of(used.id) == memory_of(id) && !used.tensor->is_inference();
+    });
+    if (base != used_.end()) {
+      tensor.unsafeGetTensorImpl()->set_version_counter(base->tensor->unsafeGetTensorImpl()->version_counter());
+    }
   }
   Value& value = values_[static_cast<size_t>(id)];
   value.impl = tensor.unsafeGetTensorImpl();

@@ -21,21 +21,15 @@ constexpr c10::DispatchKey kBelow = c10::DispatchKey::Fake;
 
 thread_local Mode* current_mode = nullptr;
 
-void fallback(const c10::OperatorHandle& op, c10::DispatchKeySet, torch::jit::Stack* stack) {
-  const c10::impl::ExcludeDispatchKeyGuard inside(kMode);
-  if (current_mode == nullptr) {
-    op.callBoxed(stack);
-  } else {
-    current_mode->step(op, stack);
-  }
-}
+using Step = void (Mode::*)(const c10::OperatorHandle&, torch::jit::Stack*);
 
-void fallback_below(const c10::OperatorHandle& op, c10::DispatchKeySet, torch::jit::Stack* stack) {
-  const c10::impl::ExcludeDispatchKeyGuard inside(kBelow);
+template <c10::DispatchKey key, Step step>
+void fallback(const c10::OperatorHandle& op, c10::DispatchKeySet, torch::jit::Stack* stack) {
+  const c10::impl::ExcludeDispatchKeyGuard inside(key);
   if (current_mode == nullptr) {
     op.callBoxed(stack);
   } else {
-    current_mode->step_below(op, stack);
+    (current_mode->*step)(op, stack);
   }
 }
 
@@ -50,9 +44,9 @@ void require_fallbacks() {
                                   {"fix", "link torchcc::capture into one library of the program only"}}));
     }
     static torch::Library library(torch::Library::IMPL, "_", kMode, __FILE__, __LINE__);
-    library.fallback(torch::CppFunction::makeFromBoxedFunction<&fallback>());
+    library.fallback(torch::CppFunction::makeFromBoxedFunction<&fallback<kMode, &Mode::step>>());
     static torch::Library below(torch::Library::IMPL, "_", kBelow, __FILE__, __LINE__);
-    below.fallback(torch::CppFunction::makeFromBoxedFunction<&fallback_below>());
+    below.fallback(torch::CppFunction::makeFromBoxedFunction<&fallback<kBelow, &Mode::step_below>>());
     return true;
   }();
   (void)registered;

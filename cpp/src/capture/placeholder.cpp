@@ -12,6 +12,9 @@ namespace {
 /// Marks memory that is not there yet.
 void no_memory(void*) {}
 
+/// What such a storage has in place of memory.
+at::DataPtr placeholder() { return {nullptr, nullptr, &no_memory, at::kCPU}; }
+
 at::DeleterFnPtr deleter_of(const c10::StorageImpl& storage) {
   return const_cast<c10::StorageImpl&>(storage)._mutable_data_ptr_no_checks().get_deleter();
 }
@@ -30,8 +33,6 @@ void allow_access(Storage& storage) {
 }
 
 }  // namespace
-
-at::DataPtr placeholder() { return {nullptr, nullptr, &no_memory, at::kCPU}; }
 
 bool is_placeholder(const c10::StorageImpl& storage) { return deleter_of(storage) == &no_memory; }
 

@@ -10,8 +10,6 @@ namespace torchcc::detail {
 
 inline c10::StorageImpl& storage_of(const at::Tensor& tensor) { return *tensor.storage().unsafeGetStorageImpl(); }
 
-/// What such a storage has in place of memory.
-at::DataPtr placeholder();
 bool is_placeholder(const c10::StorageImpl& storage);
 /// A new one.
 c10::intrusive_ptr<c10::StorageImpl> make_placeholder(size_t bytes);

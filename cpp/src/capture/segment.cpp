@@ -70,17 +70,17 @@ std::shared_ptr<const Recording> without_tensors(const Recording& recording) {
 
 const Operator* first_of(const Recording& recording) { return recording.trace.steps[recording.layout.prologue].op; }
 
-const char* state_name(Segment::State state) {
+}  // namespace
+
+const char* name_of(CodeState state) {
   switch (state) {
-    case Segment::State::recorded: return "recorded";
-    case Segment::State::compiling: return "compiling";
-    case Segment::State::compiled: return "compiled";
-    case Segment::State::eager: return "eager";
+    case CodeState::recorded: return "recorded";
+    case CodeState::compiling: return "compiling";
+    case CodeState::compiled: return "compiled";
+    case CodeState::eager: return "eager";
   }
   return "";
 }
-
-}  // namespace
 
 std::vector<std::shared_ptr<Segment>> Segments::beginning_with(const Operator& op) const {
   const std::lock_guard lock(mutex_);
@@ -254,7 +254,7 @@ void Segments::describe(CompileStats& stats) const {
       SegmentStats& one = stats.segments.emplace_back();
       one.first = first->name;
       one.ops = static_cast<int64_t>(segment->recording->trace.steps.size());
-      one.state = state_name(segment->state);
+      one.state = name_of(segment->state);
       one.reason = segment->reason;
       one.end = segment->end;
       one.recorded = segment->recorded;

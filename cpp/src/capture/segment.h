@@ -16,9 +16,14 @@ namespace torchcc::detail {
 
 struct CoreState;
 
+/// How far the code of something recorded is.
+enum class CodeState : uint8_t { recorded, compiling, compiled, eager };
+/// "recorded", and so on, for stats().
+const char* name_of(CodeState state);
+
 /// Operators between two places where a program needs values. What others may change belongs to Segments::mutex.
 struct Segment {
-  enum class State : uint8_t { recorded, compiling, compiled, eager };
+  using State = CodeState;
 
   State state = State::recorded;
   std::shared_ptr<const Recording> recording;

@@ -7,20 +7,6 @@
 
 namespace torchcc {
 namespace detail {
-namespace {
-
-const char* state_name(Variant::State state) {
-  switch (state) {
-    case Variant::State::recorded: return "recorded";
-    case Variant::State::compiling: return "compiling";
-    case Variant::State::compiled: return "compiled";
-    case Variant::State::eager: return "eager";
-  }
-  return "";
-}
-
-}  // namespace
-
 CompileStats Core::stats() const {
   const CoreState& state = *state_;
   const std::lock_guard lock(state.mutex);
@@ -31,7 +17,7 @@ CompileStats Core::stats() const {
   for (const auto& variant : state.variants) {
     VariantStats one;
     one.inputs = variant->guards.text();
-    one.state = variant->is_lazy && state.never_lazy.empty() ? "lazy" : state_name(variant->state);
+    one.state = variant->is_lazy && state.never_lazy.empty() ? "lazy" : name_of(variant->state);
     one.reason = variant->reason;
     one.recorded = variant->recorded;
     one.replayed = variant->replayed;

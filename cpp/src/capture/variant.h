@@ -34,7 +34,7 @@ void name_captured(Recording& recording, const ModuleView* module);
 /// One set of guards of a function, with its recordings and compiled code. The atomics are free for all; everything
 /// else belongs to CoreState::mutex.
 struct Variant {
-  enum class State : uint8_t { recorded, compiling, compiled, eager };
+  using State = CodeState;
 
   explicit Variant(Guards guards) : guards(std::move(guards)) {}
 
