@@ -27,10 +27,14 @@ GROUPS = (
     ("convolutions", "layers", "concurrency", "random_numbers"),
     ("training",),
     ("lazy", "steps"),
+    ("sizes",),
 )
 
 # Suites whose programs run with gradients too; see trains() in harness.h.
 TRAINED = ("operators", "sequences", "mutation", "signatures", "eager", "convolutions", "layers", "random_numbers")
+
+# Suites most of whose programs take arguments of other sizes; see check_sizes() in harness.cpp.
+SIZED = ("operators", "sequences", "convolutions", "layers")
 
 PROGRAMS = int(os.environ.get("TORCHCC_RANDOM_PROGRAMS", "300"))
 SEED = int(os.environ.get("TORCHCC_RANDOM_SEED", "1"))
@@ -75,7 +79,8 @@ RANDOM_TRAINING = Run(
     ("random_training",),
     {"TORCHCC_RANDOM_SEED": str(SEED), "TORCHCC_RANDOM_PROGRAMS": str(max(1, PROGRAMS // 30))},
 )
-RUNS = {run.name: run for run in (*RANDOM, RANDOM_TRAINING, *(Run(group) for group in GROUPS))}
+RANDOM_READS = Run(("random_reads",), {"TORCHCC_RANDOM_SEED": str(SEED), "TORCHCC_RANDOM_PROGRAMS": str(PROGRAMS)})
+RUNS = {run.name: run for run in (*RANDOM, RANDOM_TRAINING, RANDOM_READS, *(Run(group) for group in GROUPS))}
 
 
 @dataclass(frozen=True)
@@ -145,14 +150,36 @@ def test_slow_programs(cpp_build: Callable[[str], Path], tmp_path: Path) -> None
 @pytest.mark.parametrize("suite", TRAINED)
 def test_programs_with_gradients(cpp_build: Callable[[str], Path], tmp_path: Path, suite: str) -> None:
     """All that can be differentiated are right; nearly all that could be compiled are."""
-    ran = _execute(cpp_build("release") / "programs", Run((suite,), {"TORCHCC_PROGRAMS": "training"}), tmp_path)
-    _check(ran)
-    summary = re.search(r"trained: (\d+) of (\d+) compiled", ran.output)
-    assert summary is not None, ran.output
-    print(*(line for line in ran.output.splitlines() if line.startswith("trained")), sep="\n")
-    compiled, programs = map(int, summary.groups())
+    compiled, programs = _summary(cpp_build, tmp_path, suite, "training", r"training: (\d+) of (\d+) compiled")
     # Programs that must stay eager without gradients must with them.
     assert suite == "eager" or compiled >= 0.8 * programs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suite", TRAINED)
+def test_programs_lazily(cpp_build: Callable[[str], Path], tmp_path: Path, suite: str) -> None:
+    """All are right, and at least half of their operators run compiled."""
+    good, every = _summary(cpp_build, tmp_path, suite, "lazy", r"lazy: (\d+) of (\d+) operators compiled")
+    assert good >= 0.5 * every
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suite", SIZED)
+def test_programs_of_many_sizes(cpp_build: Callable[[str], Path], tmp_path: Path, suite: str) -> None:
+    """All are right, and most dimensions that may have other sizes need one code for all of them."""
+    good, every = _summary(cpp_build, tmp_path, suite, "sizes", r"sizes: (\d+) of (\d+) dimensions served by one code")
+    assert good >= 0.6 * every
+
+
+def _summary(cpp_build: Callable[[str], Path], tmp_path: Path, suite: str, mode: str, pattern: str) -> tuple[int, int]:
+    """Runs a suite with its programs in another way; the numbers of its last line."""
+    ran = _execute(cpp_build("release") / "programs", Run((suite,), {"TORCHCC_PROGRAMS": mode}), tmp_path)
+    _check(ran)
+    summary = re.search(pattern, ran.output)
+    assert summary is not None, ran.output
+    print(*(line for line in ran.output.splitlines() if line.startswith(f"{mode}:")), sep="\n")
+    good, every = map(int, summary.groups())
+    return good, every
 
 
 def _check(ran: Ran) -> None:

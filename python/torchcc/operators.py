@@ -186,6 +186,15 @@ def out_form(operator: Any) -> OutForm | None:
     raise LookupError(f"no operator that returns what {operator.name()} writes")
 
 
+def needs_recorded_sizes(operator: Any) -> bool:
+    """Whether sizes of its result are the recorded ones: of ``out`` variants, which may grow, and of ``resize_``."""
+    return operator.name() in RESIZING or any(argument.is_out for argument in _torch.schema(operator).arguments)
+
+
+#: Operators that give a tensor other sizes, and other memory where that is too small.
+RESIZING = ("aten::resize_", "aten::resize_as_")
+
+
 def _order(candidate: Any, positions: dict[str, int], wanted: Sequence[Any]) -> tuple[int | None, ...] | None:
     """Where the arguments of ``candidate`` are found; ``None`` when it is not the same operator without ``out``."""
     own = _torch.schema(candidate).arguments

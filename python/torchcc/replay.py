@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from torchcc import operators, trace
+from torchcc import _torch, operators, trace
 from torchcc.errors import CaptureError, message
 from torchcc.trace import Metadata, Op, Output, Trace, Values
 
@@ -42,10 +42,13 @@ class Replay(torch.nn.Module):
         for position, one in enumerate(self._trace.inputs):
             name = self._fixed.get(position)
             values[one.value] = next(given) if name is None else attrgetter(name)(self)
+        _unite(self._trace, values)
         for position, op in enumerate(self._trace.ops):
             if op.only_reads_metadata():
                 continue
             try:
+                if self._trace.free and operators.needs_recorded_sizes(operators.find(op.name)):
+                    raise ValueError("it resizes a tensor, which needs sizes as they were recorded")
                 with _autocast(op), _grad_mode(op, self._trace):
                     run_op(op if self._trace.trains else _with_views(op), values, self._trace.values)
                 if self._trace.trains:
@@ -58,6 +61,14 @@ class Replay(torch.nn.Module):
                     )
                 ) from error
         return tuple(values[value] for value in self._trace.outputs)
+
+
+def _unite(recorded: Trace, values: Values) -> None:
+    """Tells torch.export which sizes are the same in all calls."""
+    first: dict[int, Any] = {}
+    for one in recorded.free:
+        size = values[recorded.inputs[one.input].value].shape[one.dim]
+        _torch.check(size == first.setdefault(one.symbol, size))
 
 
 # Parts of one memory that autograd takes for tensors of their own, as torch.export does: it would lose what is written
@@ -150,7 +161,7 @@ def _run_out_form(
 
 
 def _run_out_of_place(operator: Any, args: Sequence[Any], result: Metadata) -> Any:
-    if operator.name() in ("aten::resize_", "aten::resize_as_"):
+    if operator.name() in operators.RESIZING:
         return _resized(args[0], result)
     return operators.call(operators.out_of_place(operator), args)
 

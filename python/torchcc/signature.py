@@ -89,20 +89,41 @@ class Value:
 
 
 @dataclass(frozen=True)
+class Guard:
+    """What code relies on beside ranges: ``left relation right``, with a relation ``==``, ``!=``, ``<`` or ``<=``."""
+
+    relation: str
+    left: sizes.Size
+    right: sizes.Size
+
+    def text(self) -> str:
+        """``"n % 4 == 0"``."""
+        return f"{sizes.text(self.left)} {self.relation} {sizes.text(self.right)}"
+
+    def to_json(self) -> dict[str, Any]:
+        """The manifest's form."""
+        return {"text": self.text(), "relation": self.relation, "left": self.left, "right": self.right}
+
+
+@dataclass(frozen=True)
 class Signature:
-    """Name, inputs, outputs and symbols of a function. ``str()`` gives the same text as C++'s ``Signature::str()``."""
+    """Name, inputs, outputs, symbols of a function, and what it relies on beside their ranges.
+
+    ``str()`` gives the same text as C++'s ``Signature::str()``.
+    """
 
     name: str
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
     symbols: tuple[Symbol, ...] = field(default=())
+    guards: tuple[Guard, ...] = ()
 
     def __str__(self) -> str:
         inputs = ", ".join(f"{value.name}: {value.type()}" for value in self.inputs)
         outputs = ", ".join(value.type() for value in self.outputs)
         if len(self.outputs) != 1:
             outputs = f"({outputs})"
-        ranges = ", ".join(symbol.text() for symbol in self.symbols)
+        ranges = ", ".join(one.text() for one in (*self.symbols, *self.guards))
         return f"{self.name}({inputs}) -> {outputs}" + (f" with {ranges}" if ranges else "")
 
     def to_json(self) -> dict[str, Any]:
@@ -112,6 +133,7 @@ class Signature:
             "inputs": [value.to_json() for value in self.inputs],
             "outputs": [value.to_json() for value in self.outputs],
             "symbols": [{"name": s.name, "min": s.minimum, "max": s.maximum} for s in self.symbols],
+            **({"guards": [guard.to_json() for guard in self.guards]} if self.guards else {}),
         }
 
     @staticmethod
@@ -122,4 +144,5 @@ class Signature:
             tuple(map(Value.from_json, content["inputs"])),
             tuple(map(Value.from_json, content["outputs"])),
             tuple(Symbol(one["name"], one["min"], one["max"]) for one in content["symbols"]),
+            tuple(Guard(one["relation"], one["left"], one["right"]) for one in content.get("guards", ())),
         )

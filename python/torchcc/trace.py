@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -89,6 +90,18 @@ class Input:
 
 
 @dataclass(frozen=True)
+class Free:
+    """A size of an input that other calls have otherwise: which input, which dimension, and a number for the symbol.
+
+    Dimensions of the same symbol have the same size in all calls.
+    """
+
+    input: int
+    dim: int
+    symbol: int
+
+
+@dataclass(frozen=True)
 class Op:
     """One operator call.
 
@@ -150,6 +163,9 @@ class Trace:
         random: Whether operators draw random numbers.
         output_grads: Which outputs require grad; empty where none does.
         held_outputs: Which outputs eager PyTorch keeps for gradients; likewise.
+        free: The sizes that the code is to take as they come. Numbers in arguments that follow from them are
+            ``{"size": ...}``.
+        symbols: Names of the symbols of these sizes.
     """
 
     name: str
@@ -162,6 +178,8 @@ class Trace:
     random: bool
     output_grads: tuple[bool, ...] = ()
     held_outputs: tuple[bool, ...] = ()
+    free: tuple[Free, ...] = ()
+    symbols: tuple[str, ...] = ()
 
     @property
     def trains(self) -> bool:
@@ -246,6 +264,8 @@ def parse(content: Mapping[str, Any], origin: str) -> Trace:
             random=bool(content["random"]),
             output_grads=tuple(map(bool, content.get("output_grads", ()))),
             held_outputs=tuple(map(bool, content.get("held_outputs", ()))),
+            free=tuple(Free(*one) for one in content.get("free", ())),
+            symbols=tuple(content.get("symbols", ())),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise _unreadable(origin, f"{type(error).__name__}: {error}") from error
@@ -321,6 +341,8 @@ def decode(argument: Argument, values: Mapping[int, torch.Tensor]) -> Any:
             return number(content)
         case "number":
             return values[content].item()
+        case "size":
+            return _computed(content, values)
         case "complex":
             return complex(*map(number, content))
         case "str":
@@ -330,6 +352,26 @@ def decode(argument: Argument, values: Mapping[int, torch.Tensor]) -> Any:
         case "device":
             return torch.device(content)
     raise ValueError(f"an argument of kind '{kind}'")
+
+
+def _computed(content: Mapping[str, Any], values: Mapping[int, torch.Tensor]) -> Any:
+    """A number that follows from sizes: see ``SizeExpression`` in cpp/src/capture/sizes.h. Symbolic where these are."""
+    total: Any = content["plus"]
+    for term in content["terms"]:
+        total = total + term["times"] * math.prod(values[value].shape[dim] for value, dim in term["product"])
+    if content["over"] != 1:
+        total = total // content["over"]
+    if content["form"] == "whole":
+        return total
+    as_float = torch.sym_float(total)
+    match content["form"]:
+        case "inverse":
+            return 1.0 / as_float
+        case "root":
+            return torch.sym_sqrt(as_float)
+        case "inverse_root":
+            return 1.0 / torch.sym_sqrt(as_float)
+    return as_float
 
 
 def encode(value: Any) -> Argument:

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.export import ExportedProgram
+from torch.export import Dim, ExportedProgram
 
 from torchcc import _torch, package, replay, toolchain, trace, training
 from torchcc.errors import Error
 from torchcc.recording import Recording, RefusedError, Run, check_artifact, check_replay, load, one_line
 from torchcc.replay import Replay
-from torchcc.signature import Signature, Value
+from torchcc.signature import Guard, Signature, Symbol, Value
 from torchcc.trace import Trace
 
 # A frozen package must be this much faster than the plain one: it costs memory, and a change of weights ends it.
@@ -206,6 +206,8 @@ def _build(
     given = [position for position in range(len(recording.inputs)) if position not in fixed]
     tell("exporting")
     program = _export(recording, fixed)
+    if recording.trace.free:
+        _signature(recording.trace, given, program)  # before the time is spent on compiling
     copied: Mapping[int, Sequence[int]] = {}
     while True:
         tell("compiling")
@@ -215,7 +217,7 @@ def _build(
         misplaced = check_artifact(recording, given, run, shared, _same_numbers(recording.trace, request.options))
         if not misplaced:
             return program, compiled, run
-        if copied:
+        if copied or recording.trace.free:
             number, how = min(misplaced.items())
             raise RefusedError("mismatch", f"output {number} of the compiled code {how}")
         copied = {number: recording.form(number).strides for number in misplaced}
@@ -231,16 +233,32 @@ def _fixed(recorded: Trace) -> list[int]:
 
 def _export(recording: Recording, fixed: Sequence[int]) -> ExportedProgram:
     module = Replay(recording.trace, {position: replay.copy_of(recording.inputs[position]) for position in fixed})
-    args = tuple(replay.copy_of(one) for i, one in enumerate(recording.inputs) if i not in fixed)
+    given = [position for position in range(len(recording.inputs)) if position not in fixed]
+    args = tuple(replay.copy_of(recording.inputs[position]) for position in given)
     try:
-        program = _torch.export(module, args, None, prefer_general=False)
+        program = _torch.export(module, args, _dynamic(recording.trace, fixed, given), prefer_general=False)
     except Exception as error:
         raise RefusedError("export", one_line(error)) from error
     program.example_inputs = None  # they would be written into the package, weights included
     for position, result in enumerate(_torch.outputs(program)):
-        if not isinstance(result, torch.Tensor) or not all(isinstance(size, int) for size in result.shape):
+        is_sized = isinstance(result, torch.Tensor) and (
+            recording.trace.free or all(isinstance(size, int) for size in result.shape)
+        )
+        if not is_sized:
             raise RefusedError("export", f"output {position} has sizes that depend on data")
     return program
+
+
+def _dynamic(recorded: Trace, fixed: Sequence[int], given: Sequence[int]) -> Any:
+    """The free sizes as torch.export takes them: the arguments are a tuple, ``*inputs``."""
+    if not recorded.free:
+        return None
+    if any(one.input in fixed for one in recorded.free):
+        raise RefusedError("slower", "weights whose sizes vary cannot be packed")
+    dims: dict[int, dict[int, Any]] = {position: {} for position in given}
+    for one in recorded.free:
+        dims[one.input][one.dim] = Dim.AUTO
+    return (tuple(dims[position] for position in given),)
 
 
 def _same_numbers(recorded: Trace, options: Mapping[str, Any]) -> bool:
@@ -331,7 +349,7 @@ def _write(
     compiled: _torch.Compiled,
 ) -> None:
     function = package.Function(
-        signature=_signature(recording.trace, given),
+        signature=_signature(recording.trace, given, program),
         program=None if request.freeze else _torch.storable(program),
         variants=[package.Variant(compiled.files, exclusive=compiled.exclusive)],
     )
@@ -339,17 +357,41 @@ def _write(
     package.write(request.package, [function], extras, private=True)
 
 
-def _signature(recorded: Trace, given: Sequence[int]) -> Signature:
-    def value(name: str, of: int, mutated: bool = False) -> Value:
-        metadata = recorded.values[of]
-        return Value(name, trace.dtype_name(metadata.dtype), metadata.sizes, mutated=mutated)
+def _signature(recorded: Trace, given: Sequence[int], program: ExportedProgram) -> Signature:
+    """Names of the inputs, and what the program says of the sizes that are free.
 
-    single = len(recorded.outputs) == 1
-    return Signature(
-        name=recorded.name,
-        inputs=tuple(
-            value(recorded.inputs[position].name, recorded.inputs[position].value, position in recorded.mutated)
-            for position in given
-        ),
-        outputs=tuple(value("out" if single else f"out{i}", one) for i, one in enumerate(recorded.outputs)),
-    )
+    Raises:
+        RefusedError: The operators do something else for other sizes, or on a condition that cannot be checked.
+    """
+    names: dict[Any, str] = {}
+    forms = dict(zip(given, _torch.placeholders(program), strict=True))
+    for one in recorded.free:
+        size = forms[one.input].shape[one.dim]
+        symbol = _torch.plain_symbol(size)
+        if isinstance(size, int):
+            name = recorded.inputs[one.input].name
+            raise RefusedError("sizes", f"the operators do something else unless size {one.dim} of {name} is {size}")
+        if symbol is not None:
+            names.setdefault(symbol, recorded.symbols[one.symbol])
+
+    def value(name: str, dtype: torch.dtype, shape: Sequence[Any], mutated: bool = False) -> Value:
+        read = tuple(_torch.read_size(size, names) for size in shape)
+        if None in read:
+            raise RefusedError("sizes", f"sizes of {name} follow from no size that is there alone: {list(shape)}")
+        return Value(name, trace.dtype_name(dtype), read, mutated=mutated)
+
+    inputs = []
+    for position in given:
+        one = recorded.inputs[position]
+        dtype = recorded.values[one.value].dtype
+        inputs.append(value(one.name, dtype, forms[position].shape, position in recorded.mutated))
+    results = _torch.outputs(program)
+    single = len(results) == 1
+    outputs = [value("out" if single else f"out{i}", one.dtype, one.shape) for i, one in enumerate(results)]
+    try:
+        guards = tuple(Guard(*condition) for condition in _torch.conditions(program, names)) if names else ()
+    except ValueError as error:
+        raise RefusedError("sizes", one_line(error)) from error
+    ranges = _torch.size_ranges(program)
+    symbols = tuple(Symbol(name, *ranges.get(symbol, (2, None))) for symbol, name in names.items())
+    return Signature(recorded.name, tuple(inputs), tuple(outputs), symbols, guards)

@@ -24,6 +24,15 @@ enum class CompileMode {
   eager,
 };
 
+/// A promise about the sizes of an argument: see CompileOptions::dynamic.
+struct DynamicSize {
+  int64_t argument = 0;     ///< position among the tensors of the arguments
+  int64_t dim = 0;          ///< a dimension; negative ones count from the last
+  std::string name;         ///< how signatures and messages name the size
+  int64_t min = 2;          ///< the smallest size; 0 and 1 have code of their own
+  int64_t max = INT64_MAX;  ///< the largest size
+};
+
 /// How a function is compiled. A plain value; compile() copies it.
 struct CompileOptions {
   /// What calls do.
@@ -57,8 +66,18 @@ struct CompileOptions {
   /// 200 us are not measured.
   bool allow_slower = false;
 
-  /// Variants that one function may have (one per set of sizes, dtypes, values of numbers ...). Calls that fit none of
-  /// them, when there are this many, run eagerly.
+  /// Calls that differ from others in sizes alone share code, as far as the function allows: after calls of two sizes,
+  /// code is compiled for all that do the same, and the first call of each further size shows that it does. Sizes 0 and
+  /// 1 have code of their own. false: each size has.
+  bool automatic_dynamic_shapes = true;
+
+  /// Sizes for which the function does the same whatever they are: as soon as calls of two sizes have led to code,
+  /// calls of all others within the ranges run it at once. Where the two calls show that the function does not do the
+  /// same, the second one throws CaptureError, which says where. Sizes outside the ranges are as without a promise.
+  std::vector<DynamicSize> dynamic = {};
+
+  /// Variants with code of their own that one function may have (one per set of dtypes, values of numbers, sizes that
+  /// cannot share code ...). Calls that fit none of them, when there are this many, run eagerly.
   int64_t max_variants = 8;
 
   /// Called with one line of text when the compiler makes progress, from a thread of torchcc's or the calling one. It
@@ -68,7 +87,8 @@ struct CompileOptions {
 
 /// One set of guards of a function, and what became of it.
 struct VariantStats {
-  std::string inputs;    ///< the arguments that it is for: "float32[8, 784], 3, true"
+  std::string inputs;    ///< the arguments that it is for: "float32[8, 784], 3, true"; of code that serves many
+                         ///< sizes, the tensors among them: "arg0: float32[s0, 784] with 2 <= s0"
   std::string state;     ///< "recorded" (not yet compiled), "compiling", "compiled", "lazy", or "eager" (for good)
   std::string reason;    ///< why it is not compiled; else empty
   int64_t ops = 0;       ///< operators in the latest recording
@@ -77,19 +97,22 @@ struct VariantStats {
   int64_t eager = 0;     ///< calls that ran the C++ code unrecorded
   double compile_seconds = 0;  ///< spent in the compiler, packed form included
   bool from_cache = false;     ///< the compiled code came from the cache
+  int64_t sizes = 1;           ///< sets of sizes that share its code
   bool frozen = false;         ///< the next call uses packed weights
 };
 
 /// Of lazy execution: operators between two places where the function needs values.
 struct SegmentStats {
-  std::string first;           ///< its first operator
-  std::string end;             ///< what ended it: an operator, or "the end of the function"
-  std::string state;           ///< as VariantStats::state
-  std::string reason;          ///< why it is not compiled; else empty
-  int64_t ops = 0;             ///< its operators
-  int64_t recorded = 0;        ///< times that it was recorded
-  int64_t replayed = 0;        ///< runs of its compiled code
-  int64_t eager = 0;           ///< runs of it, or of its beginning, operator by operator
+  std::string first;     ///< its first operator
+  std::string end;       ///< what ended it: an operator, or "the end of the function"
+  std::string where;     ///< the line of the program that called that: "train.cpp:42"; empty where it has no symbols
+  int64_t next_ops = 0;  ///< operators of the piece behind it, which would be part of it without that end
+  std::string state;     ///< as VariantStats::state
+  std::string reason;    ///< why it is not compiled; else empty
+  int64_t ops = 0;       ///< its operators
+  int64_t recorded = 0;  ///< times that it was recorded
+  int64_t replayed = 0;  ///< runs of its compiled code
+  int64_t eager = 0;     ///< runs of it, or of its beginning, operator by operator
   double compile_seconds = 0;  ///< spent in the compiler
   bool from_cache = false;     ///< the compiled code came from the cache
 };

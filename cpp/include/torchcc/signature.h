@@ -36,6 +36,18 @@ struct Size {
   int64_t evaluate(const int64_t* symbols) const;
 };
 
+/// What compiled code relies on beside ranges, e.g. "n % 4 == 0".
+struct SizeGuard {
+  enum class Kind : uint8_t { equal, not_equal, less, less_equal };
+  std::string text;  ///< as a person writes it
+  Kind kind = Kind::equal;
+  Size left;
+  Size right;
+
+  /// Whether it is so, given one value per symbol. Throws as Size::evaluate.
+  bool holds(const int64_t* symbols) const;
+};
+
 /// One input or output.
 struct Value {
   std::string name;
@@ -57,6 +69,7 @@ struct Signature {
   std::vector<Value> inputs;
   std::vector<Value> outputs;
   std::vector<Symbol> symbols;
+  std::vector<SizeGuard> guards;  ///< checked in each call
 
   /// "bias_gelu(x: float32[n, 768], bias: float32[768]) -> float32[n, 768] with 1 <= n <= 4096".
   std::string str() const;

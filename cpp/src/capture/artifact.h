@@ -2,6 +2,8 @@
 
 #include <memory>
 
+#include <torchcc/signature.h>
+
 #include "backward.h"
 
 namespace torchcc::detail {
@@ -9,6 +11,7 @@ namespace torchcc::detail {
 /// Compiled code of one trace.
 struct Artifact {
   std::shared_ptr<const Library> library;
+  Signature signature;                       ///< of the library: for which sizes it is
   std::shared_ptr<const Backward> backward;  ///< null where the trace needs no gradients
 };
 

@@ -403,8 +403,7 @@ std::unique_ptr<Recording> Recorder::finish(c10::ArrayRef<const at::Tensor*> res
 void Recorder::fill(Recording& recording) {
   recording.trains = trains_;
   if (!trains_) trace_.requires_grad.clear();
-  // A copy has no more room than it needs.
-  recording.trace = trace_.code.size() * 2 < trace_.code.capacity() ? Trace(trace_) : std::move(trace_);
+  recording.trace = trace_;  // the buffers stay for the next recording
   recording.random_state = random_state_;
   recording.has_copies = has_copies_;
   recording.argument_hash = argument_hash_;

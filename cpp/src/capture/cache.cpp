@@ -66,13 +66,14 @@ std::shared_ptr<const Artifact> load_file(const CacheKey& key, const fs::path& f
   if (archive.read("extra/torchcc_key.txt", kKeyLimit) != key.text) {
     archive.fail("code for this trace", "code for another one with the same hash", "remove the file");
   }
-  std::vector<std::shared_ptr<const Library>> code = load_code(archive);
+  std::vector<LoadedCode> code = load_code(archive);
   auto artifact = std::make_shared<Artifact>();
-  artifact->library = code.at(0);
+  artifact->library = code.at(0).library;
+  artifact->signature = std::move(code.at(0).signature);
   if (code.size() > 1) {
     auto backward = std::make_shared<Backward>(
         parse_backward(nlohmann::json::parse(archive.read("extra/torchcc_backward.json", kKeyLimit))));
-    backward->library = code.at(1);
+    backward->library = code.at(1).library;
     artifact->backward = std::move(backward);
   }
   return artifact;

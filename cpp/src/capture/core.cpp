@@ -27,6 +27,15 @@ void check(const CompileOptions& options) {
                                  {"got", std::to_string(options.max_variants)},
                                  {"fix", "leave it out for 8; call the function itself to run it eagerly"}}));
   }
+  for (const DynamicSize& size : options.dynamic) {
+    if (size.argument >= 0 && !size.name.empty() && size.min <= size.max) continue;
+    throw ArgumentError(message(
+        "compile '" + options.name + "': CompileOptions::dynamic has a size that cannot be",
+        {{"expected", "an argument 0 or above, a name, and min <= max"},
+         {"got", "argument " + std::to_string(size.argument) + ", dimension " + std::to_string(size.dim) + ", name '" +
+                     size.name + "', " + std::to_string(size.min) + " to " + std::to_string(size.max)},
+         {"fix", "correct it, for instance {0, 0, \"batch\", 2, 4096}"}}));
+  }
 }
 
 [[noreturn]] void refuse_eager(const std::string& name, const std::string& reason) {
@@ -42,6 +51,7 @@ Core::Core(CompileOptions options, ClosureBytes closure, std::unique_ptr<ModuleV
     : state_(std::make_shared<CoreState>()) {
   check(options);
   state_->options = std::move(options);
+  state_->dynamic = state_->options.dynamic;
   state_->watch = ClosureWatch(closure);
   state_->module = std::move(module);
 }
@@ -51,33 +61,41 @@ Core::~Core() = default;
 bool Core::replay(const Leaves& arguments, Replayed& results) {
   CoreState& state = *state_;
   if (Mode::current() != nullptr) return false;  // part of a function that is being recorded
-  const CoreState::Table* table = state.table.load(std::memory_order_acquire);
-  if (table == nullptr) return false;
+  Variant* candidate = state.table.candidates(arguments);
+  if (candidate == nullptr && state.promised.load(std::memory_order_relaxed) == nullptr) return false;
   const uint64_t settings = environment();
   const std::vector<int64_t>& modes = state.modes();
-  for (Variant* variant : *table) {
-    const Plan* plan = variant->plan.load(std::memory_order_acquire);
-    if (plan == nullptr || !variant->guards.fit(arguments, modes, settings, state.watch)) continue;
-    if (!plan->holds(arguments)) return false;
-    if (plan->is_differentiated_twice()) {
+  const auto run = [&](Variant& variant, const Plan& plan) {
+    if (!plan.holds(arguments)) return false;
+    if (plan.is_differentiated_twice()) {
       const std::lock_guard lock(state.mutex);
-      state.stay_eager(*variant, "backward was called with create_graph, which compiled code cannot do");
+      state.stay_eager(variant, "backward was called with create_graph, which compiled code cannot do");
       return false;
     }
     bool packed = false;
     try {
-      packed = plan->run(arguments, results);
+      packed = plan.run(arguments, results);
     } catch (const Error&) {
       // The function's own exception says it better, as long as nothing has been changed yet.
-      if (plan->recording().mutates()) throw;
+      if (plan.recording().mutates()) throw;
       results.tensors.clear();
       return false;
     }
-    variant->replayed.fetch_add(1, std::memory_order_relaxed);
-    if (!packed && plan->frozen.load(std::memory_order_relaxed) != nullptr) state.note_stale(*variant, arguments);
+    variant.replayed.fetch_add(1, std::memory_order_relaxed);
+    if (!packed && plan.frozen() != nullptr) state.note_stale(variant, arguments);
     return true;
+  };
+  for (; candidate != nullptr; candidate = candidate->next.load(std::memory_order_acquire)) {
+    const Plan* plan = candidate->plan.load(std::memory_order_acquire);
+    if (plan != nullptr && candidate->guards.fit(arguments, modes, settings, state.watch))
+      return run(*candidate, *plan);
   }
-  return false;
+  const CoreState::Promised* promised = state.promised.load(std::memory_order_acquire);
+  if (promised == nullptr || !promised->variant->guards.fit_but_for_sizes(arguments, modes, settings, state.watch) ||
+      !promised->sizes->fit(arguments)) {
+    return false;
+  }
+  return run(*promised->variant, *promised->plan);
 }
 
 struct Run::State {
@@ -105,13 +123,19 @@ Run::Run(Core& core, const Leaves& arguments) {
   std::shared_ptr<const Recording> previous;
   {
     std::unique_lock lock(state.mutex);
+    for (DynamicSize& size : new_marks(arguments, state.dynamic)) state.dynamic.push_back(std::move(size));
     if (state.runs_lazily(variant, arguments)) {
       lock.unlock();
       run_lazily();
       return;
     }
     if (variant == nullptr) {
-      if (state.is_full() && !state.may_be_dropped(arguments)) {
+      const bool may_share = state.options.automatic_dynamic_shapes || !state.dynamic.empty();
+      const Variant* sibling = may_share ? state.find_sibling(arguments) : nullptr;
+      if (sibling != nullptr) previous = sibling->last;
+      const bool may_join = sibling != nullptr && may_be_sized(*sibling->last) &&
+                            (sibling->family == nullptr || sibling->family->may_serve());
+      if (state.is_full() && !may_join && !state.may_be_dropped(arguments)) {
         state.note_surplus(arguments);
         lock.unlock();
         state.warn();
@@ -183,19 +207,22 @@ void Run::finish(const Leaves& results, bool unchanged) {
   std::unique_ptr<Recording> recording = state_->recorder->finish(results.tensors);
   state_->recorder.reset();
   recording->result_constants.assign(results.constants.begin(), results.constants.end());
-  Variant* variant = nullptr;
-  const std::shared_ptr<Recording> ready = core.commit(std::move(state_->guards), std::move(recording), variant);
+  const CoreState::Work work = core.commit(std::move(state_->guards), std::move(recording));
   core.warn();
-  if (ready == nullptr) return;
-  if (core.options.background) {
-    run_in_background([weak = std::weak_ptr(state_->core), variant, ready] {
-      if (const auto state = weak.lock()) state->compile(*variant, ready);
+  if (work.kind == CoreState::Work::Kind::none) {
+    core.refuse_broken_promise();
+    return;
+  }
+  if (core.options.background && work.kind != CoreState::Work::Kind::join) {
+    run_in_background([weak = std::weak_ptr(state_->core), work] {
+      if (const auto state = weak.lock()) state->carry_out(work);
     });
   } else {
-    core.compile(*variant, ready);
+    core.carry_out(work);
   }
   // What changed since the call began is not what decides about the function's operators.
-  core.watch.drop_differences(variant->guards.closure(), core.watch.read());
+  core.watch.drop_differences(work.variant->guards.closure(), core.watch.read());
+  core.refuse_broken_promise();
 }
 
 void Core::wait() const {

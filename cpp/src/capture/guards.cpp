@@ -68,6 +68,15 @@ bool fits(const at::Tensor& tensor, const int64_t*& words) {
   return true;
 }
 
+/// Words of one tensor, sizes and strides among them; 1 and 3 of them where a tensor is undefined or no ordinary one.
+size_t count(const int64_t* words) {
+  if (words[0] == 0) return 1;
+  return words[2] < 0 ? 3 : 3 + 2 * static_cast<size_t>(words[2]);
+}
+
+/// Whether code for one size may be right for another.
+bool may_share(int64_t size, int64_t other) { return size == other || (size >= 2 && other >= 2); }
+
 std::string type_of(const at::Tensor& tensor) {
   if (!tensor.defined()) return "undefined";
   std::string text = dtype_name(tensor.scalar_type()) + "[";
@@ -141,6 +150,7 @@ Guards::Guards(const Leaves& arguments, std::vector<int64_t> modes, uint64_t env
       environment_(environment),
       closure_(std::move(closure)),
       text_(text_of(arguments)) {
+  hash_ = hash_of(arguments);
   for (const at::Tensor* tensor : arguments.tensors) append(words_, *tensor);
 }
 
@@ -149,11 +159,62 @@ bool Guards::same_call(const Guards& other) const {
          modes_ == other.modes_ && environment_ == other.environment_;
 }
 
-bool Guards::fit_but_for_closure(const Leaves& arguments, c10::ArrayRef<int64_t> modes, uint64_t environment) const {
-  if (arguments.tensors.size() != tensors_ || environment != environment_ ||
-      !std::equal(constants_.begin(), constants_.end(), arguments.constants.begin(), arguments.constants.end())) {
+bool Guards::same_but_for_sizes(const Guards& other) const {
+  if (words_.size() != other.words_.size() || tensors_ != other.tensors_ || constants_ != other.constants_ ||
+      modes_ != other.modes_ || environment_ != other.environment_) {
     return false;
   }
+  const int64_t* other_words = other.words_.data();
+  for (const int64_t* words = words_.data(); words != words_.data() + words_.size();) {
+    const size_t size = count(words);
+    if (count(other_words) != size || !std::equal(words, words + std::min<size_t>(size, 3), other_words)) return false;
+    for (int64_t d = 0; size > 3 && d < words[2]; ++d) {
+      if (!may_share(words[3 + d], other_words[3 + d])) return false;
+    }
+    words += size;
+    other_words += size;
+  }
+  return true;
+}
+
+uint64_t Guards::hash_of(const Leaves& arguments) {
+  uint64_t hash = 0;
+  for (const at::Tensor* tensor : arguments.tensors) {
+    if (!tensor->defined() || !is_ordinary(*tensor)) continue;
+    for (const int64_t size : tensor->sizes()) {
+      hash = (std::rotl(hash, 5) ^ static_cast<uint64_t>(size)) * 0x9e3779b97f4a7c15;  // 2^64 over the golden ratio
+    }
+  }
+  return hash;
+}
+
+bool Guards::fit_but_for_sizes(const Leaves& arguments, c10::ArrayRef<int64_t> modes, uint64_t environment,
+                               const ClosureWatch& watch) const {
+  if (!fit_settings(arguments, environment)) return false;
+  const int64_t* words = words_.data();
+  for (const at::Tensor* tensor : arguments.tensors) {
+    const bool is_ordinary_one = words[0] != 0 && words[2] >= 0;
+    if (is_ordinary_one && (!tensor->defined() || !is_ordinary(*tensor) || words[0] != flags_of(*tensor) ||
+                            words[1] != static_cast<int64_t>(tensor->scalar_type()) || words[2] != tensor->dim())) {
+      return false;
+    }
+    for (int64_t d = 0; is_ordinary_one && d < words[2]; ++d) {
+      if (!may_share(words[3 + d], tensor->size(d))) return false;
+    }
+    const int64_t* unchanged = words;
+    if (!is_ordinary_one && !fits(*tensor, unchanged)) return false;
+    words += count(words);
+  }
+  return modes.equals(modes_) && watch.is(closure_);
+}
+
+bool Guards::fit_settings(const Leaves& arguments, uint64_t environment) const {
+  return arguments.tensors.size() == tensors_ && environment == environment_ &&
+         std::equal(constants_.begin(), constants_.end(), arguments.constants.begin(), arguments.constants.end());
+}
+
+bool Guards::fit_but_for_closure(const Leaves& arguments, c10::ArrayRef<int64_t> modes, uint64_t environment) const {
+  if (!fit_settings(arguments, environment)) return false;
   const int64_t* words = words_.data();
   for (const at::Tensor* tensor : arguments.tensors) {
     if (!fits(*tensor, words)) return false;

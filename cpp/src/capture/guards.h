@@ -25,6 +25,9 @@ class Guards {
 
   /// Whether both say the same of everything but captured variables.
   bool same_call(const Guards& other) const;
+  /// The same but for strides of the arguments, and for sizes of 2 and above: 0 and 1 are special to PyTorch's
+  /// operators.
+  bool same_but_for_sizes(const Guards& other) const;
   const std::vector<uint64_t>& closure() const { return closure_; }
 
   bool fit(const Leaves& arguments, c10::ArrayRef<int64_t> modes, uint64_t environment,
@@ -32,6 +35,12 @@ class Guards {
     return fit_but_for_closure(arguments, modes, environment) && watch.is(closure_);
   }
   bool fit_but_for_closure(const Leaves& arguments, c10::ArrayRef<int64_t> modes, uint64_t environment) const;
+  /// Likewise.
+  bool fit_but_for_sizes(const Leaves& arguments, c10::ArrayRef<int64_t> modes, uint64_t environment,
+                         const ClosureWatch& watch) const;
+  /// Of the sizes of all tensors: calls that fit have the same one.
+  uint64_t hash() const { return hash_; }
+  static uint64_t hash_of(const Leaves& arguments);
   /// The first thing that does not fit, for people; empty when all does.
   std::string misfit(const Leaves& arguments, c10::ArrayRef<int64_t> modes, uint64_t environment,
                      const ClosureWatch& watch) const;
@@ -39,8 +48,11 @@ class Guards {
   const std::string& text() const { return text_; }
 
  private:
+  bool fit_settings(const Leaves& arguments, uint64_t environment) const;
+
   std::vector<int64_t> words_;  // per tensor: number of words, flags, then as Trace::values without the offset
   size_t tensors_ = 0;
+  uint64_t hash_ = 0;
   std::vector<int64_t> constants_;  // of the arguments
   std::vector<int64_t> modes_;      // of the module
   uint64_t environment_ = 0;

@@ -13,6 +13,9 @@
 namespace torchcc::detail {
 namespace {
 
+// Operators of one segment: code for more takes too long to compile.
+constexpr size_t kLongest = 2048;
+
 /// Whether a predicate holds for one of the tensors among a call's arguments.
 template <class Predicate>
 bool any_tensor(const Operator& op, const c10::IValue* arguments, const Predicate& predicate) {
@@ -128,6 +131,7 @@ void Lazy::run(const Call& call) {
   } else {
     ++eager_ops_;
     recorder_->record(call.op, call.handle, call.stack, false, call.autocast);
+    if (recorder_->steps() >= kLongest) flush("its length");
   }
 }
 
@@ -156,13 +160,19 @@ bool Lazy::begin(const Call& call) {
   return false;
 }
 
+void Lazy::note_next(int64_t ops) {
+  if (const auto previous = std::exchange(previous_, nullptr)) segments_.note_next(*previous, ops);
+}
+
 void Lazy::flush(const std::string& end) {
   const State state = std::exchange(state_, State::idle);
   if (state == State::recording) {
     std::unique_ptr<Recording> recording = recorder_->finish_segment();
     recorder_.reset();
-    if (!end.empty() && recording->trace.steps.size() > recording->layout.prologue) {
-      segments_.commit(std::move(recording), end);
+    const size_t steps = recording->trace.steps.size() - recording->layout.prologue;
+    if (!end.empty() && steps > 0) {
+      note_next(static_cast<int64_t>(steps));
+      previous_ = segments_.commit(std::move(recording), end);
     }
   } else if (state == State::following) {
     const std::unique_ptr<Follow> follow = std::move(follow_);

@@ -57,8 +57,10 @@ class Lazy final : public Mode {
   bool is_involved(const Call& call) const;
   bool begin(const Call& call);
   void flush(const std::string& end);
+  void note_next(int64_t ops);
 
   Segments& segments_;
+  std::shared_ptr<Segment> previous_;  ///< the one that ended last, until the next begins
   State state_ = State::idle;
   std::unique_ptr<Recorder> recorder_;
   std::unique_ptr<Follow> follow_;

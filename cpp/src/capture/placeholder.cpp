@@ -1,6 +1,7 @@
 #include "placeholder.h"
 
 #include <optional>
+#include <string>
 #include <utility>
 
 #include <c10/core/CPUAllocator.h>
@@ -22,10 +23,15 @@ at::DeleterFnPtr deleter_of(const c10::StorageImpl& storage) {
 template <class Storage>
 constexpr bool kCanAllowAgain = requires(Storage& storage) { storage.clear_data_ptr_access_error_msg_(); };
 
+thread_local const char* access_message = nullptr;
+
 /// Makes every access to the data an error. Before torch 2.13 that cannot be undone.
 template <class Storage>
 void forbid_access(Storage& storage) {
-  if constexpr (kCanAllowAgain<Storage>) storage.release_data_and_set_meta_custom_data_ptr_error_msg_(std::nullopt);
+  if constexpr (kCanAllowAgain<Storage>) {
+    storage.release_data_and_set_meta_custom_data_ptr_error_msg_(
+        access_message == nullptr ? std::nullopt : std::optional<std::string>(access_message));
+  }
 }
 template <class Storage>
 void allow_access(Storage& storage) {
@@ -33,6 +39,8 @@ void allow_access(Storage& storage) {
 }
 
 }  // namespace
+
+const char* set_access_message(const char* message) { return std::exchange(access_message, message); }
 
 bool is_placeholder(const c10::StorageImpl& storage) { return deleter_of(storage) == &no_memory; }
 

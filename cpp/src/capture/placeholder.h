@@ -10,6 +10,10 @@ namespace torchcc::detail {
 
 inline c10::StorageImpl& storage_of(const at::Tensor& tensor) { return *tensor.storage().unsafeGetStorageImpl(); }
 
+/// What PyTorch's error says when somebody reads the memory of placeholders that this thread makes from now on; null:
+/// PyTorch's own words. Returns what it was. Before torch 2.13 without effect.
+const char* set_access_message(const char* message);
+
 bool is_placeholder(const c10::StorageImpl& storage);
 /// A new one.
 c10::intrusive_ptr<c10::StorageImpl> make_placeholder(size_t bytes);

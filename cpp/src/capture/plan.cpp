@@ -62,9 +62,11 @@ std::vector<Frozen::Weight> freezable(const Recording& recording, bool inference
   return weights;
 }
 
-Plan::Plan(std::shared_ptr<const Recording> recording, std::shared_ptr<const Artifact> code)
+Plan::Plan(std::shared_ptr<const Recording> recording, std::shared_ptr<const Artifact> code,
+           std::shared_ptr<Packed> packed)
     : recording_(std::move(recording)),
       code_(std::move(code)),
+      packed_(packed != nullptr ? std::move(packed) : std::make_shared<Packed>()),
       training_(recording_->trains ? std::make_shared<const Training>(recording_, *code_) : nullptr),
       lowest_(std::make_unique<Lowest[]>(recording_->inputs.size())),
       mutates_(recording_->mutates()) {
@@ -208,7 +210,7 @@ bool Plan::is_differentiated_twice() const {
 
 bool Plan::run(const Leaves& arguments, Replayed& results) const {
   const Recording& recording = *recording_;
-  const Frozen* packed = frozen.load(std::memory_order_acquire);
+  const Frozen* packed = frozen();
   if (packed != nullptr && !packed->is_current()) packed = nullptr;
   std::vector<at::Tensor> made;
   if (training_ != nullptr) made = compute_with_gradients(arguments);

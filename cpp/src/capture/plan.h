@@ -32,13 +32,19 @@ struct Frozen {
 /// version counter that must not be frozen.
 std::vector<Frozen::Weight> freezable(const Recording& recording, bool inference_tensors);
 
+/// The form with packed weights of some code, as soon as there is one. Plans with the same code share it.
+struct Packed {
+  std::atomic<const Frozen*> form{nullptr};
+};
+
 struct Training;
 
 /// A recording with compiled code: runs it in place of the function. Safe from many threads.
 class Plan {
  public:
-  /// `code` is null when there is nothing to compute.
-  Plan(std::shared_ptr<const Recording> recording, std::shared_ptr<const Artifact> code);
+  /// `code` is null when there is nothing to compute; `packed` when no other plan has the same code.
+  Plan(std::shared_ptr<const Recording> recording, std::shared_ptr<const Artifact> code,
+       std::shared_ptr<Packed> packed = nullptr);
 
   const Recording& recording() const { return *recording_; }
   const std::shared_ptr<const Artifact>& code() const { return code_; }
@@ -60,8 +66,10 @@ class Plan {
   /// The recording with this call's arguments, and the results that the code computes from them; changes nothing.
   std::shared_ptr<Recording> sample(const Leaves& arguments) const;
 
+  /// Not null.
+  const std::shared_ptr<Packed>& packed() const { return packed_; }
   /// The form with packed weights; null while there is none.
-  std::atomic<const Frozen*> frozen{nullptr};
+  const Frozen* frozen() const { return packed_->form.load(std::memory_order_acquire); }
 
  private:
   const at::Tensor& tensor_of(const Input& input, const Leaves& arguments) const;
@@ -72,6 +80,7 @@ class Plan {
 
   std::shared_ptr<const Recording> recording_;
   std::shared_ptr<const Artifact> code_;
+  std::shared_ptr<Packed> packed_;
   std::shared_ptr<const Training> training_;  // null where no result requires grad
   struct Lowest {
     std::atomic<int64_t> owners{INT64_MAX};

@@ -26,11 +26,47 @@ size_t hash_of(const c10::StorageImpl& storage) {
   return std::hash<std::string_view>{}({static_cast<const char*>(storage.data()), storage.nbytes()});
 }
 
+/// What grows while a function runs, kept for the next recording of this thread: new memory comes from the system page by
+/// page, which takes longer than everything else.
+struct Buffers {
+  Trace trace;
+  std::vector<Memory> memories;
+  ska::flat_hash_map<const c10::StorageImpl*, size_t> memory_of;
+  std::vector<int32_t> uses;
+};
+// More than this is given back to the system.
+constexpr size_t kMostSteps = 16384;
+
+Buffers& buffers() {
+  thread_local Buffers kept;
+  return kept;
+}
+
 }  // namespace
+
+void Recorder::swap_buffers() {
+  Buffers& kept = buffers();
+  std::swap(trace_, kept.trace);
+  memories_.swap(kept.memories);
+  memory_of_.swap(kept.memory_of);
+  uses_.swap(kept.uses);
+}
+
+Recorder::~Recorder() {
+  leave();
+  end_watch();
+  if (trace_.steps.capacity() > kMostSteps) return;
+  trace_.clear();
+  memories_.clear();
+  memory_of_.clear();
+  uses_.clear();
+  swap_buffers();
+}
 
 Recorder::Recorder(c10::ArrayRef<const at::Tensor*> arguments, const Recording* previous)
     : checks_content_(previous != nullptr), tracks_(at::GradMode::is_enabled()) {
   static const Operator kCall{.name = "the call"};
+  swap_buffers();
   const Unrecorded unrecorded;
   for (const at::Tensor* tensor : arguments) {
     arguments_.push_back(*tensor);
@@ -57,7 +93,10 @@ Recorder::Recorder(c10::ArrayRef<const at::Tensor*> arguments, const Recording* 
   enter();
 }
 
-Recorder::Recorder() : checks_content_(true), tracks_(false), is_segment_(true) { reserve(256); }
+Recorder::Recorder() : checks_content_(true), tracks_(false), is_segment_(true) {
+  swap_buffers();
+  reserve(256);
+}
 
 // Growing moves everything.
 void Recorder::reserve(size_t steps) {

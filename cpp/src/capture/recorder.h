@@ -58,7 +58,7 @@ class Recorder final : public Mode {
   /// Of a segment, a part of a function that is seen again only if the same operators come again: every tensor from
   /// outside is an input, and every tensor that lives on is an output. Autograd has had its say before.
   Recorder();
-  ~Recorder() override { end_watch(); }
+  ~Recorder() override;
 
   /// Stops recording. To be called once, at the end of the function, with the tensors of its result.
   std::unique_ptr<Recording> finish(c10::ArrayRef<const at::Tensor*> results);
@@ -84,6 +84,7 @@ class Recorder final : public Mode {
  private:
   // recorder.cpp: while the function runs
   void reserve(size_t steps);
+  void swap_buffers();
   void use_all(const Operator& op, const c10::IValue* arguments);
   void use(const at::Tensor& tensor, const Operator& op, bool written);
   void encode(const c10::IValue& value, const Operator& op, const Operator::Argument& argument, size_t& position);

@@ -49,7 +49,26 @@ std::string text_of(const int64_t*& word) {
   return text;
 }
 
-Json argument(const int64_t*& word) {
+Json json_of(const SizeExpression& expression) {
+  Json terms = Json::array();
+  for (const SizeExpression::Term& term : expression.terms) {
+    Json product = Json::array();
+    for (const SizeOf& of : term.product) product.push_back({of.value, of.dim});
+    terms.push_back({{"product", product}, {"times", term.times}});
+  }
+  return {
+      {"size",
+       {{"terms", terms}, {"plus", expression.plus}, {"over", expression.over}, {"form", name_of(expression.form)}}}};
+}
+
+Json argument(const Recording& recording, const int64_t*& word) {
+  if (recording.sizes != nullptr) {
+    const auto position = static_cast<size_t>(word - recording.trace.code.data());
+    if (const SizeExpression* expression = recording.sizes->at(position)) {
+      word += length(word);
+      return json_of(*expression);
+    }
+  }
   switch (static_cast<Tag>(*word++)) {
     case Tag::none: return nullptr;
     case Tag::tensor: return {{"tensor", *word++}};
@@ -71,7 +90,7 @@ Json argument(const int64_t*& word) {
     }
     case Tag::list: {
       Json list = Json::array();
-      for (int64_t left = *word++; left > 0; --left) list.push_back(argument(word));
+      for (int64_t left = *word++; left > 0; --left) list.push_back(argument(recording, word));
       return {{"list", list}};
     }
   }
@@ -103,11 +122,12 @@ Json value(const Trace& trace, size_t id) {
   return json;
 }
 
-Json step(const Trace& trace, size_t index) {
+Json step(const Recording& recording, size_t index) {
+  const Trace& trace = recording.trace;
   const Trace::Step& step = trace.steps[index];
   const int64_t* word = trace.code.data() + step.begin;
   Json arguments = Json::array();
-  for (size_t i = 0; i < step.op->arguments.size(); ++i) arguments.push_back(argument(word));
+  for (size_t i = 0; i < step.op->arguments.size(); ++i) arguments.push_back(argument(recording, word));
   Json outputs = Json::array();
   for (size_t i = 0; i < step.op->returns; ++i) outputs.push_back(output(word));
   Json json{{"op", step.op->name}, {"args", arguments}, {"outputs", outputs}};
@@ -146,6 +166,12 @@ std::shared_ptr<const Captured> Captured::of(const at::Tensor& tensor) {
 
 std::string disagreement(const Recording& before, const Recording& after) {
   if (std::string text = difference(before.trace, after.trace); !text.empty()) return text;
+  if (std::string text = disagreement_beside_trace(before, after); !text.empty()) return text;
+  if (before.result_constants != after.result_constants) return "a number in the result changed in the next call";
+  return "";
+}
+
+std::string disagreement_beside_trace(const Recording& before, const Recording& after) {
   if (before.inputs.size() != after.inputs.size() || before.outputs != after.outputs) {
     return "the function used other inputs, or returned other values, in the next call";
   }
@@ -168,7 +194,6 @@ std::string disagreement(const Recording& before, const Recording& after) {
     }
   }
   if (before.output_grads != after.output_grads) return "whether a result requires grad changed in the next call";
-  if (before.result_constants != after.result_constants) return "a number in the result changed in the next call";
   return "";
 }
 
@@ -186,7 +211,7 @@ std::string to_json(const Recording& recording, const std::string& name) {
     if (input.written) mutated.push_back(i);
   }
   Json steps = Json::array();
-  for (size_t i = 0; i < trace.steps.size(); ++i) steps.push_back(step(trace, i));
+  for (size_t i = 0; i < trace.steps.size(); ++i) steps.push_back(step(recording, i));
   Json json{{"format", "torchcc-trace"},
             {"version", 1},
             {"name", name},
@@ -200,6 +225,12 @@ std::string to_json(const Recording& recording, const std::string& name) {
             {"outputs", recording.outputs},
             {"mutated", mutated},
             {"random", recording.random_state.defined()}};
+  if (recording.sizes != nullptr) {
+    Json free = Json::array();
+    for (const Sizes::Free& one : recording.sizes->free) free.push_back({one.input, one.dim, one.symbol});
+    json["free"] = free;
+    json["symbols"] = recording.sizes->names;
+  }
   if (recording.trains) {
     json["output_grads"] = recording.output_grads;
     json["held_outputs"] = recording.held_outputs;

@@ -8,6 +8,7 @@
 #include <ATen/core/Tensor.h>
 
 #include "aliases.h"
+#include "sizes.h"
 #include "trace.h"
 
 namespace torchcc::detail {
@@ -102,8 +103,9 @@ struct Recording {
   int64_t default_dtype = 0;
   bool deterministic = false;
   bool inference_mode = false;
-  std::string refusal;          ///< why the call cannot be replayed; empty when it can
-  bool touches_memory = false;  ///< if it cannot: see Recorder::refuse()
+  std::shared_ptr<const Sizes> sizes;  ///< where the code is for other sizes too; else null
+  std::string refusal;                 ///< why the call cannot be replayed; empty when it can
+  bool touches_memory = false;         ///< if it cannot: see Recorder::refuse()
 
   /// Of segments: where values lie, so that they can be told when the same operators come again.
   struct Layout {
@@ -135,6 +137,9 @@ struct Recording {
 
 /// Why two recordings do not prove that a third call would give the same trace; empty when they do.
 std::string disagreement(const Recording& before, const Recording& after);
+
+/// The same, but for the traces, what follows from sizes in the results, and the contents of arguments.
+std::string disagreement_beside_trace(const Recording& before, const Recording& after);
 
 /// The trace as the compiler reads it.
 std::string to_json(const Recording& recording, const std::string& name);

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include <ATen/ScalarOps.h>
+#include <torch/csrc/profiler/unwind/unwind.h>
 
 #include "background.h"
 #include "log.h"
@@ -68,6 +69,34 @@ std::shared_ptr<const Recording> without_tensors(const Recording& recording) {
   return made;
 }
 
+/// The line of the program in a stack, as "train.cpp:42", or the function that it is in; empty without symbols.
+std::string place_of(const std::vector<void*>& stack) {
+  static std::mutex mutex;
+  static std::map<std::vector<void*>, std::string> known;  // it takes long
+  if (stack.empty()) return "";
+  const std::lock_guard lock(mutex);
+  const auto [entry, is_new] = known.try_emplace(stack);
+  if (!is_new) return entry->second;
+  const auto is_ours = [](const torch::unwind::Frame& frame) {
+    for (const char* part :
+         {"/include/torchcc/", "/src/capture/", "/torch/", "/ATen/", "/c10/", "libtorch", "libc10"}) {
+      if (frame.filename.find(part) != std::string::npos) return true;
+    }
+    for (const char* start : {"torchcc::", "torch::", "at::", "c10::", "std::", "void torchcc::", "void c10::"}) {
+      if (frame.funcname.starts_with(start)) return true;
+    }
+    return frame.funcname.empty() || frame.funcname == "??";
+  };
+  for (const torch::unwind::Frame& frame : torch::unwind::symbolize(stack, torch::unwind::Mode::fast)) {
+    if (is_ours(frame)) continue;
+    const std::string file = frame.filename.substr(frame.filename.rfind('/') + 1);
+    const bool has_line = file.find(".c") != std::string::npos || file.find(".h") != std::string::npos;
+    entry->second = has_line ? file + ":" + std::to_string(frame.lineno) : frame.funcname;  // else the program, an offset
+    break;
+  }
+  return entry->second;
+}
+
 const Operator* first_of(const Recording& recording) { return recording.trace.steps[recording.layout.prologue].op; }
 
 }  // namespace
@@ -116,7 +145,7 @@ void Segments::stay_eager(Segment& segment, std::string reason) {
           " operators stays eager: " + segment.reason);
 }
 
-void Segments::commit(std::unique_ptr<Recording> made, std::string end) {
+std::shared_ptr<Segment> Segments::commit(std::unique_ptr<Recording> made, std::string end) {
   const std::shared_ptr<Recording> now = std::move(made);
   if (now->touches_memory) core_.note_memory(now->refusal);
   name_captured(*now, core_.module.get());
@@ -126,7 +155,7 @@ void Segments::commit(std::unique_ptr<Recording> made, std::string end) {
     for (const auto& one : by_first_[first_of(*now)]) {
       if (one->state == Segment::State::compiling) continue;
       if (!now->refusal.empty()) {
-        if (one->reason == now->refusal && difference(one->recording->trace, now->trace).empty()) return;
+        if (one->reason == now->refusal && difference(one->recording->trace, now->trace).empty()) return one;
         continue;
       }
       const auto numbers = same_but_for_numbers(*one->recording, *now);
@@ -135,7 +164,7 @@ void Segments::commit(std::unique_ptr<Recording> made, std::string end) {
       const bool is_news = std::any_of(numbers->begin(), numbers->end(), [&](uint32_t position) {
         return static_cast<Tag>(one->recording->trace.code[position]) == Tag::floating;
       });
-      if (one->state == Segment::State::eager || (one->state == Segment::State::compiled && !is_news)) return;
+      if (one->state == Segment::State::eager || (one->state == Segment::State::compiled && !is_news)) return one;
       one->code.reset();
       take_numbers(*now, *numbers, one->recording->trace);
       segment = one;
@@ -146,15 +175,22 @@ void Segments::commit(std::unique_ptr<Recording> made, std::string end) {
       segment->recording = without_tensors(*now);
       segment->recorded = 1;
       segment->end = std::move(end);
+      segment->stack = torch::unwind::unwind();
       add(segment);
       if (!now->refusal.empty()) stay_eager(*segment, now->refusal);
-      return;
+      return segment;
     }
     ++segment->recorded;
     segment->recording = without_tensors(*now);
     segment->state = Segment::State::compiling;
   }
   compile(segment, now);
+  return segment;
+}
+
+void Segments::note_next(Segment& segment, int64_t ops) {
+  const std::lock_guard lock(mutex_);
+  segment.next_ops = ops;
 }
 
 void Segments::replace(const std::shared_ptr<Segment>& segment, std::unique_ptr<Recording> made, std::string end) {
@@ -169,6 +205,7 @@ void Segments::replace(const std::shared_ptr<Segment>& segment, std::unique_ptr<
     next->recording = without_tensors(*now);
     next->state = Segment::State::compiling;
     next->end = std::move(end);
+    next->stack = torch::unwind::unwind();
     next->recorded = segment->recorded;
     next->replayed = segment->replayed;
     next->eager = segment->eager;
@@ -257,6 +294,8 @@ void Segments::describe(CompileStats& stats) const {
       one.state = name_of(segment->state);
       one.reason = segment->reason;
       one.end = segment->end;
+      one.where = place_of(segment->stack);
+      one.next_ops = segment->next_ops;
       one.recorded = segment->recorded;
       one.replayed = segment->replayed;
       one.eager = segment->eager;

@@ -30,6 +30,8 @@ struct Segment {
   std::shared_ptr<const Artifact> code;  ///< where compiled
   std::string reason;                    ///< why it is not compiled
   std::string end;                       ///< what ended it, for people
+  std::vector<void*> stack;              ///< of the call that did
+  int64_t next_ops = 0;                  ///< operators of the segment that came behind it
   int64_t recorded = 0;
   int64_t replayed = 0;    ///< runs of the compiled code
   int64_t eager = 0;       ///< runs of its operators, or of some of them, one by one
@@ -53,8 +55,11 @@ class Segments {
   };
   Known know(const Segment& segment) const;
 
-  /// Takes in what was recorded; compiles what was recorded the same way before. Does not throw.
-  void commit(std::unique_ptr<Recording> recording, std::string end);
+  /// Takes in what was recorded; compiles what was recorded the same way before. Returns the segment, or null. Does not
+  /// throw.
+  std::shared_ptr<Segment> commit(std::unique_ptr<Recording> recording, std::string end);
+  /// Notes that a segment of so many operators came behind another.
+  void note_next(Segment& segment, int64_t ops);
   /// Counts a run of compiled code, and a run operator by operator.
   void note_replayed(const std::shared_ptr<Segment>& segment);
   void note_eager(Segment& segment);

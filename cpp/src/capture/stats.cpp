@@ -1,4 +1,5 @@
 #include <cstdio>
+#include <map>
 
 #include <torchcc/compile_options.h>
 #include <torchcc/detail/core.h>
@@ -7,6 +8,23 @@
 
 namespace torchcc {
 namespace detail {
+namespace {
+
+/// "float32[s0, 784] with 2 <= s0": the tensors among the arguments, for code that serves many sizes.
+std::string sized_text(const Recording& recording, const Signature& signature) {
+  Signature arguments;
+  arguments.symbols = signature.symbols;
+  arguments.guards = signature.guards;
+  for (size_t i = 0; i < recording.inputs.size(); ++i) {
+    if (recording.inputs[i].kind == Input::Kind::argument) arguments.inputs.push_back(signature.inputs[i]);
+  }
+  const std::string text = arguments.str();  // "(arg0: float32[s0, 784]) -> () with 2 <= s0"
+  const size_t arrow = text.find(") -> ()");
+  return text.substr(1, arrow - 1) + text.substr(arrow + 7);
+}
+
+}  // namespace
+
 CompileStats Core::stats() const {
   const CoreState& state = *state_;
   const std::lock_guard lock(state.mutex);
@@ -14,9 +32,26 @@ CompileStats Core::stats() const {
   stats.guard_misses = state.guard_misses;
   stats.eager = state.surplus;
   stats.reason = state.reason;
+  std::map<const Artifact*, size_t> by_code;  // of code that serves many sizes
   for (const auto& variant : state.variants) {
+    const Plan* plan = variant->plan.load(std::memory_order_acquire);
+    const bool is_sized = variant->is_sized && plan != nullptr;
+    if (is_sized) {
+      const auto [known, is_new] = by_code.emplace(plan->code().get(), stats.variants.size());
+      if (!is_new) {
+        VariantStats& shared = stats.variants[known->second];
+        ++shared.sizes;
+        shared.recorded += variant->recorded;
+        shared.replayed += variant->replayed;
+        shared.eager += variant->eager;
+        stats.recorded += variant->recorded;
+        stats.replayed += variant->replayed;
+        stats.eager += variant->eager;
+        continue;
+      }
+    }
     VariantStats one;
-    one.inputs = variant->guards.text();
+    one.inputs = is_sized ? sized_text(plan->recording(), plan->code()->signature) : variant->guards.text();
     one.state = variant->is_lazy && state.never_lazy.empty() ? "lazy" : name_of(variant->state);
     one.reason = variant->reason;
     one.recorded = variant->recorded;
@@ -24,8 +59,7 @@ CompileStats Core::stats() const {
     one.eager = variant->eager;
     one.compile_seconds = variant->compile_seconds;
     one.from_cache = variant->from_cache;
-    const Plan* plan = variant->plan.load(std::memory_order_acquire);
-    const Frozen* packed = plan != nullptr ? plan->frozen.load(std::memory_order_acquire) : nullptr;
+    const Frozen* packed = plan != nullptr ? plan->frozen() : nullptr;
     one.frozen = packed != nullptr && packed->is_current();
     const Recording* recording = plan != nullptr ? &plan->recording() : variant->last.get();
     if (recording != nullptr) one.ops = static_cast<int64_t>(recording->trace.steps.size());
@@ -57,8 +91,9 @@ std::string CompileStats::str() const {
   for (const VariantStats& variant : variants) {
     text += "  (" + variant.inputs + "): " + variant.state + ", " + std::to_string(variant.ops) + " operators, " +
             std::to_string(variant.replayed) + " compiled calls, " + std::to_string(variant.recorded) + " recorded, " +
-            std::to_string(variant.eager) + " eager" + (variant.from_cache ? ", from the cache" : "") +
-            (variant.frozen ? ", weights packed" : "") + "\n";
+            std::to_string(variant.eager) + " eager" +
+            (variant.sizes > 1 ? ", " + std::to_string(variant.sizes) + " sets of sizes" : "") +
+            (variant.from_cache ? ", from the cache" : "") + (variant.frozen ? ", weights packed" : "") + "\n";
     if (!variant.reason.empty()) text += "    " + variant.reason + "\n";
   }
   if (lazy > 0) {
@@ -70,6 +105,12 @@ std::string CompileStats::str() const {
             segment.state + ", " + std::to_string(segment.replayed) + " compiled runs, " +
             std::to_string(segment.recorded) + " recorded, " + std::to_string(segment.eager) + " eager" +
             (segment.from_cache ? ", from the cache" : "") + "\n";
+    if (!segment.where.empty() || segment.next_ops > 0) {
+      text += "    ends" + (segment.where.empty() ? "" : " at " + segment.where);
+      if (segment.next_ops > 0)
+        text += ", without that " + std::to_string(segment.next_ops) + " more would be part of it";
+      text += "\n";
+    }
     if (!segment.reason.empty()) text += "    " + segment.reason + "\n";
   }
   return text;

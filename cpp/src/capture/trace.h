@@ -88,6 +88,14 @@ struct Trace {
   std::vector<uint32_t> value_begin;  ///< of each value, in `values`; the same for neighbours that are alike
   std::vector<bool> requires_grad;    ///< of each value, as it was made; empty where no result requires grad
 
+  /// Empties it; the memory stays.
+  void clear() {
+    steps.clear();
+    code.clear();
+    values.clear();
+    value_begin.clear();
+    requires_grad.clear();
+  }
   size_t end_of(size_t step) const { return step + 1 < steps.size() ? steps[step + 1].begin : code.size(); }
   const int64_t* value(ValueId id) const { return values.data() + value_begin[static_cast<size_t>(id)]; }
 };

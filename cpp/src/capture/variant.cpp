@@ -29,6 +29,10 @@ namespace {
 constexpr int64_t kDisagreements = 6;
 // Replays without packed weights between two looks at these.
 constexpr int64_t kStaleCalls = 16;
+// Variants, those that share code among them, each with a recording of its own; calls of further sizes run eagerly.
+constexpr size_t kMostVariants = 1024;
+// Times that code for many sizes is made, anew if other numbers turn out to differ.
+constexpr int64_t kGeneralizations = 3;
 
 const at::Tensor& content(const Input& input) {
   return input.before.defined() ? input.before : input.captured->tensor();
@@ -108,20 +112,36 @@ const std::vector<int64_t>& CoreState::modes() const {
 }
 
 Variant* CoreState::find(const Leaves& arguments) const {
-  const Table* current = table.load(std::memory_order_acquire);
-  if (current == nullptr) return nullptr;
-  for (Variant* variant : *current) {
-    if (variant->guards.fit(arguments, modes(), environment(), watch)) return variant;
+  Variant* variant = table.candidates(arguments);
+  while (variant != nullptr && !variant->guards.fit(arguments, modes(), environment(), watch)) {
+    variant = variant->next.load(std::memory_order_acquire);
+  }
+  return variant;
+}
+
+void CoreState::Table::add(Variant& variant) {
+  std::atomic<Variant*>* end = &first[variant.guards.hash() % kChains];
+  while (Variant* one = end->load(std::memory_order_relaxed)) end = &one->next;
+  end->store(&variant, std::memory_order_release);
+}
+
+bool CoreState::is_full() const {
+  const auto own = std::count_if(variants.begin(), variants.end(), [](const auto& one) { return !one->is_sized; });
+  return own >= options.max_variants || variants.size() >= kMostVariants;
+}
+
+Variant* CoreState::find_sibling(const Leaves& arguments) const {
+  for (const auto& variant : variants) {
+    if (variant->last != nullptr && variant->guards.fit_but_for_sizes(arguments, modes(), environment(), watch)) {
+      return variant.get();
+    }
   }
   return nullptr;
 }
 
 Variant& CoreState::add_variant(Guards guards) {
   variants.push_back(std::make_unique<Variant>(std::move(guards)));
-  auto next = std::make_unique<Table>();
-  for (const auto& variant : variants) next->push_back(variant.get());
-  table.store(next.get(), std::memory_order_release);
-  tables.push_back(std::move(next));
+  table.add(*variants.back());
   return *variants.back();
 }
 
@@ -129,6 +149,11 @@ void CoreState::refuse_surplus(const std::string& changed) {
   ++surplus;
   reason = "there are " + std::to_string(variants.size()) +
            " variants already (CompileOptions::max_variants); what keeps changing: " + changed;
+  for (const auto& variant : variants) {
+    if (variant->family == nullptr || variant->family->reason.empty()) continue;
+    reason += "; one code cannot serve its sizes: " + variant->family->reason;
+    break;
+  }
   if (!std::exchange(has_warned, true)) warning = "torchcc: " + options.name + ": " + reason;
 }
 
@@ -139,6 +164,32 @@ void CoreState::warn() {
     text.swap(warning);
   }
   if (!text.empty()) TORCH_WARN(text);
+}
+
+void CoreState::refuse_broken_promise() {
+  std::string why;
+  {
+    const std::lock_guard lock(mutex);
+    why.swap(broken);
+  }
+  if (why.empty()) return;
+  throw CaptureError(message("compile '" + options.name + "': it does not do the same for all sizes",
+                             {{"expected", "operators that follow from the sizes that CompileOptions::dynamic names"},
+                              {"got", why},
+                              {"fix", "change the code there, or leave the size out of CompileOptions::dynamic"}}));
+}
+
+void CoreState::note_broken_promise(const Recording& sample, const Recording& now, const std::string& why) {
+  if (are_promised(dynamic, sample, now)) broken = why;
+}
+
+/// Makes the variant's code serve calls of promised sizes at once. To be called with the mutex.
+void CoreState::keep_promises(Variant& variant) {
+  const Plan& plan = *variant.plans.back();
+  auto sizes = PromisedSizes::of(dynamic, plan);
+  if (sizes == nullptr) return;
+  promises.push_back(std::make_unique<const Promised>(Promised{&variant, &plan, std::move(sizes)}));
+  promised.store(promises.back().get(), std::memory_order_release);
 }
 
 bool CoreState::may_be_dropped(const Leaves& arguments) const {
@@ -200,66 +251,132 @@ Variant* CoreState::find_recorded(const Guards& guards, const Recording& made) {
   return nullptr;
 }
 
-std::shared_ptr<Recording> CoreState::commit(Guards guards, std::unique_ptr<Recording> made, Variant*& variant) {
+/// The family of calls that differ in sizes alone from those with the given guards; null when there are none.
+std::shared_ptr<Family> CoreState::family_of(const Guards& guards) const {
+  std::shared_ptr<Family> family;
+  for (const auto& variant : variants) {
+    if (variant->last == nullptr || !may_be_sized(*variant->last)) continue;
+    if (!variant->guards.same_but_for_sizes(guards) || !watch.same(variant->guards.closure(), guards.closure())) {
+      continue;
+    }
+    if (variant->family != nullptr) return variant->family;
+    if (family == nullptr) family = std::make_shared<Family>();
+    variant->family = family;
+    family->samples.push_back(variant->last);
+  }
+  return family;
+}
+
+/// Whether a recording can have code that serves other sizes too.
+CoreState::Work::Kind CoreState::place(Family& family, Recording& recording) {
+  if (!may_be_sized(recording) || family.is_compiling || !family.may_serve()) return Work::Kind::none;
+  if (family.code != nullptr) {
+    family.reason = departure(*family.sample, *family.sample->sizes, recording);
+    if (family.reason.empty()) family.reason = misfit(family.code->signature, recording);
+    if (family.reason.empty()) {
+      recording.sizes = family.sample->sizes;
+      return Work::Kind::join;
+    }
+  }
+  if (family.compilations < kGeneralizations) recording.sizes = explain(family, recording, dynamic);
+  if (recording.sizes != nullptr) return Work::Kind::generalize;
+  ++family.failures;
+  note_broken_promise(*family.samples.back(), recording, family.reason);
+  log(Topic::capture, options.name, "one code cannot serve these sizes: " + family.reason);
+  return Work::Kind::none;
+}
+
+CoreState::Work CoreState::commit(Guards guards, std::unique_ptr<Recording> made) {
   name_captured(*made, module.get());
   const std::lock_guard lock(mutex);
-  variant = find_recorded(guards, *made);
-  if (variant == nullptr && is_full()) {
-    ++futile;
-    refuse_surplus("a C++ variable that the function captures");
-    return nullptr;
-  }
+  Variant* variant = find_recorded(guards, *made);
+  const std::shared_ptr<Recording> now = std::move(made);
+  const auto begin = [&](Work::Kind kind) -> Work {
+    variant->state = Variant::State::compiling;
+    variant->last = now;
+    reason = variant->reason = "it is being compiled";
+    ++pending;
+    if (options.background && kind != Work::Kind::join) detach_from_program(*now);
+    return {kind, variant, now};
+  };
+  Work::Kind kind = Work::Kind::none;
   if (variant == nullptr) {
+    const bool may_share = options.automatic_dynamic_shapes || !dynamic.empty();
+    const std::shared_ptr<Family> family = may_share ? family_of(guards) : nullptr;
+    if (family != nullptr) {
+      kind = place(*family, *now);
+      if (kind == Work::Kind::none && may_be_sized(*now)) family->add(now);
+    }
+    if (kind == Work::Kind::none && is_full()) {
+      ++futile;
+      refuse_surplus(family != nullptr ? "sizes (now " + guards.text() + ")"
+                                       : "a C++ variable that the function captures");
+      return {};
+    }
     if (!variants.empty()) log(Topic::guards, options.name, "new variant: (" + guards.text() + ")");
     ++guard_misses;
     variant = &add_variant(std::move(guards));
+    variant->family = family;
+    if (kind == Work::Kind::generalize) family->is_compiling = true;
   }
   ++variant->recorded;
-  if (variant->state == Variant::State::compiling || variant->state == Variant::State::eager) return nullptr;
-  const std::shared_ptr<Recording> now = std::move(made);
+  if (variant->state == Variant::State::compiling || variant->state == Variant::State::eager) return {};
   latest = now;
   log(Topic::capture, options.name,
       "(" + variant->guards.text() + ") recorded " + std::to_string(now->trace.steps.size()) + " operators");
   if (!now->refusal.empty()) {
     stay_eager(*variant, now->refusal, !now->touches_memory);
-    return nullptr;
+    return {};
   }
+  if (kind != Work::Kind::none) return begin(kind);
   const std::shared_ptr<const Recording> before = std::exchange(variant->last, now);
   if (before == nullptr) {
     now->drop_samples();  // the compiler gets the second recording
     reason = variant->reason = "it was recorded once, and a second call has to agree";
-    return nullptr;
+    return {};
   }
   std::string differs = disagreement(*before, *now);
   if (differs.empty() && variant->state == Variant::State::compiled) {
     // Only the number of owners of some captured tensor had changed.
+    now->sizes = variant->plans.back()->recording().sizes;
     variant->plans.back()->lower_owners(*now);
-    variant->plans.push_back(std::make_unique<Plan>(now, variant->plans.back()->code()));
-    variant->plans.back()->frozen = variant->plans[variant->plans.size() - 2]->frozen.load();
+    variant->plans.push_back(
+        std::make_unique<Plan>(now, variant->plans.back()->code(), variant->plans.back()->packed()));
     variant->plan.store(variant->plans.back().get(), std::memory_order_release);
     now->drop_samples();
-    return nullptr;
+    if (variant->is_sized) keep_promises(*variant);
+    return {};
   }
   if (differs.empty() && now->has_copies && before->argument_hash == now->argument_hash && !now->same_as.empty()) {
     now->drop_samples();
     reason = variant->reason =
         "C++ code writes data for the operators (torch::tensor of an array, data_ptr); a call with other values in the "
         "arguments has to show that it does not depend on them";
-    return nullptr;
+    return {};
   }
   if (!differs.empty()) {
     now->drop_samples();
     variant->plan.store(nullptr, std::memory_order_release);
     variant->state = Variant::State::recorded;
+    variant->is_sized = false;
     reason = variant->reason = differs;
     if (++variant->disagreements >= kDisagreements) stay_eager(*variant, "it differs from call to call: " + differs);
-    return nullptr;
+    return {};
   }
-  variant->state = Variant::State::compiling;
-  reason = variant->reason = "it is being compiled";
-  ++pending;
-  if (options.background) detach_from_program(*now);
-  return now;
+  return begin(Work::Kind::compile);
+}
+
+void CoreState::carry_out(const Work& work) {
+  switch (work.kind) {
+    case Work::Kind::none: return;
+    case Work::Kind::compile: compile(*work.variant, work.recording); break;
+    case Work::Kind::generalize: generalize(*work.variant, work.recording); break;
+    case Work::Kind::join: join(*work.variant, work.recording); break;
+  }
+  const std::lock_guard lock(mutex);
+  work.recording->drop_samples();
+  --pending;
+  idle.notify_all();
 }
 
 std::string CoreState::key_text(const Recording& recording, bool freeze) const {
@@ -365,7 +482,7 @@ void CoreState::compile(Variant& variant, const std::shared_ptr<Recording>& reco
   const bool packs_first = plan != nullptr && !code.slower.empty() && !options.allow_slower;
   if (packs_first) {
     freeze(variant, *plan, *recording);
-    if (plan->frozen.load() == nullptr) {
+    if (plan->frozen() == nullptr) {
       plan = nullptr;
       code.reason = code.slower;
     }
@@ -383,10 +500,86 @@ void CoreState::compile(Variant& variant, const std::shared_ptr<Recording>& reco
     }
   }
   if (plan != nullptr && plan->code() != nullptr && !packs_first) freeze(variant, *plan, *recording);
+}
+
+/// From now on, calls run the plan. To be called with the mutex.
+void CoreState::serve(Variant& variant, std::unique_ptr<Plan> plan) {
+  variant.state = Variant::State::compiled;
+  variant.is_sized = true;
+  variant.reason.clear();
+  reason.clear();
+  variant.plan.store(plan.get(), std::memory_order_release);
+  variant.plans.push_back(std::move(plan));
+  keep_promises(variant);
+}
+
+/// The variant goes on as if there were no calls of other sizes. To be called with the mutex.
+void CoreState::leave_family(Variant& variant, const std::shared_ptr<Recording>& recording, std::string why) {
+  recording->sizes = nullptr;
+  variant.state = Variant::State::recorded;
+  variant.family->reason = std::move(why);
+  ++variant.family->failures;
+  if (!variant.family->samples.empty())
+    note_broken_promise(*variant.family->samples.back(), *recording, variant.family->reason);
+  reason = variant.reason = "it was recorded once, and a second call has to agree";
+  log(Topic::compile, options.name, "(" + variant.guards.text() + ") gets code of its own: " + variant.family->reason);
+}
+
+void CoreState::generalize(Variant& variant, const std::shared_ptr<Recording>& recording) {
+  const std::shared_ptr<Family> family = variant.family;
+  Code code = find_code_for(*recording);
+  note(variant, code);
+  if (code.artifact != nullptr && !code.slower.empty() && !options.allow_slower) {
+    code.artifact = nullptr;
+    code.reason = code.slower;
+  }
+  if (code.artifact != nullptr) {
+    code.reason = misfit(code.artifact->signature, *recording);
+    if (!code.reason.empty()) code.artifact = nullptr;
+  }
+  Plan* plan = nullptr;
+  {
+    const std::lock_guard lock(mutex);
+    family->is_compiling = false;
+    ++family->compilations;
+    if (code.artifact == nullptr) {
+      leave_family(variant, recording, code.reason);
+      return;
+    }
+    auto made = std::make_unique<Plan>(recording, code.artifact);
+    plan = made.get();
+    family->code = code.artifact;
+    family->sample = recording;
+    family->packed = plan->packed();
+    family->failures = 0;
+    family->add(recording);
+    serve(variant, std::move(made));
+    log(Topic::compile, options.name, "(" + variant.guards.text() + ") is compiled for other sizes too");
+  }
+  freeze(variant, *plan, *recording);
+}
+
+void CoreState::join(Variant& variant, const std::shared_ptr<Recording>& recording) {
+  std::shared_ptr<const Artifact> code;
+  std::shared_ptr<Packed> packed;
+  {
+    const std::lock_guard lock(mutex);
+    code = variant.family->code;
+    packed = variant.family->packed;
+  }
+  std::string differs;
+  try {
+    differs = compare(*recording, *code);
+  } catch (const std::exception& failure) {
+    differs = first_line(failure.what());
+  }
   const std::lock_guard lock(mutex);
-  recording->drop_samples();
-  --pending;
-  idle.notify_all();
+  if (!differs.empty()) {
+    leave_family(variant, recording, differs);
+  } else {
+    variant.family->failures = 0;
+    serve(variant, std::make_unique<Plan>(recording, std::move(code), std::move(packed)));
+  }
 }
 
 void CoreState::freeze(Variant& variant, Plan& plan, const Recording& recording) {
@@ -415,9 +608,7 @@ void CoreState::freeze(Variant& variant, Plan& plan, const Recording& recording)
     if (!made->is_current()) return;
     const std::lock_guard lock(mutex);
     variant.packed.push_back(std::move(made));
-    plan.frozen.store(variant.packed.back().get(), std::memory_order_release);
-    Plan& latest_plan = *variant.plans.back();  // another call may have made one anew meanwhile, with the same code
-    if (latest_plan.code() == plan.code()) latest_plan.frozen.store(variant.packed.back().get());
+    plan.packed()->form.store(variant.packed.back().get(), std::memory_order_release);
     log(Topic::compile, options.name, "(" + variant.guards.text() + ") has packed weights");
   } catch (const std::exception& failure) {
     log(Topic::compile, options.name, std::string("weights are not packed: ") + failure.what());

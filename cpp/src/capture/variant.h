@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <condition_variable>
 #include <memory>
@@ -10,8 +11,10 @@
 #include <torchcc/compile_options.h>
 #include <torchcc/detail/core.h>
 
+#include "family.h"
 #include "guards.h"
 #include "plan.h"
+#include "promise.h"
 #include "recording.h"
 #include "segment.h"
 
@@ -39,7 +42,8 @@ struct Variant {
   explicit Variant(Guards guards) : guards(std::move(guards)) {}
 
   const Guards guards;
-  std::atomic<Plan*> plan{nullptr};  ///< what calls run; null while there is nothing
+  std::atomic<Plan*> plan{nullptr};     ///< what calls run; null while there is nothing
+  std::atomic<Variant*> next{nullptr};  ///< in the chain of CoreState::Table
   std::atomic<int64_t> replayed{0};
   std::atomic<int64_t> eager{0};
   std::atomic<int64_t> stale{0};  ///< calls that could not use the packed weights
@@ -56,6 +60,8 @@ struct Variant {
   int64_t quiet = 0;         ///< looks at the weights that found no change
   int64_t quiet_needed = 4;  ///< before they are packed again; doubles each time
   std::vector<Frozen::Weight> seen;
+  std::shared_ptr<Family> family;  ///< of calls that differ in sizes; null where there was no such call
+  bool is_sized = false;           ///< it has the family's code, which serves other sizes too
   // Other threads may still run these; they stay as long as the function.
   std::vector<std::unique_ptr<Plan>> plans;
   std::vector<std::unique_ptr<Frozen>> packed;
@@ -63,21 +69,41 @@ struct Variant {
 
 /// What a Core holds.
 struct CoreState : std::enable_shared_from_this<CoreState> {
-  using Table = std::vector<Variant*>;
+  /// The variants, for calls to find theirs without a lock: chains of those with the same Guards::hash().
+  struct Table {
+    static constexpr size_t kChains = 256;
+    std::array<std::atomic<Variant*>, kChains> first{};
+
+    /// The first of those that a call may fit, or null; Variant::next leads to the others.
+    Variant* candidates(const Leaves& arguments) const {
+      return first[Guards::hash_of(arguments) % kChains].load(std::memory_order_acquire);
+    }
+    /// Adds one at the end of its chain. To be called with the mutex.
+    void add(Variant& variant);
+  };
 
   CompileOptions options;
   Segments segments{*this};  ///< of lazy execution
   ClosureWatch watch;
   std::unique_ptr<ModuleView> module;
-  std::atomic<const Table*> table{nullptr};
+  Table table;
+  /// A plan for all calls of promised sizes.
+  struct Promised {
+    Variant* variant;
+    const Plan* plan;
+    std::unique_ptr<const PromisedSizes> sizes;
+  };
+  std::atomic<const Promised*> promised{nullptr};
   std::atomic<int64_t> guard_misses{0};
   std::atomic<int64_t> lazy{0};     ///< calls in lazy mode
   std::atomic<int64_t> surplus{0};  ///< eager calls that fitted no variant when there were as many as allowed
 
   mutable std::mutex mutex;
   mutable std::condition_variable idle;
-  std::vector<std::unique_ptr<const Table>> tables;  ///< the current one is the last
   std::vector<std::unique_ptr<Variant>> variants;
+  std::vector<std::unique_ptr<const Promised>> promises;  ///< the current one is the last
+  std::vector<DynamicSize> dynamic;                       ///< the options', and those of marked arguments
+  std::string broken;  ///< a promise about sizes that the latest call has shown to be wrong
   std::shared_ptr<const Recording> latest;
   std::string reason;
   std::string warning;  ///< to be given by warn()
@@ -90,8 +116,10 @@ struct CoreState : std::enable_shared_from_this<CoreState> {
   const std::vector<int64_t>& modes() const;
   Variant* find(const Leaves& arguments) const;
 
-  /// Whether no further variant may be made.
-  bool is_full() const { return static_cast<int64_t>(variants.size()) >= options.max_variants; }
+  /// Whether no further variant may have code of its own.
+  bool is_full() const;
+  /// A variant whose calls differ from one in sizes alone; null when there is none. To be called with the mutex.
+  Variant* find_sibling(const Leaves& arguments) const;
   /// Whether a call fits no variant only because of words beside captured variables, which a recording may show to be
   /// none.
   bool may_be_dropped(const Leaves& arguments) const;
@@ -99,8 +127,24 @@ struct CoreState : std::enable_shared_from_this<CoreState> {
   void note_surplus(const Leaves& arguments);
   /// Warns of what note_surplus() and commit() have noted, once. To be called without the mutex.
   void warn();
-  /// Takes in a recorded call. Returns the recording if it is to be compiled now.
-  std::shared_ptr<Recording> commit(Guards guards, std::unique_ptr<Recording> recording, Variant*& variant);
+  /// Throws CaptureError where a call has shown that a promise about sizes is wrong. Likewise.
+  void refuse_broken_promise();
+  /// What is to be done with a recorded call.
+  struct Work {
+    enum class Kind : uint8_t {
+      none,
+      compile,     ///< it gets code of its own
+      generalize,  ///< it gets code that serves other sizes too
+      join,        ///< it gets its family's code, if that gives the same results
+    };
+    Kind kind = Kind::none;
+    Variant* variant = nullptr;
+    std::shared_ptr<Recording> recording{};
+  };
+  /// Takes in a recorded call.
+  Work commit(Guards guards, std::unique_ptr<Recording> recording);
+  /// Does it. Does not throw.
+  void carry_out(const Work& work);
   /// Runs it eagerly from now on, or lazily.
   void stay_eager(Variant& variant, std::string reason, bool is_lazy = false);
   /// Notes that the function uses memory of tensors without operators, so that no further calls run lazily unasked.
@@ -116,13 +160,20 @@ struct CoreState : std::enable_shared_from_this<CoreState> {
   };
   /// Code for a recording, from the cache or the compiler. Does not throw.
   Code find_code_for(const Recording& recording);
-  /// Gets code for a recording that commit() returned. Does not throw.
-  void compile(Variant& variant, const std::shared_ptr<Recording>& recording);
   /// Looks whether changed weights hold still, and if so has them packed again. Now and then.
   void note_stale(Variant& variant, const Leaves& arguments);
 
  private:
   Variant* find_recorded(const Guards& guards, const Recording& made);
+  std::shared_ptr<Family> family_of(const Guards& guards) const;
+  Work::Kind place(Family& family, Recording& recording);
+  void note_broken_promise(const Recording& sample, const Recording& now, const std::string& why);
+  void keep_promises(Variant& variant);
+  void compile(Variant& variant, const std::shared_ptr<Recording>& recording);
+  void generalize(Variant& variant, const std::shared_ptr<Recording>& recording);
+  void join(Variant& variant, const std::shared_ptr<Recording>& recording);
+  void serve(Variant& variant, std::unique_ptr<Plan> plan);
+  void leave_family(Variant& variant, const std::shared_ptr<Recording>& recording, std::string why);
   Variant& add_variant(Guards guards);
   void refuse_surplus(const std::string& changed);
   bool fits(const Recording& recording, const Artifact& artifact) const;

@@ -230,6 +230,10 @@ void bind(const FunctionState& state, std::span<const Argument> arguments, Bound
     bound.tensors[i] = &tensor;
   }
   if (state.has_expressions) check_expressions(state, bound.tensors.data(), bound.symbols.data());
+  for (const SizeGuard& guard : signature.guards) {
+    if (!guard.holds(bound.symbols.data())) [[unlikely]]
+      refuse_guard(signature, guard, bound.symbols.data());
+  }
 }
 
 void check_mutated(const FunctionState& state, const Bound& bound) {

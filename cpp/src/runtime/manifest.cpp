@@ -141,6 +141,27 @@ bool has_unknown_sizes(const std::vector<Value>& values) {
   });
 }
 
+constexpr std::array<std::pair<const char*, SizeGuard::Kind>, 4> kRelations{{
+    {"==", SizeGuard::Kind::equal},
+    {"!=", SizeGuard::Kind::not_equal},
+    {"<", SizeGuard::Kind::less},
+    {"<=", SizeGuard::Kind::less_equal},
+}};
+
+SizeGuard parse_guard(const json& node, const std::vector<Symbol>& symbols) {
+  SizeGuard guard;
+  guard.text = node.at("text").get<std::string>();
+  const auto relation = node.at("relation").get<std::string>();
+  const auto* known =
+      std::find_if(kRelations.begin(), kRelations.end(), [&](const auto& entry) { return relation == entry.first; });
+  if (known == kRelations.end()) bad("unknown relation " + relation);
+  guard.kind = known->second;
+  parse_steps(node.at("left"), symbols, 0, guard.left.steps);
+  parse_steps(node.at("right"), symbols, 0, guard.right.steps);
+  guard.left.text = guard.right.text = guard.text;
+  return guard;
+}
+
 Signature parse_signature(const json& node) {
   Signature signature;
   signature.name = node.at("name").get<std::string>();
@@ -153,6 +174,9 @@ Signature parse_signature(const json& node) {
   }
   for (const json& value : node.at("inputs")) signature.inputs.push_back(parse_value(value, signature.symbols));
   for (const json& value : node.at("outputs")) signature.outputs.push_back(parse_value(value, signature.symbols));
+  for (const json& guard : node.value("guards", json::array())) {
+    signature.guards.push_back(parse_guard(guard, signature.symbols));
+  }
   if (has_unknown_sizes(signature.inputs)) bad("an input of " + signature.name + " has an unknown size");
   return signature;
 }

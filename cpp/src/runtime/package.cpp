@@ -222,7 +222,7 @@ Function bind_function(const FunctionEntry& entry, const Contents& contents, con
 
 }  // namespace
 
-std::vector<std::shared_ptr<const Library>> load_code(Archive& archive) {
+std::vector<LoadedCode> load_code(Archive& archive) {
   const Manifest manifest = read_manifest(archive);
   Contents contents;
   contents.origin = archive.origin();
@@ -230,11 +230,11 @@ std::vector<std::shared_ptr<const Library>> load_code(Archive& archive) {
     if (name.starts_with("data/aotinductor/"))
       contents.records.texts[name] = archive.read(name, record.size, record.crc32);
   }
-  std::vector<std::shared_ptr<const Library>> code;
+  std::vector<LoadedCode> code;
   for (FunctionEntry entry : manifest.functions) {
     entry.graph.clear();
     entry.training.clear();
-    code.push_back(Access::state(bind_function(entry, contents, {}))->library);
+    code.push_back({Access::state(bind_function(entry, contents, {}))->library, entry.signature});
   }
   return code;
 }

@@ -177,6 +177,15 @@ void refuse_expression(const Signature& signature, size_t index, size_t dimensio
                   "pass tensors whose sizes agree");
 }
 
+void refuse_guard(const Signature& signature, const SizeGuard& guard, const int64_t* symbols) {
+  std::string got;
+  for (size_t i = 0; i < signature.symbols.size(); ++i) {
+    got += (i == 0 ? "" : ", ") + signature.symbols[i].name + " = " + std::to_string(symbols[i]);
+  }
+  refuse(signature, signature.name + ": the code is not for these sizes", guard.text, got,
+         "pass sizes for which this holds, or export the function with sizes like these");
+}
+
 void refuse_grad(const Signature& signature, size_t index) {
   refuse(signature, which(signature, signature.inputs, index) + " requires grad, and the result would carry none",
          "a tensor that does not require grad, or grad mode off", "requires_grad = true with grad mode on",

@@ -46,6 +46,9 @@ constexpr c10::DispatchKeySet kWrappers({c10::DispatchKey::Python, c10::Dispatch
 [[noreturn, gnu::cold]] void refuse_expression(const Signature& signature, size_t index, size_t dimension,
                                                const at::Tensor& tensor, int64_t expected);
 
+/// Sizes for which the function's code is not, given one value per symbol.
+[[noreturn, gnu::cold]] void refuse_guard(const Signature& signature, const SizeGuard& guard, const int64_t* symbols);
+
 /// An argument that requires grad.
 [[noreturn, gnu::cold]] void refuse_grad(const Signature& signature, size_t index);
 

@@ -100,6 +100,18 @@ int64_t Size::evaluate(const int64_t* symbols) const {
   return stack.back();
 }
 
+bool SizeGuard::holds(const int64_t* symbols) const {
+  const int64_t a = left.evaluate(symbols);
+  const int64_t b = right.evaluate(symbols);
+  switch (kind) {
+    case Kind::equal: return a == b;
+    case Kind::not_equal: return a != b;
+    case Kind::less: return a < b;
+    case Kind::less_equal: return a <= b;
+  }
+  return false;
+}
+
 std::string dtype_name(c10::ScalarType dtype) {
   switch (dtype) {
     case c10::ScalarType::Byte: return "uint8";
@@ -143,6 +155,10 @@ std::string Signature::str() const {
   for (const Symbol& symbol : symbols) {
     text += separator + std::to_string(symbol.min) + " <= " + symbol.name;
     if (symbol.max != INT64_MAX) text += " <= " + std::to_string(symbol.max);
+    separator = ", ";
+  }
+  for (const SizeGuard& guard : guards) {
+    text += separator + guard.text;
     separator = ", ";
   }
   return text;

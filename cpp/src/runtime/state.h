@@ -83,7 +83,11 @@ struct Access {
   }
 };
 
-/// The compiled code of a package's first function, without its graph. Throws PackageError.
-std::vector<std::shared_ptr<const Library>> load_code(Archive& archive);
+/// The compiled code of a package's functions, without their graphs. Throws PackageError.
+struct LoadedCode {
+  std::shared_ptr<const Library> library;
+  Signature signature;
+};
+std::vector<LoadedCode> load_code(Archive& archive);
 
 }  // namespace torchcc::detail

@@ -48,7 +48,15 @@ from torchcc._torch.programs import (
     with_forward,
     without_own_containers,
 )
-from torchcc._torch.symbols import number_dtype, number_range, plain_symbol, read_size, size_ranges, symbol_names
+from torchcc._torch.symbols import (
+    conditions,
+    number_dtype,
+    number_range,
+    plain_symbol,
+    read_size,
+    size_ranges,
+    symbol_names,
+)
 
 __all__ = [
     "EXTRA_FOLDER",
@@ -63,6 +71,7 @@ __all__ = [
     "check_options",
     "compile",
     "compile_graph",
+    "conditions",
     "contiguous",
     "cpu_target",
     "differentiable",

@@ -87,6 +87,46 @@ def _read_expression(expression: sympy.Expr, names: Mapping[sympy.Symbol, str]) 
     return [operator, *operands]
 
 
+def conditions(program: ExportedProgram, names: Mapping[sympy.Symbol, str]) -> list[tuple[str, sizes.Size, sizes.Size]]:
+    """What the program takes for granted about its sizes beside their ranges: relation, left and right side.
+
+    Leans on ``ShapeEnv.guards``, which holds for all that was run while the program was traced.
+
+    Args:
+        program: The program.
+        names: Names of all symbols of its inputs.
+
+    Raises:
+        ValueError: Something that the manifest cannot state.
+    """
+    sized = [node.meta["val"] for node in program.graph.nodes if isinstance(node.meta.get("val"), torch.Tensor)]
+    environments = {
+        id(size.node.shape_env): size.node.shape_env
+        for one in sized
+        for size in one.shape
+        if isinstance(size, torch.SymInt)
+    }
+    found: dict[str, tuple[str, sizes.Size, sizes.Size]] = {}
+    for environment in environments.values():
+        for guard in environment.guards:
+            expression = environment.simplify(guard.expr)
+            if expression in (True, sympy.true):
+                continue
+            for condition in expression.args if isinstance(expression, sympy.And) else (expression,):
+                found[str(condition)] = _read_condition(condition, names)
+    return list(found.values())
+
+
+def _read_condition(condition: Any, names: Mapping[sympy.Symbol, str]) -> tuple[str, sizes.Size, sizes.Size]:
+    relations: dict[type, str] = {sympy.Eq: "==", sympy.Ne: "!=", sympy.Lt: "<", sympy.Le: "<="}
+    swapped: dict[type, str] = {sympy.Gt: "<", sympy.Ge: "<="}
+    sides = [_read_expression(side, names) for side in condition.args]
+    kind = type(condition)
+    if None in sides or len(sides) != 2 or (kind not in relations and kind not in swapped):
+        raise ValueError(f"the condition {condition} on sizes cannot be stated")
+    return (relations[kind], sides[0], sides[1]) if kind in relations else (swapped[kind], sides[1], sides[0])
+
+
 def number_dtype(number: Any) -> str:
     """The dtype that a number of Python, or a symbolic one, has as a tensor."""
     if isinstance(number, bool | torch.SymBool):

@@ -376,7 +376,14 @@ std::vector<Tensor> Dag::inputs() const {
 }
 
 std::vector<Tensor> Dag::run(std::vector<Tensor> values) const {
-  for (const Step& step : steps_) values.push_back(step.run(values));
+  return run(std::move(values), [](Tensor&) {});
+}
+
+std::vector<Tensor> Dag::run(std::vector<Tensor> values, const std::function<void(Tensor&)>& after) const {
+  for (const Step& step : steps_) {
+    values.push_back(step.run(values));
+    after(values.back());
+  }
   std::vector<Tensor> results;
   for (const size_t result : results_) results.push_back(values[result]);
   return results;

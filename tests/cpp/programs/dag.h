@@ -23,6 +23,8 @@ class Dag {
 
   /// Runs all operators; gives the values that nothing uses, and some others.
   std::vector<Tensor> run(std::vector<Tensor> values) const;
+  /// The same, and calls `after` with what each operator gave.
+  std::vector<Tensor> run(std::vector<Tensor> values, const std::function<void(Tensor&)>& after) const;
 
   /// What is computed, one operator to a line.
   std::string text() const;

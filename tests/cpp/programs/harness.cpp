@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <iostream>
 #include <limits>
+#include <random>
 #include <sstream>
 
 #include <ATen/CPUGeneratorImpl.h>
@@ -140,9 +141,14 @@ void compare(const Outcome& got, const Outcome& expected, const Expect& expect, 
                                        << " (results, then arguments, then kept tensors)");
 }
 
-void compare_results(const Outcome& got, const Outcome& expected, const Expect& expect, int call) {
-  compare("(seen after all calls) result", got.results, expected.results, expect, call);
-}
+namespace {
+
+// Calls in lazy mode, of which the first two or three are recorded.
+constexpr int kLazyCalls = 8;
+
+using Hook = std::function<void(const Values&)>;
+
+const std::string& test_name() { return boost::unit_test::framework::current_test_case().p_name.get(); }
 
 void check_stats(const torchcc::CompileStats& stats, const Expect& expect) {
   BOOST_TEST(stats.calls == expect.calls);
@@ -155,19 +161,58 @@ void check_stats(const torchcc::CompileStats& stats, const Expect& expect) {
   }
 }
 
-namespace {
-
 bool is_mode(std::string_view wanted) {
   const char* mode = std::getenv("TORCHCC_PROGRAMS");
   return mode != nullptr && mode == wanted;
 }
 
-}  // namespace
+/// Prints at the end of the process what became of the programs.
+struct Summary {
+  const char* title;
+  const char* unit;
+  int64_t programs = 0, good = 0, all = 0;
+  std::string reasons{};
+  ~Summary() {
+    if (programs == 0) return;
+    std::cout << reasons << title << ": " << good << " of " << all << " " << unit << " (" << programs << " programs)\n";
+  }
+  void note(int64_t of_these, int64_t of_all, const std::string& reason) {
+    ++programs;
+    good += of_these;
+    all += of_all;
+    if (of_these == 0) reasons += std::string(title) + ": not " + test_name() + ": " + reason + "\n";
+  }
+};
 
-bool trains() { return is_mode("training"); }
+Outcome call_plainly(Runner& runner, int call) {
+  Growth none;
+  return runner.run(call, none, [](const Values&) {});
+}
 
-bool is_lazy() { return is_mode("lazy"); }
+void check_values(const MakeRunner& make, const Expect& expect) {
+  const at::AutoGradMode grad_mode(expect.gradients);
+  Runner plain = make(false);
+  Runner compiled = make(true);
+  std::vector<std::pair<Outcome, Outcome>> outcomes;
+  const int calls = is_lazy() ? kLazyCalls : expect.calls;
+  for (int call = 1; call <= calls; ++call) {
+    Outcome expected = call_plainly(plain, call);
+    Outcome got = call_plainly(compiled, call);
+    compare(got, expected, expect, call);
+    outcomes.emplace_back(std::move(got), std::move(expected));
+  }
+  // A later call must not have written into the results of an earlier one, unless eager does so too.
+  for (int call = 1; call <= calls; ++call) {
+    const auto& [got, expected] = outcomes[static_cast<size_t>(call - 1)];
+    compare("(seen after all calls) result", got.results, expected.results, expect, call);
+  }
+  const torchcc::CompileStats stats = compiled.stats();
+  if (!is_lazy()) return check_stats(stats, expect);
+  static Summary summary{"lazy", "operators compiled"};
+  summary.note(stats.compiled_ops, stats.compiled_ops + stats.eager_ops, stats.str());
+}
 
+/// Lets gradients flow into floating-point tensors that are leaves.
 void require_gradients(const Values& values) {
   for (const Tensor& tensor : values.tensors) {
     if (!tensor.defined() || !tensor.is_leaf() || !(tensor.is_floating_point() || tensor.is_complex())) continue;
@@ -175,6 +220,8 @@ void require_gradients(const Values& values) {
   }
 }
 
+/// Differentiates the results of a call, with random gradients of them, and gives the gradients of arguments and state.
+/// The results stay, without autograd's graph.
 Values differentiate(Outcome& outcome, int call) {
   std::vector<Tensor> results;
   std::vector<Tensor> tangents;
@@ -204,49 +251,106 @@ Values differentiate(Outcome& outcome, int call) {
   return gradients;
 }
 
-namespace {
+/// What comes out of calling a program once, with gradients of everything, or only of its own tensors.
+Outcome train(Runner& runner, bool into_arguments, int call, Values& gradients) {
+  Growth none;
+  Outcome outcome = runner.run(call, none, into_arguments ? Hook(require_gradients) : Hook([](const Values&) {}));
+  gradients = differentiate(outcome, call);
+  return outcome;
+}
 
-/// Prints at the end of the process how many programs were compiled with gradients.
-struct TrainingSummary {
-  int64_t programs = 0, replayed = 0;
-  std::string reasons;
-  ~TrainingSummary() {
-    if (programs > 0) std::cout << reasons << "trained: " << replayed << " of " << programs << " compiled\n";
-  }
-};
-
-struct LazySummary {
-  int64_t programs = 0, compiled = 0, eager = 0;
-  std::string reasons;
-  ~LazySummary() {
-    if (programs == 0) return;
-    std::cout << reasons << "lazy: " << programs << " programs, " << compiled << " operators compiled, " << eager
-              << " eager\n";
-  }
-};
-
-}  // namespace
-
-void note_training(const torchcc::CompileStats& stats) {
-  static TrainingSummary summary;
-  ++summary.programs;
-  if (stats.replayed > 0) {
-    ++summary.replayed;
-  } else {
-    summary.reasons += "trained eagerly: " + boost::unit_test::framework::current_test_case().p_name.get() + ": " +
-                       stats.reason + "\n";
+/// Whether a program runs while its arguments, or only its own tensors, require grad.
+bool is_differentiable(const MakeRunner& make, bool into_arguments) {
+  try {
+    Runner runner = make(false);
+    Values gradients;
+    train(runner, into_arguments, 1, gradients);
+    return true;
+  } catch (const c10::Error&) {  // it writes into leaves, or an operator has no derivative
+    return false;
   }
 }
 
-void note_lazy(const torchcc::CompileStats& stats) {
-  static LazySummary summary;
-  ++summary.programs;
-  summary.compiled += stats.compiled_ops;
-  summary.eager += stats.eager_ops;
-  if (stats.compiled_ops == 0) {
-    summary.reasons +=
-        "none compiled: " + boost::unit_test::framework::current_test_case().p_name.get() + "\n" + stats.str();
+torchcc::CompileStats compare_gradients(const MakeRunner& make, const Expect& expect, bool into_arguments) {
+  const at::AutoGradMode grad_mode(true);
+  Runner plain = make(false);
+  Runner compiled = make(true);
+  for (int call = 1; call <= expect.calls; ++call) {
+    Values expected_gradients, got_gradients;
+    const Outcome expected = train(plain, into_arguments, call, expected_gradients);
+    const Outcome got = train(compiled, into_arguments, call, got_gradients);
+    compare(got, expected, expect, call);
+    compare({got_gradients, {}, {}}, {expected_gradients, {}, {}}, expect, call);
+    BOOST_TEST((!into_arguments || !expected_gradients.tensors.empty()));
   }
+  return compiled.stats();
+}
+
+void check_gradients(const MakeRunner& make, const Expect& expect) {
+  const bool into_arguments = is_differentiable(make, true);
+  if (!into_arguments && !is_differentiable(make, false)) return;
+  const torchcc::CompileStats stats = compare_gradients(make, expect, into_arguments);
+  static Summary summary{"training", "compiled"};
+  summary.note(stats.replayed > 0 ? 1 : 0, 1, stats.reason);
+}
+
+/// Two sizes, then 20 others; 0 and 1 are none of them.
+std::vector<int64_t> many_sizes(int64_t from) {
+  constexpr int kMore = 20;
+  std::vector<int64_t> sizes{std::max<int64_t>(from, 2), 2 * from + 3};
+  std::mt19937_64 random(kSeed + static_cast<uint64_t>(from));
+  for (int i = 0; i < kMore; ++i) {
+    sizes.push_back(std::uniform_int_distribution<int64_t>(from + 2, 3 * from + 9)(random));
+  }
+  return sizes;
+}
+
+/// Not more than two codes may be compiled, unless no code can serve several sizes.
+void check_sizes(const MakeRunner& make, const Expect& expect) {
+  const at::AutoGradMode grad_mode(expect.gradients);
+  for (int64_t axis = 0; axis < 2; ++axis) {
+    Growth found{.axis = axis};
+    {
+      Runner first = make(false);
+      first.run(1, found, [](const Values&) {});
+    }
+    Runner plain = make(false);
+    Runner compiled = make(true);
+    int call = 0;
+    for (const int64_t size : many_sizes(found.from)) {
+      Growth growth{axis, found.from, size};
+      Outcome expected;
+      try {
+        expected = plain.run(++call, growth, [](const Values&) {});
+      } catch (const c10::Error&) {
+        break;  // it does not take other sizes
+      }
+      compare(compiled.run(call, growth, [](const Values&) {}), expected, expect, call);
+    }
+    if (call < 3 || !expect.eager.empty()) continue;
+    const torchcc::CompileStats stats = compiled.stats();
+    const auto codes = std::count_if(stats.variants.begin(), stats.variants.end(),
+                                     [](const torchcc::VariantStats& one) { return one.state == "compiled"; });
+    const bool is_served = std::any_of(stats.variants.begin(), stats.variants.end(),
+                                       [](const torchcc::VariantStats& one) { return one.sizes > 1; });
+    BOOST_TEST((!is_served || codes <= 2), stats.str());
+    static Summary summary{"sizes", "dimensions served by one code"};
+    summary.note(is_served ? 1 : 0, 1, "dimension " + text(axis) + ": " + stats.reason);
+  }
+}
+
+}  // namespace
+
+bool is_lazy() { return is_mode("lazy"); }
+
+void check(const MakeRunner& make, const Expect& expect) {
+  if (is_mode("training")) return check_gradients(make, expect);
+  if (is_mode("sizes")) return check_sizes(make, expect);
+  check_values(make, expect);
+}
+
+void check_trained(const MakeRunner& make, const Expect& expect) {
+  check_stats(compare_gradients(make, expect, true), expect);
 }
 
 }  // namespace programs

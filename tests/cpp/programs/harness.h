@@ -17,6 +17,7 @@
 #include <boost/test/unit_test.hpp>
 
 #include <functional>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <tuple>
@@ -72,9 +73,8 @@ struct Outcome {
   Values results, arguments, state;
 };
 
+/// Compares what a call did with what it should have done.
 void compare(const Outcome& got, const Outcome& expected, const Expect& expect, int call);
-void compare_results(const Outcome& got, const Outcome& expected, const Expect& expect, int call);
-void check_stats(const torchcc::CompileStats& stats, const Expect& expect);
 
 /// How two tensors differ in dtype, sizes, strides or values (by more than `tolerance` times what is usual for the
 /// dtype); empty when they do not.
@@ -106,99 +106,85 @@ Outcome observe(F& function, Arguments arguments, const State& state) {
 
 constexpr uint64_t kSeed = 20240607;
 
-/// Whether the variable TORCHCC_PROGRAMS is "training": check() then lets gradients flow into everything that a program
-/// works on, and compares these too.
-bool trains();
-/// Whether it is "lazy": check() then runs programs in lazy mode.
+/// Whether the variable TORCHCC_PROGRAMS is "lazy": check() then runs programs in lazy mode. With "training" it lets
+/// gradients flow into everything that a program works on, and compares these too; with "sizes" it calls programs that
+/// take arguments of other sizes with many.
 bool is_lazy();
-/// One line for the summary that the test module prints in the end.
-void note_lazy(const torchcc::CompileStats& stats);
-/// Lets gradients flow into floating-point tensors that are leaves.
-void require_gradients(const Values& values);
-/// Differentiates the results of a call, with random gradients of them, and gives the gradients of arguments and state.
-/// The results stay, without autograd's graph.
-Values differentiate(Outcome& outcome, int call);
-/// One line for the summary that the test module prints in the end.
-void note_training(const torchcc::CompileStats& stats);
 
-/// What comes out of calling a program once, with gradients of everything.
+/// Sizes of a dimension, made by repeating rows, of all tensors among some arguments that have it.
+struct Growth {
+  int64_t axis = 0;
+  int64_t from = 0;  ///< the size to change; that of the first tensor that has such a dimension
+  int64_t to = 0;    ///< 0: nothing changes
+
+  void apply(Tensor& tensor) {
+    if (!tensor.defined() || tensor.dim() <= axis) return;
+    if (from == 0) from = tensor.size(axis);
+    if (to == 0 || tensor.size(axis) != from) return;
+    tensor = tensor.index_select(axis, torch::arange(to).remainder(from));
+  }
+  void apply(std::optional<Tensor>& tensor) {
+    if (tensor.has_value()) apply(*tensor);
+  }
+  void apply(std::vector<Tensor>& tensors) {
+    for (Tensor& tensor : tensors) apply(tensor);
+  }
+  template <class T>
+  void apply(T&) {}
+  template <class... T>
+  void apply(std::tuple<T...>& arguments) {
+    std::apply([this](auto&... argument) { (apply(argument), ...); }, arguments);
+  }
+};
+
+/// A program without its types: the function itself, or compiled.
+struct Runner {
+  /// Calls it with the arguments of a call number, after `growth` and `before` have changed these.
+  std::function<Outcome(int call, Growth& growth, const std::function<void(const Values&)>& before)> run;
+  std::function<torchcc::CompileStats()> stats;  ///< of the compiled form; waits for the compiler
+};
+
+/// Makes a program anew, from the same seed each time.
+using MakeRunner = std::function<Runner(bool is_compiled)>;
+
+/// See the top of this file.
+void check(const MakeRunner& make, const Expect& expect);
+/// The same with gradients of arguments and kept tensors; every call from the third on has to be compiled.
+void check_trained(const MakeRunner& make, const Expect& expect);
+
 template <class F, class Inputs>
-Outcome train(F& function, Inputs& inputs, const State& state, bool into_arguments, int call, Values& gradients) {
-  torch::manual_seed(kSeed + static_cast<uint64_t>(call));
-  auto arguments = inputs(call);
-  Values taken;
-  taken.add(arguments);
-  if (into_arguments) require_gradients(taken);
-  Outcome outcome = observe(function, std::move(arguments), state);
-  gradients = differentiate(outcome, call);
-  return outcome;
+Runner runner(F function, Inputs inputs, State state, std::function<torchcc::CompileStats()> stats) {
+  return {[=](int call, Growth& growth, const auto& before) mutable {
+            torch::manual_seed(kSeed + static_cast<uint64_t>(call));
+            auto arguments = inputs(call);
+            growth.apply(arguments);
+            Values taken;
+            taken.add(arguments);
+            before(taken);
+            taken.tensors.clear();  // nobody else has the arguments
+            return observe(function, std::move(arguments), state);
+          },
+          std::move(stats)};
 }
 
-/// Whether a program runs while its arguments, or only its own tensors, require grad.
 template <class Make>
-bool is_differentiable(const Make& make, bool into_arguments) {
-  try {
+MakeRunner runners(Make make, Options options) {
+  return [make = std::move(make), options = std::move(options)](bool is_compiled) {
     torch::manual_seed(kSeed);
     auto program = make();
-    Values gradients;
-    train(program.function, program.inputs, program.state, into_arguments, 1, gradients);
-    return true;
-  } catch (const c10::Error&) {  // it writes into leaves, or an operator has no derivative
-    return false;
-  }
-}
-
-template <class Make>
-void check_gradients(const Make& make, const Expect& expect, const Options& options) {
-  const at::AutoGradMode grad_mode(true);
-  const bool into_arguments = is_differentiable(make, true);
-  if (!into_arguments && !is_differentiable(make, false)) return;
-  torch::manual_seed(kSeed);
-  auto plain = make();
-  torch::manual_seed(kSeed);
-  auto other = make();
-  auto compiled = torchcc::compile(other.function, options);
-  for (int call = 1; call <= expect.calls; ++call) {
-    Values expected_gradients, got_gradients;
-    const Outcome expected = train(plain.function, plain.inputs, plain.state, into_arguments, call, expected_gradients);
-    const Outcome got = train(compiled, other.inputs, other.state, into_arguments, call, got_gradients);
-    compare(got, expected, expect, call);
-    compare({got_gradients, {}, {}}, {expected_gradients, {}, {}}, expect, call);
-  }
-  compiled.wait();
-  note_training(compiled.stats());
+    if (!is_compiled) return runner(program.function, program.inputs, program.state, {});
+    auto compiled = torchcc::compile(program.function, options);
+    return runner(compiled, program.inputs, program.state, [compiled] {
+      compiled.wait();
+      return compiled.stats();
+    });
+  };
 }
 
 template <class Make>
 void check(const Make& make, const Expect& expect = {}, Options options = plain_options()) {
-  if (trains()) return check_gradients(make, expect, options);
   if (is_lazy()) options.mode = torchcc::CompileMode::lazy;
-  const at::AutoGradMode grad_mode(expect.gradients);
-  torch::manual_seed(kSeed);
-  auto plain = make();
-  torch::manual_seed(kSeed);
-  auto other = make();
-  auto compiled = torchcc::compile(other.function, options);
-  std::vector<std::pair<Outcome, Outcome>> outcomes;
-  for (int call = 1; call <= expect.calls; ++call) {
-    torch::manual_seed(kSeed + static_cast<uint64_t>(call));
-    Outcome expected = observe(plain.function, plain.inputs(call), plain.state);
-    torch::manual_seed(kSeed + static_cast<uint64_t>(call));
-    Outcome got = observe(compiled, other.inputs(call), other.state);
-    compare(got, expected, expect, call);
-    outcomes.emplace_back(std::move(got), std::move(expected));
-  }
-  // A later call must not have written into the results of an earlier one, unless eager does so too.
-  for (int call = 1; call <= expect.calls; ++call) {
-    const auto& [got, expected] = outcomes[static_cast<size_t>(call - 1)];
-    compare_results(got, expected, expect, call);
-  }
-  compiled.wait();
-  if (is_lazy()) {
-    note_lazy(compiled.stats());
-  } else {
-    check_stats(compiled.stats(), expect);
-  }
+  check(runners(make, std::move(options)), expect);
 }
 
 }  // namespace programs

@@ -1,5 +1,7 @@
 // Programs that read values, branch on them, count their calls, or write memory by pointer, in lazy mode: the same
 // results as eager, and most operators compiled.
+#include <torchcc/scope.h>
+
 #include "harness.h"
 
 #include <sstream>
@@ -93,6 +95,14 @@ void check_gradients_lazily(const std::vector<std::pair<std::string, Function>>&
       BOOST_TEST(compiled.stats().compiled_ops > 0, compiled.stats().str());
     }
   }
+}
+
+/// Operators wait once they are compiled. Before torch 2.13, access to memory that is not there cannot say what to do.
+bool lazy_thread_waits(int call) { return call > 3 && TORCH_VERSION_MAJOR * 100 + TORCH_VERSION_MINOR >= 213; }
+
+void copy_weights(const nn::Module& from, const nn::Module& to) {
+  const torch::NoGradGuard no_grad;
+  for (size_t i = 0; i < from.parameters().size(); ++i) to.parameters()[i].copy_(from.parameters()[i]);
 }
 
 }  // namespace
@@ -515,6 +525,73 @@ BOOST_AUTO_TEST_CASE(automatic) {
   });
   BOOST_TEST(touches.lazy == 1);
   BOOST_TEST(touches.eager == 5, touches.str());
+}
+
+// One line makes a block lazy; all executions of it share what they have seen.
+BOOST_AUTO_TEST_CASE(scope_in_a_loop) {
+  nn::Linear net(4, 2), other(4, 2);
+  copy_weights(*net, *other);
+  torch::optim::SGD optimizer(net->parameters(), torch::optim::SGDOptions(0.1).momentum(0.9));
+  torch::optim::SGD plain(other->parameters(), torch::optim::SGDOptions(0.1).momentum(0.9));
+  torchcc::CompileStats stats;
+  for (int i = 0; i < 8; ++i) {
+    const Tensor x = torch::randn({3, 4});
+    const auto step = [&](nn::Linear& module, torch::optim::SGD& update) {
+      update.zero_grad();
+      const Tensor loss = torch::tanh(module(x)).square().mean();
+      loss.backward();
+      update.step();
+      return loss;
+    };
+    const Tensor expected = step(other, plain);
+    Tensor got;
+    {
+      torchcc::Scope lazy(plain_options());
+      got = step(net, optimizer);
+      if (i == 7) lazy.finish();
+      stats = lazy.stats();
+    }
+    BOOST_TEST(difference(got.detach(), expected.detach()) == "");
+    BOOST_TEST(difference(net->weight.detach(), other->weight.detach()) == "");
+  }
+  BOOST_TEST(stats.lazy == 8);
+  BOOST_TEST(stats.compiled_ops > stats.eager_ops, stats.str());
+}
+
+// A whole thread; where a segment ends, stats() names the line of this file and the operators behind it.
+BOOST_AUTO_TEST_CASE(lazy_thread) {
+  const torch::NoGradGuard no_grad;
+  BOOST_TEST(!torchcc::set_lazy(true));
+  BOOST_TEST(torchcc::set_lazy(true));
+  for (int i = 0; i < 6; ++i) {
+    const Tensor x = torch::rand({5}) + 1;
+    const Tensor y = (x * 2 + 1).tanh() / 3;
+    const double sum = y.sum().item<double>();
+    const Tensor z = (y / sum).exp() - 1;
+    BOOST_TEST(z.sum().item<double>() > 0);
+    const Tensor w = torch::sigmoid(z) * 2;
+    if (lazy_thread_waits(i)) {
+      BOOST_CHECK_EXCEPTION(w.data_ptr<float>(), c10::Error, [](const c10::Error& error) {
+        return missing(error.what(), "torchcc::materialize(x)") == "";
+      });
+    }
+    BOOST_TEST(*torchcc::materialize(w).data_ptr<float>() > 1);
+    BOOST_TEST(torchcc::set_lazy(false));
+    BOOST_TEST(!torchcc::set_lazy(false));
+    const Tensor again = torch::sigmoid(((x * 2 + 1).tanh() / 3 / sum).exp() - 1) * 2;
+    BOOST_TEST(difference(w, again) == "");
+    torchcc::set_lazy(true);
+  }
+  torchcc::set_lazy(false);
+  const torchcc::CompileStats stats = torchcc::lazy_stats();
+  BOOST_TEST(stats.compiled_ops > 0, stats.str());
+  const auto has_line = [](const torchcc::SegmentStats& one) {
+    return one.where.find("lazy_thread") != std::string::npos || one.where.starts_with("lazy.cpp:");
+  };
+  BOOST_TEST(std::any_of(stats.segments.begin(), stats.segments.end(), has_line), stats.str());
+  BOOST_TEST(std::any_of(stats.segments.begin(), stats.segments.end(),
+                         [](const torchcc::SegmentStats& one) { return one.next_ops > 0; }),
+             stats.str());
 }
 
 BOOST_AUTO_TEST_SUITE_END()

@@ -1,7 +1,11 @@
 // Random programs, eager against compiled. TORCHCC_RANDOM_PROGRAMS of them, from TORCHCC_RANDOM_SEED on.
 #include <cstdlib>
+#include <random>
+#include <sstream>
 
 #include <ATen/CPUGeneratorImpl.h>
+#include <ATen/Dispatch.h>
+#include <ATen/MemoryOverlap.h>
 
 #include "dag.h"
 #include "harness.h"
@@ -111,7 +115,7 @@ bool is_differentiable(const std::shared_ptr<const Dag>& dag) {
 }
 
 /// As check_bundle(), for programs whose inputs require grad.
-std::string check_trained(const Bundle& all) {
+std::string check_trained_bundle(const Bundle& all) {
   Bundle bundle;
   std::copy_if(all.begin(), all.end(), std::back_inserter(bundle), is_differentiable);
   if (all.size() > 5) BOOST_TEST(bundle.size() * 2 > all.size(), "only " << bundle.size() << " can be differentiated");
@@ -136,6 +140,59 @@ std::string check_trained(const Bundle& all) {
   }
   const torchcc::CompileStats stats = compiled.stats();
   return stats.replayed == 2 ? "" : stats.str();
+}
+
+/// A random program that now and then reads a value, branches on it, or writes into memory by pointer.
+std::vector<Tensor> run_with_reads(const Dag& dag, std::vector<Tensor> values) {
+  std::mt19937_64 random(dag.seed());
+  const auto is_chosen = [&](double share) { return std::uniform_real_distribution<double>()(random) < share; };
+  std::vector<Tensor> read;
+  std::vector<Tensor> results = dag.run(std::move(values), [&](Tensor& value) {
+    const bool reads = is_chosen(0.12), branches = is_chosen(0.12), writes = is_chosen(0.12), prints = is_chosen(0.03);
+    if (value.numel() == 0 || !value.is_floating_point()) return;
+    if (reads) read.push_back(torch::full({}, value.sum().item<double>(), at::kDouble));
+    if (branches && value.mean().item<double>() > 0) value = value * 0.5 + 0.1;
+    if (prints) {
+      std::ostringstream text;
+      text << value;
+      read.push_back(torch::full({}, static_cast<double>(text.str().size()), at::kDouble));
+    }
+    if (writes && at::has_internal_overlap(value) == at::MemOverlap::No) {
+      torchcc::materialize(value);
+      AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, value.scalar_type(), "write",
+                                      [&] { *value.data_ptr<scalar_t>() = 0.25; });
+    }
+  });
+  results.insert(results.end(), read.begin(), read.end());
+  return results;
+}
+
+/// Calls a program with reads lazily and eagerly; results have to be the same bits where no compiled code ran.
+void check_reads(const std::shared_ptr<const Dag>& dag, bool has_compiler) {
+  Options options = plain_options();
+  options.mode = torchcc::CompileMode::lazy;
+  options.name = "reads_" + std::to_string(dag->seed());
+  const auto function = [dag](const std::vector<Tensor>& inputs) { return run_with_reads(*dag, inputs); };
+  const auto compiled = torchcc::compile(function, options);
+  for (uint64_t call = 1; call <= (has_compiler ? 5 : 3); ++call) {
+    const uint64_t seed = dag->seed() + 1000 * call;
+    const Bundle bundle{dag};
+    const auto arguments = make_inputs(bundle, seed)[0], others = make_inputs(bundle, seed)[0];
+    const auto expected = function(arguments);
+    const auto got = compiled(others);
+    BOOST_TEST_REQUIRE(got.size() == expected.size());
+    if (has_compiler) {
+      BOOST_TEST(differences(*dag, "result", got, expected) == "", dag->text());
+      BOOST_TEST(differences(*dag, "input after the call", others, arguments) == "", dag->text());
+      continue;
+    }
+    for (size_t i = 0; i < got.size(); ++i) {
+      BOOST_TEST(at::allclose(got[i], expected[i], 0, 0, /*equal_nan=*/true), "result " << i << "\n" << dag->text());
+    }
+    for (size_t i = 0; i < others.size(); ++i) {
+      BOOST_TEST(at::allclose(others[i], arguments[i], 0, 0, /*equal_nan=*/true), "input " << i << "\n" << dag->text());
+    }
+  }
 }
 
 /// Runs `check` on random programs, many of them as one function.
@@ -173,6 +230,26 @@ BOOST_AUTO_TEST_SUITE_END()
 
 BOOST_AUTO_TEST_SUITE(random_training)
 
-BOOST_AUTO_TEST_CASE(eager_and_compiled_gradients_agree) { check_all(check_trained); }
+BOOST_AUTO_TEST_CASE(eager_and_compiled_gradients_agree) { check_all(check_trained_bundle); }
+
+BOOST_AUTO_TEST_SUITE_END()
+
+BOOST_AUTO_TEST_SUITE(random_reads)
+
+// Without a compiler everything runs by eager kernels, in lazy mode's order.
+BOOST_AUTO_TEST_CASE(eager_kernels_give_the_same_bits) {
+  const torch::NoGradGuard no_grad;
+  setenv("TORCHCC_COMPILER", "off", 1);
+  const uint64_t first = setting("TORCHCC_RANDOM_SEED", 1), programs = setting("TORCHCC_RANDOM_PROGRAMS", kBundle);
+  for (uint64_t seed = first; seed < first + programs; ++seed) check_reads(std::make_shared<const Dag>(seed), false);
+  unsetenv("TORCHCC_COMPILER");
+}
+
+BOOST_AUTO_TEST_CASE(compiled_segments_agree) {
+  const torch::NoGradGuard no_grad;
+  const uint64_t first = setting("TORCHCC_RANDOM_SEED", 1), programs = setting("TORCHCC_RANDOM_PROGRAMS", kBundle);
+  for (uint64_t i = 0; i < std::max<uint64_t>(1, programs / 150); ++i)
+    check_reads(std::make_shared<const Dag>(first + i), true);
+}
 
 BOOST_AUTO_TEST_SUITE_END()

@@ -12,25 +12,9 @@ namespace {
 
 auto one(int) { return std::tuple(torch::randn({3, 4})); }
 
-/// check_gradients(), and every call from the third on has to be compiled.
 template <class Make>
 void check_trained(const Make& make, const Expect& expect = {}) {
-  const at::AutoGradMode grad_mode(true);
-  torch::manual_seed(kSeed);
-  auto plain = make();
-  torch::manual_seed(kSeed);
-  auto other = make();
-  auto compiled = torchcc::compile(other.function, plain_options());
-  for (int call = 1; call <= expect.calls; ++call) {
-    Values expected_gradients, got_gradients;
-    const Outcome expected = train(plain.function, plain.inputs, plain.state, true, call, expected_gradients);
-    const Outcome got = train(compiled, other.inputs, other.state, true, call, got_gradients);
-    compare(got, expected, expect, call);
-    compare({got_gradients, {}, {}}, {expected_gradients, {}, {}}, expect, call);
-    BOOST_TEST(!expected_gradients.tensors.empty());
-  }
-  compiled.wait();
-  check_stats(compiled.stats(), expect);
+  programs::check_trained(runners(make, plain_options()), expect);
 }
 
 /// A compiled function that is replayed from now on. `call` calls it once, and lets go of what it returned.

@@ -1,0 +1,50 @@
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <torchcc/compile_options.h>
+
+#include "artifact.h"
+#include "plan.h"
+#include "recording.h"
+#include "sizes.h"
+
+namespace torchcc::detail {
+
+/// Calls of a function that differ in sizes alone, and code for all of them. Belongs to CoreState::mutex.
+///
+/// Compiled code for many sizes is right where the function calls the same operators with numbers that follow from the
+/// sizes. Only running it shows that, so the first call of each size runs the function and is recorded; it then gets
+/// the family's code, if its recording is what the sizes explain, and if the code gives the same results.
+struct Family {
+  std::vector<std::shared_ptr<const Recording>> samples;  ///< of different sizes, the latest last; without tensors
+  std::shared_ptr<const Artifact> code;                   ///< null while there is none
+  std::shared_ptr<const Recording> sample;                ///< that the code was made of
+  std::shared_ptr<Packed> packed;                         ///< of the code
+  std::string reason;                                     ///< why sizes have code of their own; else empty
+  int64_t compilations = 0;
+  int64_t failures = 0;  ///< recordings that the family could not serve
+  bool is_compiling = false;
+
+  /// Keeps a recording to explain others by.
+  void add(std::shared_ptr<const Recording> recording);
+  /// Whether it is worth while to try further sizes.
+  bool may_serve() const { return failures < 4; }
+};
+
+/// Explains a recording by a family's samples: by all of them, else by one. Null, with the family's reason, when that
+/// cannot be done. `promises` name symbols.
+std::shared_ptr<const Sizes> explain(Family& family, const Recording& now, const std::vector<DynamicSize>& promises);
+
+/// Whether a recording may get code that serves other sizes.
+bool may_be_sized(const Recording& recording);
+
+/// Runs code on what a call got, and compares with what it gave. Returns what differs; empty when nothing does.
+/// Arguments that the call wrote into get changed in the recording.
+std::string compare(const Recording& recording, const Artifact& code);
+
+}  // namespace torchcc::detail
