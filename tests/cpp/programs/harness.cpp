@@ -189,7 +189,19 @@ Outcome call_plainly(Runner& runner, int call) {
   return runner.run(call, none, [](const Values&) {});
 }
 
+/// Programs that are never replayed run lazily, and compile pieces. Suite lazy is about these; here they cost time only.
+struct NoCompiler {
+  explicit NoCompiler(bool is_on) : is_on(is_on) {
+    if (is_on) setenv("TORCHCC_COMPILER", "off", 1);
+  }
+  ~NoCompiler() {
+    if (is_on) unsetenv("TORCHCC_COMPILER");
+  }
+  bool is_on;
+};
+
 void check_values(const MakeRunner& make, const Expect& expect) {
+  const NoCompiler no_compiler(!expect.eager.empty() && !expect.needs_compiler && !is_lazy());
   const at::AutoGradMode grad_mode(expect.gradients);
   Runner plain = make(false);
   Runner compiled = make(true);

@@ -61,6 +61,7 @@ struct Expect {
   bool gradients = false;  ///< true: runs with grad mode on
   double tolerance = 1;    ///< times that of the dtype
   int calls = 5;
+  bool needs_compiler = false;  ///< the reason is the compiler's; other eager programs run without one
 };
 
 /// Options of most programs: not frozen, which saves a compilation; named as the test.
