@@ -129,7 +129,9 @@ std::string Value::type() const {
   }
   std::string text = dtype_name(dtype) + "[";
   for (size_t i = 0; i < sizes.size(); ++i) text += (i ? ", " : "") + sizes[i].text;
-  return text + "]";
+  text += "]";
+  if (device != c10::DeviceType::CPU) text += " on " + c10::DeviceTypeName(device, /*lower_case=*/true);
+  return text;
 }
 
 std::string Signature::str() const {

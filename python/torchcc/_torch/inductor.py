@@ -18,7 +18,7 @@ import torch
 from torch.export import ExportedProgram
 
 from torchcc import toolchain
-from torchcc._torch.programs import flatten, outputs, weight_inputs
+from torchcc._torch.programs import device_of, flatten, outputs, weight_inputs
 from torchcc._torch.symbols import number_dtype
 from torchcc.errors import ArgumentError, message
 
@@ -58,6 +58,20 @@ def check_options(options: Mapping[str, Any]) -> None:
                     fix="correct the name",
                 )
             )
+
+
+def target(device: str, isa: str = "") -> tuple[str, tuple[str, ...]]:
+    """What compiled code for this machine is called, and the CPU features that it needs.
+
+    Args:
+        device: ``"cpu"``, or ``"cuda"`` for code that runs on this machine's current GPU, some of it perhaps on the CPU.
+        isa: As :func:`cpu_target` takes it.
+    """
+    name, _, features = cpu_target(isa)
+    if device == "cuda":
+        major, minor = torch.cuda.get_device_capability()
+        name = f"cuda-sm{major}{minor}"
+    return name, features
 
 
 @functools.cache
@@ -164,6 +178,8 @@ def compile_graph(
     settings: dict[str, Any] = {
         "aot_inductor.package": True,
         **({"aot_inductor.output_path": str(folder)} if folder else {}),
+        # One file holds all, as on the CPU. By default, kernels would be files beside it.
+        **({"aot_inductor.embed_kernel_binary": True} if device_of(module) == "cuda" else {}),
         # With a fixed count, code that runs with more threads than it was compiled for writes past its buffers.
         # Two at least: for one, Inductor writes no parallel regions, where a loop outside of them would run in each
         # thread.
@@ -226,7 +242,9 @@ def _copying(count: int, copied: Mapping[int, Sequence[int]]) -> Callable[[torch
                 results[position] = graph.call_function(torch.ops.aten.clone.default, (source,))
             fake = source.meta["val"]
             with fake.fake_mode:
-                results[position].meta["val"] = torch.empty_strided(fake.shape, strides, dtype=fake.dtype)
+                results[position].meta["val"] = torch.empty_strided(
+                    fake.shape, strides, dtype=fake.dtype, device=fake.device
+                )
             wanted = output.meta.get("original_output_strides")
             if wanted is not None:
                 wanted[position] = tuple(strides)
