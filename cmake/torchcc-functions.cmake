@@ -71,7 +71,7 @@ function(_torchcc_import_libtorch)
   target_link_libraries(torchcc::libtorch INTERFACE ${libraries})
 endfunction()
 
-# Sets the cache variable TORCHCC_CUDA_INCLUDE where LibTorch is one for CUDA: the folder of cuda_runtime_api.h, beside
+# Sets the cache variable TORCHCC_CUDA_INCLUDE where LibTorch is one for CUDA: the folder of CUDA's headers, beside
 # torch in the interpreter's packages, or of the CUDA toolkit. Without, CUDA graphs are left out.
 function(_torchcc_find_cuda)
   if(TORCHCC_CUDA_INCLUDE OR TORCHCC_LIBRARIES)
@@ -88,7 +88,8 @@ print(os.path.exists(root + '/lib/libtorch_cuda.so'), (cuda or '').split('.')[0]
     list(GET answer 2 packages)
     list(APPEND hints "${packages}/nvidia/cu${major}/include" "${packages}/nvidia/cuda_runtime/include")
   endif()
-  find_path(TORCHCC_CUDA_INCLUDE cuda_runtime_api.h HINTS ${hints}
+  # Not cuda_runtime_api.h itself: pip has it beside torch, without the headers that it includes.
+  find_path(TORCHCC_CUDA_INCLUDE crt/host_defines.h HINTS ${hints}
     PATHS "$ENV{CUDA_HOME}/include" "$ENV{CUDA_PATH}/include" /usr/local/cuda/include
     DOC "Folder of CUDA's headers, for CUDA graphs")
 endfunction()

@@ -4,9 +4,9 @@
 //   torchcc-run PACKAGE FUNCTION INPUTS OUTPUTS [--portable] [--seconds S] [--threads N] [--operators LIBRARY]...
 //
 // INPUTS is what Python's torch.save() writes of a tuple of calls, each a tuple of tensors in the signature's order;
-// OUTPUTS gets a tuple of results, each a tuple of tensors; both are on the CPU, wherever the function runs. Prints one line of JSON: the backend, the target, why
-// others were passed over, the seconds that loading took, and, with --seconds, the median nanoseconds of the last
-// call's repetitions.
+// OUTPUTS gets a tuple of results, each a tuple of tensors; both are on the CPU, wherever the function runs. Prints one
+// line of JSON: the backend, the target, why others were passed over, the seconds that loading took, and, with
+// --seconds, the median nanoseconds of the last call's repetitions.
 
 #include <algorithm>
 #include <chrono>

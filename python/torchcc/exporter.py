@@ -554,7 +554,8 @@ def _job(
         title=f"function {function.signature.name} for {_torch.target(_torch.device_of(program), isa)[0]}{suffix}",
         program=str(saved),
         into_outputs=False,
-        options={**({} if updatable else {"freezing": True}), **options},
+        # On GPUs, Inductor would keep 16-bit weights as float32 where its kernels compute with that.
+        options={**({} if updatable or _torch.device_of(program) == "cuda" else {"freezing": True}), **options},
         imports=imports if _torch.uses_custom_operators(program) else (),
         log=f"{saved.with_suffix('')}-{isa}{kind and f'-{kind}'}.log",
         weights=tuple(weights),

@@ -296,8 +296,8 @@ def region(
             a module with ``grad``, whose weights are inputs of the code.
         grad: Also compile forward and backward for calls whose results carry gradients: those of all arguments and
             parameters that are floating point. The region may not write into its arguments.
-        device: Where its tensors are, ``"cpu"`` or ``"cuda"``: this machine's current GPU, for which the code is compiled.
-            Numbers stay C++ numbers. A module has to be there already.
+        device: Where its tensors are, ``"cpu"`` or ``"cuda"``: this machine's current GPU, which the code is compiled
+            for. Numbers stay C++ numbers. A module has to be there already.
         options: Options of Inductor, e.g. ``{"max_autotune": True}``.
 
     Returns:

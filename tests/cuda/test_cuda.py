@@ -1,4 +1,4 @@
-"""Packages, regions and CUDA graphs on a GPU. Without one, everything here is skipped; `run` beside this file says so."""
+"""Packages, regions and CUDA graphs on a GPU. Without one, everything here is skipped."""
 
 from __future__ import annotations
 

@@ -314,8 +314,8 @@ void finish_mutations(const FunctionState& state, const Bound& bound, const Writ
 }
 
 /// Runs the code by a CUDA graph. False when there is none yet, or never will be: the code is to run as it is.
-bool run_captured(const FunctionState& state, const Library& library, const Bound& bound,
-                  std::span<at::Tensor> outputs, const Weights::Set* weights, const std::vector<size_t>& positions) {
+bool run_captured(const FunctionState& state, const Library& library, const Bound& bound, std::span<at::Tensor> outputs,
+                  const Weights::Set* weights, const std::vector<size_t>& positions) {
   c10::SmallVector<Graphs::Input, 16> inputs;
   for (size_t i = 0; i < bound.tensors.size(); ++i) {
     const at::Tensor& tensor = *bound.tensors[i];
@@ -483,9 +483,9 @@ void check_output(const FunctionState& state, size_t index, const at::Tensor& te
   const Value& value = state.signature.outputs[index];
   const Sizes sizes = output_sizes(value, bound);
   const c10::Device device = state.device_of(value);
-  if (!is_plain(tensor, device) || tensor.key_set().has_any(kPendingMath) ||
-      tensor.scalar_type() != value.dtype || tensor.sizes() != at::IntArrayRef(sizes) || !tensor.is_contiguous() ||
-      !is_aligned(tensor) || (tensor.requires_grad() && at::GradMode::is_enabled())) [[unlikely]] {
+  if (!is_plain(tensor, device) || tensor.key_set().has_any(kPendingMath) || tensor.scalar_type() != value.dtype ||
+      tensor.sizes() != at::IntArrayRef(sizes) || !tensor.is_contiguous() || !is_aligned(tensor) ||
+      (tensor.requires_grad() && at::GradMode::is_enabled())) [[unlikely]] {
     refuse_output(state.signature, index, tensor, sizes, device);
   }
 }

@@ -3,6 +3,7 @@
 
 #include <dlfcn.h>
 
+#include <c10/core/DeviceGuard.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <torchcc/error.h>
@@ -69,6 +70,17 @@ bool is_capturing(c10::Device device) {
   return ask != nullptr && (ask(current_stream(device), &status) != 0 || status != 0);
 }
 
-int64_t current_stream_id(c10::Device device) { return c10::impl::VirtualGuardImpl(device.type()).getStream(device).id(); }
+void* make_stream(c10::Device device) {
+  constexpr unsigned kNonBlocking = 1;  // CU_STREAM_NON_BLOCKING
+  const c10::DeviceGuard guard(device);
+  const auto create = driver_call<int (*)(void**, unsigned)>("cuStreamCreate");
+  void* stream = nullptr;
+  if (create == nullptr || create(&stream, kNonBlocking) != 0) throw Error("CUDA gives no new stream");
+  return stream;
+}
+
+int64_t current_stream_id(c10::Device device) {
+  return c10::impl::VirtualGuardImpl(device.type()).getStream(device).id();
+}
 
 }  // namespace torchcc::detail

@@ -23,7 +23,10 @@ void* current_stream(c10::Device device);
 /// Whether a CUDA graph is being recorded on that stream.
 bool is_capturing(c10::Device device);
 
-/// A number for the same stream.
+/// A new stream of a GPU, as CUDA knows it, that does not wait for the default one. Throws Error.
+void* make_stream(c10::Device device);
+
+/// A number for the current stream.
 int64_t current_stream_id(c10::Device device);
 
 }  // namespace torchcc::detail

@@ -19,8 +19,10 @@ std::shared_ptr<Lane> current_lane(c10::Device device);
 class Recorded {
  public:
   /// Runs `body` while CUDA records what it launches on the current stream, in place of doing it. Throws what `body`
-  /// throws, and c10::Error when CUDA refuses; the lane is then as before.
-  static std::unique_ptr<Recorded> record(std::shared_ptr<Lane> lane, const std::function<void()>& body);
+  /// throws, and c10::Error when CUDA refuses; the lane is then as before. With `is_random`, it draws random numbers;
+  /// no other thread may do so on this GPU meanwhile. Without, others wait for the end if they want to.
+  static std::unique_ptr<Recorded> record(std::shared_ptr<Lane> lane, bool is_random,
+                                          const std::function<void()>& body);
 
   virtual ~Recorded() = default;
   /// Launches the graph on the device's current stream.

@@ -76,7 +76,8 @@ struct Graphs::Entry {
   }
 };
 
-Graphs::Graphs(std::string refusal) : is_refused_(!refusal.empty()), reason_(std::move(refusal)) {}
+Graphs::Graphs(std::string refusal, bool is_random)
+    : is_random_(is_random), is_refused_(!refusal.empty()), reason_(std::move(refusal)) {}
 Graphs::~Graphs() = default;
 
 std::string Graphs::reason() const {
@@ -146,7 +147,7 @@ void Graphs::capture(Entry& entry, const Library& library, std::span<const Input
       }
     }
     std::vector<at::Tensor> outputs;
-    entry.graph = Recorded::record(current_lane(library.device()), [&] {
+    entry.graph = Recorded::record(current_lane(library.device()), is_random_, [&] {
       Handles handles;
       for (size_t i = 0; i < inputs.size(); ++i) {
         handles.push_back(entry.slots[i].is_in_place ? *inputs[i].tensor : entry.slots[i].buffer);
@@ -179,11 +180,12 @@ bool Graphs::run(const Library& library, std::span<const Input> inputs, std::spa
   if (is_refused()) return false;
   const c10::Device device = library.device();
   const c10::DeviceGuard guard(device);
+  // Where the program makes a graph of its own, the call becomes a part of that.
+  if (is_capturing(device)) return false;
   const std::shared_ptr<Entry> found = find(library, inputs, current_stream_id(device));
   Entry& entry = *found;  // which no other thread uses
   if (entry.is_refused) return false;
   if (entry.graph == nullptr || !fits(entry, inputs)) {
-    if (is_capturing(device)) return false;  // the program makes a graph of its own, of which the call becomes a part
     if (entry.calls < kWarmUp) {
       entry.note(inputs);
       ++entry.calls;

@@ -20,9 +20,9 @@ namespace torchcc::detail {
 /// Why this program cannot make CUDA graphs at all; empty when it can.
 std::string why_no_graphs();
 
-/// CUDA graphs of the compiled code of one function: what a call launches is recorded once, and launched as a whole from
-/// then on. There is one graph for each combination of thread, stream and sizes, up to a limit, above which the one that
-/// was not used for longest goes. Safe from many threads; a call takes a lock only to find its graph.
+/// CUDA graphs of the compiled code of one function: what a call launches is recorded once, and launched as a whole
+/// from then on. There is one graph for each combination of thread, stream and sizes, up to a limit, above which the
+/// one that was not used for longest goes. Safe from many threads; a call takes a lock only to find its graph.
 ///
 /// A graph works on addresses. Inputs that came at the same address in all calls before it was recorded, and weights,
 /// are read where they are; a call with another address records the graph anew, with a copy of this input in memory of
@@ -36,8 +36,8 @@ class Graphs {
     bool is_weight;
   };
 
-  /// With a reason why the code cannot be captured, run() does nothing.
-  explicit Graphs(std::string refusal);
+  /// With a reason why the code cannot be captured, run() does nothing. `is_random`: the code draws random numbers.
+  Graphs(std::string refusal, bool is_random);
   ~Graphs();
 
   /// Runs the code by its graph. Returns false when there is none: the first calls run as they are, and so do those of
@@ -60,6 +60,7 @@ class Graphs {
   bool fits(Entry& entry, std::span<const Input> inputs) const;
   void refuse(Entry& entry, const std::string& reason);
 
+  const bool is_random_;
   std::atomic<bool> is_refused_{false};
   std::atomic<int64_t> captures_{0};
   std::atomic<int64_t> replays_{0};

@@ -32,8 +32,9 @@ class Library {
   size_t outputs() const { return outputs_; }
   c10::Device device() const { return device_; }
 
-  /// Runs the code; on a GPU, on the stream that is the current one there, without waiting for it. Takes over the input handles; the caller takes over the output handles. Throws Error with the
-  /// compiled code's own message when it fails.
+  /// Runs the code; on a GPU, on the stream that is the current one there, without waiting for it. Takes over the input
+  /// handles; the caller takes over the output handles. Throws Error with the compiled code's own message when it
+  /// fails.
   void run(AtenTensorHandle* inputs, AtenTensorHandle* outputs) const;
 
  private:

@@ -7,14 +7,14 @@
 namespace torchcc::detail {
 
 std::string why_no_graphs() {
-  return "torchcc was built without CUDA graphs: CMake found no LibTorch with CUDA, or no cuda_runtime_api.h";
+  return "torchcc was built without CUDA graphs: CMake found no LibTorch with CUDA, or no headers of CUDA";
 }
 
 class Lane {};
 
 std::shared_ptr<Lane> current_lane(c10::Device) { throw Error(why_no_graphs()); }
 
-std::unique_ptr<Recorded> Recorded::record(std::shared_ptr<Lane>, const std::function<void()>&) {
+std::unique_ptr<Recorded> Recorded::record(std::shared_ptr<Lane>, bool, const std::function<void()>&) {
   throw Error(why_no_graphs());
 }
 

@@ -162,7 +162,8 @@ void bind_graphs(FunctionState& state, const FunctionEntry& entry, const LoadOpt
     if (refusal.empty() && runs) refusal = variant.uncapturable;
   }
   if (refusal.empty()) refusal = why_no_graphs();
-  state.graphs = std::make_unique<Graphs>(refusal);
+  const bool is_random = state.program == nullptr || state.program->draws_random_numbers();
+  state.graphs = std::make_unique<Graphs>(refusal, is_random);
 }
 
 /// Takes the code that carries gradients for the first target that fits this machine.

@@ -69,9 +69,10 @@ void refuse_unless_plain(const Signature& signature, const std::vector<Value>& v
   };
   if (!tensor.defined()) fail(" is undefined", value.type(), "an undefined tensor", "assign it first");
   if (tensor.device().type() != device.type() || (!device.is_cpu() && tensor.device() != device)) {
-    fail(" is on the wrong device", device.str(), tensor.device().str(),
-         "move it: " + value.name + ".to(\"" + device.str() + "\")" +
-             (device.type() == tensor.device().type() ? ", or load the package for that GPU: LoadOptions::device" : ""));
+    fail(
+        " is on the wrong device", device.str(), tensor.device().str(),
+        "move it: " + value.name + ".to(\"" + device.str() + "\")" +
+            (device.type() == tensor.device().type() ? ", or load the package for that GPU: LoadOptions::device" : ""));
   }
   if (tensor.layout() != at::kStrided || tensor.key_set().has_any(kWrappers)) {
     const auto [got, fix] = wrapper_text(tensor, value.name);
@@ -251,7 +252,8 @@ void refuse_output(const Signature& signature, size_t index, const at::Tensor& t
 
 void refuse_output_overlap(const Signature& signature, size_t index, const at::Tensor& tensor) {
   refuse(signature, which(signature, signature.outputs, index) + " shares memory with another tensor of the call",
-         "memory of its own", "a view of an input or of another output", make_text(signature.outputs[index], tensor.sizes(), tensor.device()));
+         "memory of its own", "a view of an input or of another output",
+         make_text(signature.outputs[index], tensor.sizes(), tensor.device()));
 }
 
 void refuse_outputs(const Signature& signature) {

@@ -42,16 +42,16 @@ struct FunctionState {
   Signature signature;
   Stats stats;
   c10::Device device = c10::Device(c10::kCPU);  ///< where its tensors are, but for those that are on the CPU always
-  std::vector<InputCheck> checks;              ///< one per input
-  bool has_expressions = false;                ///< some input size is an expression of symbols
-  bool mutates = false;                        ///< some input is written to
-  bool converts = false;                       ///< LoadOptions::convert
-  bool is_plain = false;                       ///< `library` runs all calls, and takes nothing but the arguments
-  std::shared_ptr<const Library> library;      ///< code with weights burnt in; null when there is none
-  std::shared_ptr<const Library> library_out;  ///< null when the package has none
-  std::vector<size_t> burnt_in;                ///< weights that are burnt into `library`
-  std::vector<size_t> library_weights;         ///< weights that `library` takes, since it writes into them
-  Code updatable;                              ///< code that takes all weights; its library is null when there is none
+  std::vector<InputCheck> checks;               ///< one per input
+  bool has_expressions = false;                 ///< some input size is an expression of symbols
+  bool mutates = false;                         ///< some input is written to
+  bool converts = false;                        ///< LoadOptions::convert
+  bool is_plain = false;                        ///< `library` runs all calls, and takes nothing but the arguments
+  std::shared_ptr<const Library> library;       ///< code with weights burnt in; null when there is none
+  std::shared_ptr<const Library> library_out;   ///< null when the package has none
+  std::vector<size_t> burnt_in;                 ///< weights that are burnt into `library`
+  std::vector<size_t> library_weights;          ///< weights that `library` takes, since it writes into them
+  Code updatable;                               ///< code that takes all weights; its library is null when there is none
   std::shared_ptr<const portable::Program> program;  ///< the graph; null when the package has none
   std::vector<size_t> program_weights;               ///< the weights that `program` takes
   std::shared_ptr<Weights> weights;                  ///< null without a graph

@@ -117,7 +117,8 @@ void Weights::add(const Archive& archive, const std::string& model, const Record
         if (entry.is_on_gpu) {
           at::Tensor& held = gpu.records[entry.record];
           if (!held.defined()) held = copied(bytes, size, *gpu.device);
-          const std::shared_ptr<std::byte> there(static_cast<std::byte*>(held.mutable_data_ptr()), [held](std::byte*) {});
+          const std::shared_ptr<std::byte> there(static_cast<std::byte*>(held.mutable_data_ptr()),
+                                                 [held](std::byte*) {});
           tensor = make(archive, name, entry, there, size, *gpu.device);
         } else {
           tensor = make(archive, name, entry, bytes, size, c10::Device(c10::kCPU));

@@ -330,9 +330,7 @@ def device_of(program: ExportedProgram | torch.nn.Module) -> str:
 
 def gpus(program: ExportedProgram) -> set[str]:
     """The GPUs on which a graph's tensors are."""
-    return {
-        str(fake.device) for node in program.graph.nodes for fake in _fakes(node) if fake.device.type == "cuda"
-    }
+    return {str(fake.device) for node in program.graph.nodes for fake in _fakes(node) if fake.device.type == "cuda"}
 
 
 def _fakes(node: torch.fx.Node) -> list[torch.Tensor]:

@@ -40,7 +40,7 @@ inline c10::Stream new_stream() { return c10::cuda::getStreamFromPool(false, 0).
 
 /// Bytes of GPU memory: those of tensors, and those that PyTorch has taken from the GPU.
 inline std::pair<int64_t, int64_t> gpu_memory() {
-  const auto stats = at::getDeviceAllocator(c10::kCUDA)->getDeviceStats(0);
+  const auto stats = c10::getDeviceAllocator(c10::kCUDA)->getDeviceStats(0);
   return {stats.allocated_bytes[0].current, stats.reserved_bytes[0].current};
 }
 

@@ -1,9 +1,11 @@
 // Streams and threads.
+#include <atomic>
 #include <chrono>
 #include <iostream>
 #include <thread>
 
 #include <ATen/core/grad_mode.h>
+#include <ATen/cuda/CUDAGraph.h>
 
 #include "gpu.h"
 
@@ -33,6 +35,34 @@ double seconds(const torchcc::Function& f, int threads, int calls) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
+/// Records calls in a graph of the program's own.
+void capture_calls(bool graphs) {
+  const at::NoGradGuard no_grad;
+  const torchcc::Function f = torchcc::load(packaged("functions.pt2"), {.cuda_graphs = graphs})["forward"];
+  const at::Tensor x = random({8, 128});
+  const at::Tensor other = random({9, 128});
+  test::synchronize();
+  at::cuda::CUDAGraph graph;
+  at::Tensor y;
+  at::Tensor z;
+  {
+    const c10::StreamGuard guard(test::new_stream());
+    for (int i = 0; i < 5; ++i) f(x);      // has a graph already, where there are any
+    for (int i = 0; i < 2; ++i) f(other);  // would get one now
+    graph.capture_begin();
+    y = f(x);
+    z = f(other);
+    graph.capture_end();
+  }
+  for (int i = 0; i < 3; ++i) {
+    x.copy_(random({8, 128}));
+    other.copy_(random({9, 128}));
+    graph.replay();
+    BOOST_TEST(close(y, expected(f, x)));
+    BOOST_TEST(close(z, expected(f, other)));
+  }
+}
+
 }  // namespace
 
 BOOST_AUTO_TEST_SUITE(streams)
@@ -51,12 +81,9 @@ BOOST_AUTO_TEST_CASE(calls_run_on_the_current_stream) {
   }
 }
 
-BOOST_AUTO_TEST_CASE(a_graph_of_the_programs_own) {
-  const at::NoGradGuard no_grad;
-  const torchcc::Function f = torchcc::load(packaged("functions.pt2"), {.cuda_graphs = true})["forward"];
-  const at::Tensor x = random({8, 128});
-  for (int i = 0; i < 5; ++i) BOOST_TEST(close(f(x), expected(f, x)));
-}
+BOOST_AUTO_TEST_CASE(a_graph_of_the_programs_own) { capture_calls(false); }
+
+BOOST_AUTO_TEST_CASE(a_graph_of_the_programs_own_around_others) { capture_calls(true); }
 
 BOOST_AUTO_TEST_CASE(threads_with_streams_of_their_own) {
   for (const bool graphs : {false, true}) {
@@ -66,7 +93,7 @@ BOOST_AUTO_TEST_CASE(threads_with_streams_of_their_own) {
     for (int i = 0; i < 4; ++i) {
       threads.emplace_back([&, i] {
         const at::NoGradGuard no_grad;
-        const c10::StreamGuard guard(i == 3 ? test::new_stream() : test::new_stream());
+        const c10::StreamGuard guard(test::new_stream());
         for (int call = 0; call < 200; ++call) {
           const at::Tensor x = random({2 + (call + i) % 5, 128});
           if (!at::allclose(f(x), expected(f, x), 1e-4, 1e-4)) ++wrong;
