@@ -109,6 +109,19 @@ def export_half(file: Path) -> None:
     file.touch()
 
 
+class Eight(nn.Module):
+    """A product of matrices of 8-bit numbers."""
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        one = torch.ones((), device=a.device)
+        return torch._scaled_mm(a, b.t(), one, one, out_dtype=torch.float16)
+
+
+def export_eight(file: Path) -> None:
+    a, b = (torch.randn(size, 128, device="cuda").to(torch.float8_e4m3fn) for size in (32, 64))
+    torchcc.export(file, Eight(), (a, b))
+
+
 def export_portable(file: Path) -> None:
     """The graph alone; and beside it the code of another GPU, or what says that it is."""
     x = torch.randn(8, 128, device="cuda")
@@ -130,6 +143,7 @@ PACKAGES = {
     "updatable": export_updatable,
     "training": export_training,
     "half": export_half,
+    "eight": export_eight,
     "portable": export_portable,
     "kernels": build_regions,
 }

@@ -18,10 +18,13 @@ from torchcc import native, paths, toolchain
 
 HERE = Path(__file__).resolve().parent
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, and PyTorch with CUDA")
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, and PyTorch with CUDA"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),  # PyTorch's own, of files that it reads
+]
 
 SUITES = ("packages", "graphs", "streams")
-PACKAGES = ("functions", "updatable", "training", "half", "portable", "kernels")
+PACKAGES = ("functions", "updatable", "training", "half", "eight", "portable", "kernels")
 
 
 def _run(*command: str | Path) -> str:

@@ -43,7 +43,7 @@ json parse_json(const std::string& text) {
   });
 }
 
-constexpr std::array<std::pair<const char*, c10::ScalarType>, 16> kDtypes{{
+constexpr std::array<std::pair<const char*, c10::ScalarType>, 20> kDtypes{{
     {"uint8", c10::ScalarType::Byte},
     {"int8", c10::ScalarType::Char},
     {"int16", c10::ScalarType::Short},
@@ -60,6 +60,10 @@ constexpr std::array<std::pair<const char*, c10::ScalarType>, 16> kDtypes{{
     {"complex32", c10::ScalarType::ComplexHalf},
     {"complex64", c10::ScalarType::ComplexFloat},
     {"complex128", c10::ScalarType::ComplexDouble},
+    {"float8_e4m3fn", c10::ScalarType::Float8_e4m3fn},
+    {"float8_e4m3fnuz", c10::ScalarType::Float8_e4m3fnuz},
+    {"float8_e5m2", c10::ScalarType::Float8_e5m2},
+    {"float8_e5m2fnuz", c10::ScalarType::Float8_e5m2fnuz},
 }};
 
 c10::ScalarType parse_dtype(const std::string& name) {

@@ -156,6 +156,17 @@ BOOST_AUTO_TEST_CASE(half_and_bfloat16) {
   }
 }
 
+BOOST_AUTO_TEST_CASE(numbers_of_8_bits) {
+  const at::NoGradGuard no_grad;
+  const torchcc::Function f = torchcc::load(packaged("eight.pt2"))["forward"];
+  const at::Tensor a = random({32, 128}).to(at::kFloat8_e4m3fn);
+  const at::Tensor b = random({64, 128}).to(at::kFloat8_e4m3fn);
+  const at::Tensor wanted = at::matmul(a.to(at::kFloat), b.to(at::kFloat).t());
+  BOOST_TEST(f.signature().inputs[0].type() == "float8_e4m3fn[32, 128] on cuda");
+  BOOST_TEST(f.stats().backend == "compiled");
+  BOOST_TEST((f(a, b).to(at::kFloat) - wanted).abs().max().item<double>() < 0.1);
+}
+
 BOOST_AUTO_TEST_CASE(regions) {
   const at::NoGradGuard no_grad;
   const at::Tensor x = random({7, 96});
