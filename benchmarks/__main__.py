@@ -17,10 +17,10 @@ BENCHMARKS = {
     "call_overhead": "what a call costs beside the compiled code, and how calls from many threads scale",
     "packages": "the portable engine, compiled packages against the plain loader, and swaps of weights",
     "capture": "what recording and replay cost, and compiled C++ against other ways to run a model",
+    "training": "compiled steps of training in C++ against eager ones and Python's, and their memory",
     "cuda-mlp": "on a GPU: a small MLP from C++ with CUDA graphs against Python's torch.compile",
     "cuda-decode": "the same for a step of GPT-2 with a cache",
     "cuda-encoder": "the same for BERT-base on a large batch",
-    "training": "compiled steps of training in C++ against eager ones and Python's, and their memory",
 }
 
 
