@@ -147,6 +147,12 @@ bool has_unknown_sizes(const std::vector<Value>& values) {
   });
 }
 
+bool has_gpu_values(const Signature& signature) {
+  const auto is_on_gpu = [](const Value& value) { return value.device == c10::DeviceType::CUDA; };
+  return std::any_of(signature.inputs.begin(), signature.inputs.end(), is_on_gpu) ||
+         std::any_of(signature.outputs.begin(), signature.outputs.end(), is_on_gpu);
+}
+
 Signature parse_signature(const json& node) {
   Signature signature;
   signature.name = node.at("name").get<std::string>();
@@ -257,6 +263,7 @@ Manifest parse_manifest(const json& root) {
     entry.model = node.at("model").get<std::string>();
     entry.group = node.at("group").get<std::string>();
     entry.is_on_gpu = node.value("device", "cpu") == "cuda";
+    if (!entry.is_on_gpu && has_gpu_values(entry.signature)) bad("a tensor on a GPU in a function on the CPU");
     if (!entry.graph.empty() && manifest.records.count(entry.graph) == 0) bad("no entry for the record " + entry.graph);
     for (const json& variant : node.at("variants")) {
       entry.variants.push_back(parse_variant(variant, entry.signature, manifest.records));
