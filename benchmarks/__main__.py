@@ -12,13 +12,16 @@ from rich.console import Console
 import torchcc
 from benchmarks import harness
 
-#: Name of the module in this folder, and what it measures.
+#: Name of the module in this folder, perhaps with what it takes behind a dash, and what it measures.
 BENCHMARKS = {
     "call_overhead": "what a call costs beside the compiled code, and how calls from many threads scale",
     "packages": "the portable engine, compiled packages against the plain loader, and swaps of weights",
     "capture": "what recording and replay cost, and compiled C++ against other ways to run a model",
     "lazy": "what lazy mode costs an operator, and a loop over time steps",
     "training": "compiled steps of training in C++ against eager ones and Python's, and their memory",
+    "cuda-mlp": "on a GPU: a small MLP from C++ with CUDA graphs against Python's torch.compile",
+    "cuda-decode": "the same for a step of GPT-2 with a cache",
+    "cuda-encoder": "the same for BERT-base on a large batch",
 }
 
 
@@ -33,9 +36,10 @@ def main() -> int:
         for name, title in BENCHMARKS.items():
             print(f"{name:<16}{title}")
         return 0
-    run: harness.Benchmark = importlib.import_module(f"benchmarks.{arguments.name}").run
+    name, _, part = arguments.name.partition("-")
+    run: harness.Benchmark = importlib.import_module(f"benchmarks.{name}").run
     try:
-        report = run(arguments.quick)
+        report = run(arguments.quick, part) if part else run(arguments.quick)
     except torchcc.Error as error:
         Console(stderr=True).print(str(error), style="red", markup=False, highlight=False)
         return 1

@@ -68,8 +68,8 @@ class Report:
     notes: Sequence[str] = field(default_factory=tuple)
 
 
-#: A benchmark module's ``run(quick)``.
-Benchmark = Callable[[bool], Report]
+#: A benchmark module's ``run(quick)``, or ``run(quick, part)``.
+Benchmark = Callable[..., Report]
 
 
 def case(
@@ -151,6 +151,7 @@ def machine() -> dict[str, str]:
         "load": f"{os.getloadavg()[0]:.1f}",
         "torch": torch.__version__,
         "compiler": toolchain.check_compiler(toolchain.cxx()).detail,
+        **({"gpu": f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"} if torch.cuda.is_available() else {}),
     }
 
 

@@ -19,6 +19,7 @@ include("${CMAKE_CURRENT_LIST_DIR}/torchcc-functions.cmake")
 _torchcc_find_python()
 _torchcc_find_torch()
 _torchcc_find_json()
+_torchcc_find_cuda()
 
 if(NOT TARGET torchcc::runtime)
   get_filename_component(_torchcc_cpp "${CMAKE_CURRENT_LIST_DIR}/../cpp" ABSOLUTE)

@@ -71,6 +71,29 @@ function(_torchcc_import_libtorch)
   target_link_libraries(torchcc::libtorch INTERFACE ${libraries})
 endfunction()
 
+# Sets the cache variable TORCHCC_CUDA_INCLUDE where LibTorch is one for CUDA: the folder of CUDA's headers, beside
+# torch in the interpreter's packages, or of the CUDA toolkit. Without, CUDA graphs are left out.
+function(_torchcc_find_cuda)
+  if(TORCHCC_CUDA_INCLUDE OR TORCHCC_LIBRARIES)
+    return()
+  endif()
+  set(hints ${CUDAToolkit_INCLUDE_DIRS} ${CUDA_INCLUDE_DIRS})
+  if(NOT TARGET torch_cuda)
+    _torchcc_ask(answer "import os, torch; root = os.path.dirname(torch.__file__); cuda = torch.version.cuda; \
+print(os.path.exists(root + '/lib/libtorch_cuda.so'), (cuda or '').split('.')[0], os.path.dirname(root), sep=';')")
+    if(NOT answer MATCHES "^True")
+      return()
+    endif()
+    list(GET answer 1 major)
+    list(GET answer 2 packages)
+    list(APPEND hints "${packages}/nvidia/cu${major}/include" "${packages}/nvidia/cuda_runtime/include")
+  endif()
+  # Not cuda_runtime_api.h itself: pip has it beside torch, without the headers that it includes.
+  find_path(TORCHCC_CUDA_INCLUDE crt/host_defines.h HINTS ${hints}
+    PATHS "$ENV{CUDA_HOME}/include" "$ENV{CUDA_PATH}/include" /usr/local/cuda/include
+    DOC "Folder of CUDA's headers, for CUDA graphs")
+endfunction()
+
 macro(_torchcc_find_json)
   if(NOT TARGET nlohmann_json::nlohmann_json)
     find_package(nlohmann_json QUIET)

@@ -4,9 +4,9 @@
 //   torchcc-run PACKAGE FUNCTION INPUTS OUTPUTS [--portable] [--seconds S] [--threads N] [--operators LIBRARY]...
 //
 // INPUTS is what Python's torch.save() writes of a tuple of calls, each a tuple of tensors in the signature's order;
-// OUTPUTS gets a tuple of results, each a tuple of tensors. Prints one line of JSON: the backend, the target, why
-// others were passed over, the seconds that loading took, and, with --seconds, the median nanoseconds of the last
-// call's repetitions.
+// OUTPUTS gets a tuple of results, each a tuple of tensors; both are on the CPU, wherever the function runs. Prints one
+// line of JSON: the backend, the target, why others were passed over, the seconds that loading took, and, with
+// --seconds, the median nanoseconds of the last call's repetitions.
 
 #include <algorithm>
 #include <chrono>
@@ -22,6 +22,7 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/core/ivalue.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/csrc/jit/serialization/pickle.h>
 #include <torchcc/package.h>
 #include <nlohmann/json.hpp>
@@ -71,13 +72,20 @@ Settings read_settings(int count, char** arguments) {
   return settings;
 }
 
+/// Work on a GPU goes on after the call.
+void wait_for(const std::vector<at::Tensor>& results) {
+  for (const at::Tensor& result : results) {
+    if (result.is_cuda()) return c10::impl::VirtualGuardImpl(c10::kCUDA).synchronizeDevice(result.device().index());
+  }
+}
+
 double median_nanoseconds(const torchcc::Function& function, const std::vector<torchcc::Argument>& arguments,
                           double seconds) {
   std::vector<double> times;
   const Clock::time_point start = Clock::now();
   while (times.size() < 5 || seconds_since(start) < seconds) {
     const Clock::time_point before = Clock::now();
-    function.call(arguments);
+    wait_for(function.call(arguments));
     times.push_back(seconds_since(before) * 1e9);
   }
   std::nth_element(times.begin(), times.begin() + static_cast<std::ptrdiff_t>(times.size() / 2), times.end());
@@ -96,10 +104,15 @@ int run(int count, char** arguments) {
   std::vector<c10::IValue> results;
   for (const c10::IValue& call : elements(torch::jit::pickle_load(read(arguments[3])))) {
     std::vector<at::Tensor> tensors;
-    for (const c10::IValue& tensor : elements(call)) tensors.push_back(tensor.toTensor());
+    for (const c10::IValue& tensor : elements(call)) {
+      const std::vector<torchcc::Value>& inputs = function.signature().inputs;
+      const size_t position = tensors.size();
+      const bool is_known = position < inputs.size();  // else the call itself says that there are too many
+      tensors.push_back(is_known ? tensor.toTensor().to(inputs[position].device) : tensor.toTensor());
+    }
     const std::vector<torchcc::Argument> given(tensors.begin(), tensors.end());
     std::vector<c10::IValue> outputs;
-    for (at::Tensor& tensor : function.call(given)) outputs.emplace_back(std::move(tensor));
+    for (at::Tensor& tensor : function.call(given)) outputs.emplace_back(tensor.cpu());
     results.emplace_back(c10::ivalue::Tuple::create(std::move(outputs)));
     if (settings.seconds > 0) report["nanoseconds"] = median_nanoseconds(function, given, settings.seconds);
   }

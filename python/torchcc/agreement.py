@@ -146,6 +146,14 @@ def _copy(one: Any) -> Any:
 def _input(value: Value, example: Any, values: Mapping[str, int], generator: torch.Generator) -> Any:
     if value.number:
         return 1 if example is None else example
+    made = _random(value, None if example is None else example.cpu(), values, generator)
+    return made.to(value.device)
+
+
+def _random(
+    value: Value, example: torch.Tensor | None, values: Mapping[str, int], generator: torch.Generator
+) -> torch.Tensor:
+    """A tensor on the CPU like the example."""
     shape = [sizes.evaluate(size, values) for size in value.sizes]
     dtype = getattr(torch, value.dtype)
     if dtype.is_floating_point or dtype.is_complex:

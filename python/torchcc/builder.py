@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -217,7 +218,12 @@ def _verified(one: Captured, made: Mapping[str, tuple[workers.Job, workers.Resul
     library = package.library(call.files)
     toolchain.require_shared_libstdcxx(library)
     checked = verify.verify(one, library, package.library(into.files) if into else None, job.weights)
-    training = [gradients.training(*made[f"_{kind}"]) for kind in gradients.KINDS if f"_{kind}" in made]
+    target, features = _torch.target(_torch.device_of(one.program))
+    training = [
+        dataclasses.replace(gradients.training(*made[f"_{kind}"]), target=target, cpu_features=features)
+        for kind in gradients.KINDS
+        if f"_{kind}" in made
+    ]
     for trained in training:
         checked += "; " + verify.verify_gradients(one, gradients.code(trained), trained.weights)
     function = package.Function(
@@ -229,6 +235,9 @@ def _verified(one: Captured, made: Mapping[str, tuple[workers.Job, workers.Resul
                 files_out=into.files if into else (),
                 exclusive=call.exclusive or bool(into and into.exclusive),
                 weights=job.weights,
+                target=target,
+                cpu_features=features,
+                uncapturable=_torch.uncapturable(one.program) if target.startswith("cuda") else "",
             )
         ],
         training=training,

@@ -55,7 +55,7 @@ def call_cpp(
     program = native.runner()
     with tempfile.TemporaryDirectory(prefix="torchcc-") as folder:
         given, made = Path(folder) / "inputs.pt", Path(folder) / "outputs.pt"
-        torch.save(tuple(tuple(one.detach() for one in call) for call in calls), given)
+        torch.save(tuple(tuple(one.detach().cpu() for one in call) for call in calls), given)
         command = [str(program), str(file), function, str(given), str(made), *flags]
         command += ["--portable"] if portable else []
         for library in operators:

@@ -158,6 +158,12 @@ def _hint(symbol: Symbol, taken: set[int]) -> int:
 
 
 def _example(region: Region, value: Value, symbols: Mapping[str, int], generator: torch.Generator) -> Any:
+    made = _made(region, value, symbols, generator)
+    return made.to(value.device) if isinstance(made, torch.Tensor) else made
+
+
+def _made(region: Region, value: Value, symbols: Mapping[str, int], generator: torch.Generator) -> Any:
+    """The same, where it was made: on the CPU, or where a given example is."""
     given = region.examples.get(value.name)
     if value.number:
         if given is not None:
@@ -184,7 +190,7 @@ def _resized(given: torch.Tensor, shape: list[int]) -> torch.Tensor:
     if given.numel() == 0:
         return given.new_zeros(shape)
     for dimension, size in enumerate(shape):
-        index = torch.arange(size) % given.shape[dimension]
+        index = torch.arange(size, device=given.device) % given.shape[dimension]
         given = given.index_select(dimension, index)
     return given
 
@@ -307,6 +313,7 @@ def _signature(
                 output_name,
                 str(result.dtype).removeprefix("torch."),
                 tuple(_torch.read_size(size, names) for size in result.shape),
+                device=result.device.type,
             )
             for output_name, result in zip(output_names, results, strict=True)
         ),

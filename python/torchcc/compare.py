@@ -97,7 +97,7 @@ def next_to(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """A copy whose values differ by up to one rounding; whole numbers stay as they are."""
     if not (tensor.is_floating_point() or tensor.is_complex()):
         return tensor
-    noise = torch.randint(-1, 2, tensor.shape, generator=generator)
+    noise = torch.randint(-1, 2, tensor.shape, generator=generator).to(tensor.device)
     return tensor * (1 + noise * torch.finfo(tensor.dtype).eps).to(tensor.dtype)
 
 

@@ -124,7 +124,7 @@ def _check_cpp(file: Path, function: package.Function, portable: bool, operators
             skipped += 1  # the graph itself cannot do this size
             continue
         calls.append(given)
-        wanted.append(agreement.as_tensors(results))
+        wanted.append([one.cpu() for one in agreement.as_tensors(results)])
     if not calls:
         return Check(name, subject, "skipped", "the graph refuses all sizes that were tried")
     # Buffers that a call writes into are there for the next: each call gets a process of its own.

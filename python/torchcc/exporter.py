@@ -67,7 +67,7 @@ def export(
 
     Args:
         file: Where to write, e.g. ``model.pt2``.
-        module: The model, on the CPU.
+        module: The model, on the CPU or on one GPU; see docs/cuda.md.
         args: Example positional arguments of ``forward``.
         kwargs: Example keyword arguments of ``forward``.
         dynamic: Which sizes may be others than in the example: what ``torch.export.export`` takes as
@@ -408,17 +408,18 @@ def _value(function: str, name: str, leaf: Any, names: Mapping[Any, str], mutate
     if not isinstance(leaf, torch.Tensor):
         minimum, maximum = _torch.number_range(leaf)
         return Value(name, _torch.number_dtype(leaf), number=True, minimum=minimum, maximum=maximum)
-    if leaf.device.type != "cpu" or leaf.layout != torch.strided:
+    if leaf.device.type not in ("cpu", "cuda") or leaf.layout != torch.strided:
         raise CaptureError(
             message(
-                f"{function}: '{name}' is not a dense tensor on the CPU",
-                expected="dense tensors on the CPU",
+                f"{function}: '{name}' is not a dense tensor on the CPU or on a GPU",
+                expected="dense tensors on the CPU, or on a GPU by CUDA",
                 got=f"{leaf.layout} on {leaf.device}",
                 fix="export the model with such tensors",
             )
         )
     dtype = str(leaf.dtype).removeprefix("torch.")
-    return Value(name, dtype, tuple(_torch.read_size(size, names) for size in leaf.shape), mutated=mutated)
+    shape = tuple(_torch.read_size(size, names) for size in leaf.shape)
+    return Value(name, dtype, shape, mutated=mutated, device=leaf.device.type)
 
 
 def compile_functions(
@@ -452,6 +453,7 @@ def compile_functions(
         for position, function in enumerate(functions):
             program = function.program
             assert program is not None
+            _check_devices(function.signature.name, program, targets)
             saved = work / f"{position}.pt2"
             if targets:
                 if train:
@@ -476,7 +478,8 @@ def compile_functions(
         for number, ((position, isa), job, result) in enumerate(zip(owners, jobs, results, strict=True)):
             tell(f"verifying {job.title}", len(jobs) + number, 2 * len(jobs))
             function = functions[position]
-            target, _, features = _torch.cpu_target(isa)
+            assert function.program is not None
+            target, features = _torch.target(_torch.device_of(function.program), isa)
             title = f"{function.signature.name}, {target}"
             if job.train:
                 one = gradients.training(job, result)
@@ -494,6 +497,7 @@ def compile_functions(
                     weights=job.weights,
                     target=target,
                     cpu_features=features,
+                    uncapturable=_torch.uncapturable(function.program) if target.startswith("cuda") else "",
                 )
             )
         whole = [
@@ -506,6 +510,29 @@ def compile_functions(
         ]
         package.write(file, whole)
     return Exported(file, checks, tuple(one.signature for one in functions))
+
+
+def _check_devices(name: str, program: ExportedProgram, targets: Sequence[str]) -> None:
+    """Refuses what there is no code for: several GPUs in one model, and a choice of CPU code for one on a GPU."""
+    gpus = sorted(_torch.gpus(program))
+    if len(gpus) > 1:
+        raise CaptureError(
+            message(
+                f"function {name}: its tensors are on several GPUs",
+                expected="a model on one GPU",
+                got=", ".join(gpus),
+                fix="move the module and the example arguments to one device before they are exported",
+            )
+        )
+    if gpus and any(targets):
+        raise ArgumentError(
+            message(
+                f"function {name}: the target '{next(filter(None, targets))}' is for models on the CPU",
+                expected="native, or portable, for a model on a GPU",
+                got=", ".join(filter(None, targets)),
+                fix="leave the target out",
+            )
+        )
 
 
 def _job(
@@ -524,10 +551,11 @@ def _job(
     weights = _torch.weight_names(program) if updatable else sorted(written)
     suffix = f", gradients of {kind}" if kind else ""
     return workers.Job(
-        title=f"function {function.signature.name} for {_torch.cpu_target(isa)[0]}{suffix}",
+        title=f"function {function.signature.name} for {_torch.target(_torch.device_of(program), isa)[0]}{suffix}",
         program=str(saved),
         into_outputs=False,
-        options={**({} if updatable else {"freezing": True}), **options},
+        # On GPUs, Inductor would keep 16-bit weights as float32 where its kernels compute with that.
+        options={**({} if updatable or _torch.device_of(program) == "cuda" else {"freezing": True}), **options},
         imports=imports if _torch.uses_custom_operators(program) else (),
         log=f"{saved.with_suffix('')}-{isa}{kind and f'-{kind}'}.log",
         weights=tuple(weights),

@@ -244,7 +244,7 @@ def difference(code: Code, function: Function, inputs: Sequence[torch.Tensor], s
     tangents = {
         one["output"]: torch.randn(
             expected[one["output"]].shape, generator=generator, dtype=expected[one["output"]].dtype
-        )
+        ).to(expected[one["output"]].device)
         for one in code.description["tangents"]
     }
     wanted = torch.autograd.grad(

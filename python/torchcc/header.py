@@ -74,7 +74,7 @@ def _table(values: Sequence[Value]) -> list[str]:
     """Lines "name  type  notes" with aligned columns."""
     rows = []
     for value in values:
-        notes = [] if value.number else [value.device]
+        notes = [] if value.number or value.device != "cpu" else [value.device]  # of others, the type says it
         if value.minimum is not None or value.maximum is not None:
             low = "" if value.minimum is None else f"{value.minimum} <= "
             high = "" if value.maximum is None else f" <= {value.maximum}"

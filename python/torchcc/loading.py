@@ -235,8 +235,9 @@ _NUMBERS: Mapping[str, tuple[type, ...]] = {"float64": (float, int), "int64": (i
 
 def _check_kind(signature: Signature, value: Value, one: Any) -> None:
     if isinstance(one, torch.Tensor):
-        if one.device.type != "cpu":
-            _refuse(signature, value, "a tensor on the CPU", f"one on {one.device}")
+        if one.device.type != value.device:
+            place = "the CPU" if value.device == "cpu" else "a GPU"
+            _refuse(signature, value, f"a tensor on {place}", f"one on {one.device}")
         dtype = str(one.dtype).removeprefix("torch.")
         if dtype != value.dtype or one.dim() != len(value.sizes):
             _refuse(signature, value, value.type(), f"{dtype}{list(one.shape)}")

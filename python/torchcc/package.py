@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from torch.export import ExportedProgram
 
 from torchcc import _torch
@@ -47,9 +48,10 @@ class Variant:
         files_out: The same for the form that writes into given outputs; empty when there is none.
         exclusive: Whether the code must run alone (integer division).
         weights: Names of the weights that the code takes as inputs; all others are burnt in.
-        target: What it was compiled for, as in :func:`torchcc._torch.cpu_target`; empty for this machine.
+        target: What it was compiled for, as in :func:`torchcc._torch.target`; empty for this machine's CPU.
         torch: Major and minor version of torch; empty for this one.
         cpu_features: What the code needs, if ``target`` is given.
+        uncapturable: Of code for GPUs, why no CUDA graph can be made of it; empty when one can.
     """
 
     files: Sequence[str]
@@ -59,6 +61,7 @@ class Variant:
     target: str = ""
     torch: str = ""
     cpu_features: Sequence[str] = ()
+    uncapturable: str = ""
 
 
 @dataclass(frozen=True)
@@ -414,6 +417,7 @@ def read(file: Path, folder: Path) -> list[Function]:
                         target=variant["target"],
                         torch=variant["torch"],
                         cpu_features=tuple(variant["cpu_features"]),
+                        uncapturable=variant.get("uncapturable", ""),
                     )
                 )
             training = [
@@ -563,7 +567,25 @@ def misfit(variant: Variant | Training) -> str:
     for feature in variant.cpu_features:
         if feature.translate(_WITHOUT_MARKS) not in _cpu_flags():
             return f"this CPU lacks {feature}"
+    if wanted := _architecture(variant):
+        if not torch.cuda.is_available():
+            return f"compiled for GPUs of {wanted}, and there is no GPU"
+        here = "sm{}{}".format(*torch.cuda.get_device_capability())
+        if here != wanted:
+            return f"compiled for GPUs of {wanted}, this one is {here}"
     return ""
+
+
+def _architecture(variant: Variant | Training) -> str:
+    """Of the GPU that compiled code is for, ``"sm90"``; empty for the CPU."""
+    return variant.target.removeprefix("cuda-") if variant.target.startswith("cuda-") else ""
+
+
+def _is_on_gpu(function: Function) -> bool:
+    if function.program is not None:
+        return _torch.device_of(function.program) == "cuda"
+    values = (*function.signature.inputs, *function.signature.outputs)
+    return any(value.device == "cuda" for value in values) or any(map(_architecture, function.variants))
 
 
 _WITHOUT_MARKS = str.maketrans("", "", "-_")
@@ -611,6 +633,7 @@ def _manifest(archive: Path, keys: Sequence[str], functions: Sequence[Function])
                 "graph": f"models/{key}.json" if function.program else "",
                 "model": key,
                 "group": function.group or key,
+                **({"device": "cuda"} if _is_on_gpu(function) else {}),
                 "variants": [
                     _variant(folder, variant)
                     for folder, variant in zip(_folders(key, function), function.variants, strict=True)
@@ -645,6 +668,7 @@ def _needs(variant: Variant | Training) -> dict[str, Any]:
         "target": variant.target or target,
         "torch": variant.torch or _torch.tree_version(),
         "cpu_features": list(variant.cpu_features if variant.target else features),
+        **({"architecture": _architecture(variant)} if _architecture(variant) else {}),
     }
 
 
@@ -654,7 +678,8 @@ def _training(folder: str, training: Training) -> dict[str, Any]:
 
 
 def _variant(folder: str, variant: Variant) -> dict[str, Any]:
-    return _code(folder, variant, "out", variant.files_out)
+    code = _code(folder, variant, "out", variant.files_out)
+    return {**code, **({"uncapturable": variant.uncapturable} if variant.uncapturable else {})}
 
 
 def _code(folder: str, variant: Variant | Training, form: str, files: Sequence[str]) -> dict[str, Any]:

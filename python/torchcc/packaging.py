@@ -225,15 +225,14 @@ def compile_file(
     load_extensions(imports)
     with tempfile.TemporaryDirectory(prefix="torchcc-") as folder:
         functions = package.read(file, Path(folder))
-        names = {_torch.cpu_target(isa)[0] for isa in wanted}
         for function in functions:
-            _check_compilable(file, function, names)
+            _check_compilable(file, function, wanted)
         return exporter.compile_functions(
             out, functions, wanted, updatable, dict(options or {}), imports, progress, train
         )
 
 
-def _check_compilable(file: Path, function: package.Function, targets: set[str]) -> None:
+def _check_compilable(file: Path, function: package.Function, wanted: Sequence[str]) -> None:
     name = function.signature.name
     if function.program is None:
         raise ArgumentError(
@@ -244,6 +243,7 @@ def _check_compilable(file: Path, function: package.Function, targets: set[str])
                 fix="export or build it again on this machine",
             )
         )
+    targets = {_torch.target(_torch.device_of(function.program), isa)[0] for isa in wanted}
     for variant in function.variants:
         if variant.files_out and variant.target in targets and variant.torch == _torch.tree_version():
             raise ArgumentError(

@@ -21,6 +21,10 @@ _FIX_ANNOTATION = (
 )
 
 
+#: What ``region(device=...)`` may be.
+DEVICES = ("cpu", "cuda")
+
+
 @dataclass(frozen=True)
 class Declaration:
     """What a region's annotations and options say, before anything is captured.
@@ -57,6 +61,7 @@ class Region:
     examples: Mapping[str, Any] = field(default_factory=dict)
     out: bool = True
     grad: bool = False
+    device: str = "cpu"
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -137,7 +142,7 @@ class Region:
                 )
             ) from error
         if isinstance(kind, annotation.TensorType):
-            return Value(argument, kind.dtype, kind.sizes)
+            return Value(argument, kind.dtype, kind.sizes, device=self.device)
         minimum, maximum = self.ranges.get(argument, (None, None)) if kind.dtype == "int64" else (None, None)
         return Value(argument, kind.dtype, number=True, minimum=minimum, maximum=maximum)
 
@@ -243,6 +248,7 @@ class _Options(TypedDict, total=False):
     examples: Mapping[str, Any] | None
     out: bool
     grad: bool
+    device: str
     options: Mapping[str, Any] | None
 
 
@@ -265,6 +271,7 @@ def region(
     examples: Mapping[str, Any] | None = None,
     out: bool = True,
     grad: bool = False,
+    device: str = "cpu",
     options: Mapping[str, Any] | None = None,
 ) -> Region | Callable[[Callable[..., Any]], Region]:
     """Marks a function or a ``torch.nn.Module`` for ``torchcc build``, as a decorator or as a call.
@@ -289,6 +296,8 @@ def region(
             a module with ``grad``, whose weights are inputs of the code.
         grad: Also compile forward and backward for calls whose results carry gradients: those of all arguments and
             parameters that are floating point. The region may not write into its arguments.
+        device: Where its tensors are, ``"cpu"`` or ``"cuda"``: this machine's current GPU, which the code is compiled
+            for. Numbers stay C++ numbers. A module has to be there already.
         options: Options of Inductor, e.g. ``{"max_autotune": True}``.
 
     Returns:
@@ -304,8 +313,11 @@ def region(
             examples=examples,
             out=out,
             grad=grad,
+            device=device,
             options=options,
         )
+    if device not in DEVICES:
+        raise ArgumentError(no_such(f"torchcc.region: there is no device '{device}'", device, DEVICES))
     if not callable(target):
         raise ArgumentError(
             message(
@@ -326,5 +338,6 @@ def region(
         examples=dict(examples or {}),
         out=out,
         grad=grad,
+        device=device,
         options=dict(options or {}),
     )

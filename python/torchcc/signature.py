@@ -58,7 +58,8 @@ class Value:
         """``"float32[n, 768]"``, or the C++ type of a number."""
         if self.number:
             return NUMBER_TYPES[self.dtype]
-        return f"{self.dtype}[{', '.join(map(sizes.text, self.sizes))}]"
+        place = "" if self.device == "cpu" else f" on {self.device}"
+        return f"{self.dtype}[{', '.join(map(sizes.text, self.sizes))}]{place}"
 
     def to_json(self) -> dict[str, Any]:
         """The manifest's form."""

@@ -73,7 +73,7 @@ class Code:
         """Outputs, then gradients."""
         outputs, extras = self.run_forward(inputs)
         tangents = [
-            torch.empty_strided(one.shape, strides, dtype=one.dtype).copy_(one)
+            torch.empty_strided(one.shape, strides, dtype=one.dtype, device=one.device).copy_(one)
             for one, (_, strides) in zip(self.tangents, self.halves.tangents, strict=True)
         ]
         return [*outputs, *self.backward([*self.saved(inputs, outputs, extras), *tangents])]

@@ -126,7 +126,7 @@ def _run(
     ]
     if not into:
         return _torch.run_library(library, [*tensors, *weights]), tensors
-    outs = [torch.full(one.shape, 77, dtype=one.dtype) for one in expected]
+    outs = [torch.full(one.shape, 77, dtype=one.dtype, device=one.device) for one in expected]
     _torch.run_library(library, [*tensors, *outs])
     return outs, tensors
 

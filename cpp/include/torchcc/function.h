@@ -86,6 +86,9 @@ struct Stats {
   std::string portable_reason;       ///< why the latest of these did; empty when there is nothing else
   std::string training_target;  ///< the target of the code that runs where gradients are wanted; empty: the graph runs
   int64_t training_calls = 0;   ///< calls that ran that code
+  int64_t graph_captures = 0;   ///< CUDA graphs that were recorded, see LoadOptions::cuda_graphs
+  int64_t graph_calls = 0;      ///< calls that were one launch of such a graph
+  std::string graph_reason;     ///< why others were not, where CUDA graphs were asked for; empty: nothing is in the way
 };
 
 /// A function of a package. A handle that is cheap to copy and safe to call from many threads at once; calls take no

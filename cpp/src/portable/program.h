@@ -109,6 +109,8 @@ class Program {
   /// Whether the graph uses the weight at this position.
   bool uses_weight(size_t position) const { return used_[position]; }
 
+  /// Whether two runs on the same inputs may differ.
+  bool draws_random_numbers() const;
   /// Names of the caller's inputs that the graph writes into.
   std::vector<std::string> written_arguments() const;
 

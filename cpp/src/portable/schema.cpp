@@ -30,7 +30,9 @@ c10::MemoryFormat memory_format_of(int64_t number) {
 
 c10::Device device_of(const json& node) {
   std::string text = node.at("type").get<std::string>();
-  if (!node.at("index").is_null()) text.append(":").append(std::to_string(node.at("index").get<int64_t>()));
+  // A graph names the GPU of the machine that exported it; here it is the current one.
+  const bool has_index = !node.at("index").is_null() && text != "cuda";
+  if (has_index) text.append(":").append(std::to_string(node.at("index").get<int64_t>()));
   return c10::Device(text);
 }
 

@@ -112,7 +112,16 @@ class Usage {
   std::map<uint32_t, std::set<uint32_t>> roots_;  ///< inputs of the block that a value may be a view of
 };
 
+bool draws(const Block& block) {
+  return std::any_of(block.instructions.begin(), block.instructions.end(), [](const Instruction& one) {
+    if (one.op && one.op->hasTag(at::Tag::nondeterministic_seeded)) return true;
+    return std::any_of(one.blocks.begin(), one.blocks.end(), [](const auto& inner) { return draws(*inner); });
+  });
+}
+
 }  // namespace
+
+bool Program::draws_random_numbers() const { return draws(*block_); }
 
 void note_usage(Block& block) { Usage(block).note(); }
 

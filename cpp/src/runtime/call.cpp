@@ -11,11 +11,13 @@
 #include <ATen/ScalarOps.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/core/grad_mode.h>
+#include <c10/core/DeviceGuard.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/util/SmallVector.h>
 #include <torch/csrc/inductor/aoti_torch/utils.h>
 #include <torchcc/error.h>
 
+#include "graphs.h"
 #include "refusal.h"
 
 namespace torchcc {
@@ -74,18 +76,21 @@ class Handles {
   size_t count_ = 0;
 };
 
-// A tensor with no other keys than CPU and these is defined, dense, on the CPU and no wrapper.
+// A tensor with no other keys than CPU, or CUDA, and these is defined, dense, on that device and no wrapper.
 constexpr c10::DispatchKeySet kHarmless({c10::DispatchKey::ADInplaceOrView, c10::DispatchKey::AutogradFunctionality,
-                                         c10::DispatchKey::AutocastCPU, c10::DispatchKey::Conjugate,
-                                         c10::DispatchKey::Negative});
+                                         c10::DispatchKey::AutocastCPU, c10::DispatchKey::AutocastCUDA,
+                                         c10::DispatchKey::Conjugate, c10::DispatchKey::Negative});
 constexpr c10::DispatchKeySet kPendingMath({c10::DispatchKey::Conjugate, c10::DispatchKey::Negative});
 
 /// Whether a tensor is defined, on the device, dense and no wrapper. One load and compare for most tensors.
-bool is_plain(const at::Tensor& tensor, c10::DeviceType device) {
-  if (tensor.key_set() - kHarmless == c10::DispatchKeySet(c10::DispatchKey::CPU)) [[likely]] {
-    return device == c10::DeviceType::CPU;
+bool is_plain(const at::Tensor& tensor, c10::Device device) {
+  const c10::DispatchKeySet keys = tensor.key_set() - kHarmless;
+  if (keys == c10::DispatchKeySet(c10::DispatchKey::CPU)) [[likely]] {
+    return device.is_cpu();
   }
-  return tensor.defined() && tensor.device().type() == device && tensor.layout() == at::kStrided &&
+  if (keys == c10::DispatchKeySet(c10::DispatchKey::CUDA)) return tensor.device() == device;
+  return tensor.defined() && tensor.device().type() == device.type() &&
+         (device.is_cpu() || tensor.device() == device) && tensor.layout() == at::kStrided &&
          !tensor.key_set().has_any(kWrappers);
 }
 
@@ -95,7 +100,7 @@ bool check_input(const FunctionState& state, size_t index, const InputCheck& che
   const Signature& signature = state.signature;
   if (!is_plain(tensor, check.device) || tensor.scalar_type() != check.dtype ||
       tensor.sizes().size() != check.sizes.size()) [[unlikely]] {
-    refuse_tensor(signature, index, tensor);
+    refuse_tensor(signature, index, tensor, check.device);
   }
   const bool needs_grad = tensor.requires_grad() && at::GradMode::is_enabled();
   if (needs_grad && state.program == nullptr) [[unlikely]]
@@ -221,7 +226,7 @@ void bind(const FunctionState& state, std::span<const Argument> arguments, Bound
     }
     const at::Tensor* given = &arguments[i].tensor();
     if (state.converts && can_convert(signature.inputs[i], *given)) [[unlikely]] {
-      bound.owned.push_back(given->to(signature.inputs[i].device, signature.inputs[i].dtype));
+      bound.owned.push_back(given->to(checks[i].device, checks[i].dtype));
       given = &bound.owned.back();
     }
     const at::Tensor& tensor = *given;
@@ -251,10 +256,21 @@ void check_mutated(const FunctionState& state, const Bound& bound) {
   }
 }
 
-/// Whether the compiled code can read this tensor's memory as it is.
-bool is_ready(const at::Tensor& tensor) { return tensor.is_contiguous() && !tensor.key_set().has_any(kPendingMath); }
+// Inductor's kernels for GPUs load 16 bytes at once, as PyTorch's allocator aligns tensors; a view may begin elsewhere.
+bool is_aligned(const at::Tensor& tensor) {
+  constexpr uintptr_t kAlignment = 16;
+  return !tensor.is_cuda() || reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % kAlignment == 0;
+}
 
-at::Tensor made_ready(const at::Tensor& tensor) { return tensor.resolve_conj().resolve_neg().contiguous(); }
+/// Whether the compiled code can read this tensor's memory as it is.
+bool is_ready(const at::Tensor& tensor) {
+  return tensor.is_contiguous() && !tensor.key_set().has_any(kPendingMath) && is_aligned(tensor);
+}
+
+at::Tensor made_ready(const at::Tensor& tensor) {
+  const at::Tensor plain = tensor.resolve_conj().resolve_neg().contiguous();
+  return is_aligned(plain) ? plain : plain.clone();
+}
 
 at::Tensor take(AtenTensorHandle handle) {
   at::Tensor* pointer = tensor_handle_to_tensor_pointer(handle);
@@ -301,8 +317,28 @@ void finish_mutations(const FunctionState& state, const Bound& bound, const Writ
   }
 }
 
+/// Runs the code by a CUDA graph. False when there is none yet, or never will be: the code is to run as it is.
+bool run_captured(const FunctionState& state, const Library& library, const Bound& bound, std::span<at::Tensor> outputs,
+                  const Weights::Set* weights, const std::vector<size_t>& positions) {
+  c10::SmallVector<Graphs::Input, 16> inputs;
+  for (size_t i = 0; i < bound.tensors.size(); ++i) {
+    const at::Tensor& tensor = *bound.tensors[i];
+    inputs.push_back({&tensor, is_ready(tensor), state.signature.inputs[i].mutated, /*is_weight=*/false});
+  }
+  for (const size_t position : positions) {
+    inputs.push_back({&weights->tensors[position], /*is_ready=*/true, /*is_mutated=*/false, /*is_weight=*/true});
+  }
+  if (!state.graphs->run(library, inputs, outputs)) return false;
+  if (state.mutates) finish_mutations(state, bound, {});
+  return true;
+}
+
 void run_code(const FunctionState& state, const Library& library, const Bound& bound, std::span<at::Tensor> outputs,
               const Weights::Set* weights, const std::vector<size_t>& positions) {
+  if (state.graphs != nullptr && !state.graphs->is_refused() &&
+      run_captured(state, library, bound, outputs, weights, positions)) {
+    return;
+  }
   Handles in(bound.tensors.size() + positions.size());
   WriteBacks write_backs;
   add_inputs(state, bound, in, write_backs);
@@ -352,6 +388,8 @@ void run_graph(const FunctionState& state, const Bound& bound, std::span<at::Ten
                const Weights::Set& weights, const char* reason) {
   state.portable_calls.fetch_add(1, std::memory_order_relaxed);
   state.portable_reason.store(reason, std::memory_order_relaxed);
+  c10::OptionalDeviceGuard guard;
+  if (state.device.is_cuda()) guard.reset_device(state.device);
   std::vector<c10::IValue> arguments;
   arguments.reserve(bound.tensors.size());
   // Python code may have gone another way for other strides than those of the example, which were contiguous.
@@ -448,10 +486,11 @@ Sizes output_sizes(const Value& value, const Bound& bound) {
 void check_output(const FunctionState& state, size_t index, const at::Tensor& tensor, const Bound& bound) {
   const Value& value = state.signature.outputs[index];
   const Sizes sizes = output_sizes(value, bound);
-  if (!is_plain(tensor, value.device) || tensor.key_set().has_any(kPendingMath) ||
-      tensor.scalar_type() != value.dtype || tensor.sizes() != at::IntArrayRef(sizes) || !tensor.is_contiguous() ||
+  const c10::Device device = state.device_of(value);
+  if (!is_plain(tensor, device) || tensor.key_set().has_any(kPendingMath) || tensor.scalar_type() != value.dtype ||
+      tensor.sizes() != at::IntArrayRef(sizes) || !tensor.is_contiguous() || !is_aligned(tensor) ||
       (tensor.requires_grad() && at::GradMode::is_enabled())) [[unlikely]] {
-    refuse_output(state.signature, index, tensor, sizes);
+    refuse_output(state.signature, index, tensor, sizes, device);
   }
 }
 
@@ -484,7 +523,7 @@ void call_out(const FunctionState& state, std::span<at::Tensor> outputs, std::sp
     const auto shares = [&](const at::Tensor& other) { return own.overlaps(Extent(other)); };
     if (std::any_of(bound.tensors.begin(), bound.tensors.end(), [&](const at::Tensor* t) { return shares(*t); }) ||
         std::any_of(outputs.begin(), outputs.begin() + static_cast<std::ptrdiff_t>(i), shares)) [[unlikely]] {
-      refuse_output_overlap(state.signature, i, outputs[i].sizes());
+      refuse_output_overlap(state.signature, i, outputs[i]);
     }
   }
   if (!state.is_plain && !is_current(state, *state.weights->current())) {
@@ -505,7 +544,7 @@ void call_out(const FunctionState& state, std::span<at::Tensor> outputs, std::sp
 void FunctionState::prepare(const std::string& origin) {
   std::vector<bool> bound(signature.symbols.size(), false);
   for (const Value& input : signature.inputs) {
-    InputCheck check{input.dtype, input.device, input.is_number, {}};
+    InputCheck check{input.dtype, device_of(input), input.is_number, {}};
     mutates = mutates || input.mutated;
     for (const Size& size : input.sizes) {
       if (size.is_number()) {

@@ -35,6 +35,11 @@ Stats Function::stats() const {
   stats.portable_calls = state.portable_calls;
   stats.portable_reason = state.portable_reason;
   stats.training_calls = state.training_calls;
+  if (state.graphs != nullptr) {
+    stats.graph_captures = state.graphs->captures();
+    stats.graph_calls = state.graphs->replays();
+    stats.graph_reason = state.graphs->reason();
+  }
   return stats;
 }
 

@@ -15,10 +15,12 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <c10/core/DeviceGuard.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
-#include <torch/csrc/inductor/aoti_runner/model_container_runner_cpu.h>
+#include <torch/csrc/inductor/aoti_runner/model_container_runner.h>
 #include <torchcc/error.h>
 
+#include "device.h"
 #include "message.h"
 
 namespace torchcc::detail {
@@ -151,18 +153,21 @@ class Library::Files {
 
 /// libtorch's own owner of a model container. It also makes the executor of operators without a C entry point, whose
 /// class libtorch does not export; calls do not go through it.
-class Library::Runner : public torch::inductor::AOTIModelContainerRunnerCpu {
+class Library::Runner : public torch::inductor::AOTIModelContainerRunner {
  public:
-  explicit Runner(const std::string& path) : AOTIModelContainerRunnerCpu(path, /*num_models=*/1) {}
+  // Not the class for CUDA, whose header needs CUDA's own: it differs only in run(), which is not used.
+  Runner(const std::string& path, c10::Device device)
+      : AOTIModelContainerRunner(path, /*num_models=*/1, device.str(), /*cubin_dir=*/"",
+                                 /*run_single_threaded=*/false) {}
   AOTInductorModelContainerHandle container() const { return container_handle_; }
   AOTIProxyExecutorHandle extern_ops() const { return proxy_executor_handle_; }
 };
 
 Library::Library(const Source& source, size_t inputs, size_t outputs)
-    : name_(source.name), inputs_(inputs), outputs_(outputs), exclusive_(source.exclusive) {
+    : name_(source.name), inputs_(inputs), outputs_(outputs), exclusive_(source.exclusive), device_(source.device) {
   Files files(source);
   try {
-    runner_ = std::make_unique<Runner>(files.path());
+    runner_ = std::make_unique<Runner>(files.path(), device_);
   } catch (const std::exception& error) {
     const std::string reason = first_line(error.what());
     if (const std::string name = missing_operator(reason); !name.empty()) {
@@ -218,7 +223,8 @@ Library::~Library() {
 void Library::run(AtenTensorHandle* inputs, AtenTensorHandle* outputs) const {
   // What is compiled has its casts in it, and no gradients: PyTorch's operators in it do neither.
   static constexpr c10::DispatchKeySet kDone =
-      c10::autograd_dispatch_keyset_with_ADInplaceOrView | c10::DispatchKeySet(c10::DispatchKey::AutocastCPU);
+      c10::autograd_dispatch_keyset_with_ADInplaceOrView |
+      c10::DispatchKeySet({c10::DispatchKey::AutocastCPU, c10::DispatchKey::AutocastCUDA});
   const c10::impl::ExcludeDispatchKeyGuard below(kDone);
   if (exclusive_) {
     const std::unique_lock lock(exclusion);
@@ -231,8 +237,8 @@ void Library::run(AtenTensorHandle* inputs, AtenTensorHandle* outputs) const {
   }
 }
 
-// The container folds its constants in its first call. After that its single-threaded entry only reads, on the CPU,
-// which makes it safe from many threads; so the first call is alone, and all others need no lock.
+// The container folds its constants and loads its kernels in its first call. After that its single-threaded entry only
+// reads, which makes it safe from many threads; so the first call is alone, and all others need no lock.
 void Library::run_ready(AtenTensorHandle* inputs, AtenTensorHandle* outputs) const {
   if (ready_.load(std::memory_order_acquire)) [[likely]] {
     run_now(inputs, outputs);
@@ -247,14 +253,28 @@ void Library::run_ready(AtenTensorHandle* inputs, AtenTensorHandle* outputs) con
 }
 
 void Library::run_now(AtenTensorHandle* inputs, AtenTensorHandle* outputs) const {
-  if (run_(container_, inputs, inputs_, outputs, outputs_, nullptr, extern_ops_) == 0) [[likely]]
+  if (device_.is_cuda()) {
+    const c10::DeviceGuard guard(device_);
+    const auto stream = reinterpret_cast<AOTInductorStreamHandle>(current_stream(device_));
+    if (run_(container_, inputs, inputs_, outputs, outputs_, stream, extern_ops_) == 0) [[likely]]
+      return;
+  } else if (run_(container_, inputs, inputs_, outputs, outputs_, nullptr, extern_ops_) == 0) [[likely]] {
     return;
+  }
+  fail_run();
+}
+
+void Library::fail_run() const {
   failed_ = true;
-  const char* reason = nullptr;
-  if (last_error_ != nullptr) last_error_(&reason);
-  throw Error(message(name_ + ": the compiled code failed while it ran",
-                      {{"reason", reason_text(reason)},
-                       {"fix", "check the values of the arguments (an index out of range, a division by zero)"}}));
+  const char* text = nullptr;
+  if (last_error_ != nullptr) last_error_(&text);
+  const std::string reason = reason_text(text);
+  std::string fix = "check the values of the arguments (an index out of range, a division by zero)";
+  // Nothing but a lack of memory makes an allocation fail; the artifact does not hand on PyTorch's own message.
+  if (device_.is_cuda() && (text == nullptr || reason.find("aoti_torch_empty_strided") != std::string::npos)) {
+    fix = "if the GPU has no memory left, free some or pass less at once; else " + fix;
+  }
+  throw Error(message(name_ + ": the compiled code failed while it ran", {{"reason", reason}, {"fix", fix}}));
 }
 
 }  // namespace torchcc::detail

@@ -5,11 +5,12 @@
 #include <mutex>
 #include <string>
 
+#include <c10/core/Device.h>
 #include <torch/csrc/inductor/aoti_runtime/interface.h>
 
 namespace torchcc::detail {
 
-/// One AOTInductor shared library, loaded and ready to run on the CPU. run() is safe from many threads at once.
+/// One AOTInductor shared library, loaded and ready to run on one device. run() is safe from many threads at once.
 class Library {
  public:
   struct Source {
@@ -18,6 +19,7 @@ class Library {
     std::string code;        ///< the shared library's bytes
     std::string extern_ops;  ///< AOTInductor's JSON of operators without a C entry point; empty when there are none
     bool exclusive = false;  ///< must not run beside any other compiled code; see run()
+    c10::Device device = c10::Device(c10::kCPU);  ///< where it runs: the CPU, or one GPU
   };
 
   /// Throws PackageError when the code cannot be loaded or does not have `inputs` inputs and `outputs` outputs.
@@ -28,9 +30,11 @@ class Library {
 
   size_t inputs() const { return inputs_; }
   size_t outputs() const { return outputs_; }
+  c10::Device device() const { return device_; }
 
-  /// Runs the code. Takes over the input handles; the caller takes over the output handles. Throws Error with the
-  /// compiled code's own message when it fails.
+  /// Runs the code; on a GPU, on the stream that is the current one there, without waiting for it. Takes over the input
+  /// handles; the caller takes over the output handles. Throws Error with the compiled code's own message when it
+  /// fails.
   void run(AtenTensorHandle* inputs, AtenTensorHandle* outputs) const;
 
  private:
@@ -38,11 +42,13 @@ class Library {
   class Runner;
   void run_ready(AtenTensorHandle* inputs, AtenTensorHandle* outputs) const;
   void run_now(AtenTensorHandle* inputs, AtenTensorHandle* outputs) const;
+  [[noreturn, gnu::cold]] void fail_run() const;
 
   std::string name_;
   size_t inputs_;
   size_t outputs_;
   bool exclusive_;
+  c10::Device device_;
   std::unique_ptr<Runner> runner_;
   AOTInductorModelContainerHandle container_ = nullptr;
   AOTIProxyExecutorHandle extern_ops_ = nullptr;

@@ -43,7 +43,7 @@ json parse_json(const std::string& text) {
   });
 }
 
-constexpr std::array<std::pair<const char*, c10::ScalarType>, 16> kDtypes{{
+constexpr std::array<std::pair<const char*, c10::ScalarType>, 20> kDtypes{{
     {"uint8", c10::ScalarType::Byte},
     {"int8", c10::ScalarType::Char},
     {"int16", c10::ScalarType::Short},
@@ -60,6 +60,10 @@ constexpr std::array<std::pair<const char*, c10::ScalarType>, 16> kDtypes{{
     {"complex32", c10::ScalarType::ComplexHalf},
     {"complex64", c10::ScalarType::ComplexFloat},
     {"complex128", c10::ScalarType::ComplexDouble},
+    {"float8_e4m3fn", c10::ScalarType::Float8_e4m3fn},
+    {"float8_e4m3fnuz", c10::ScalarType::Float8_e4m3fnuz},
+    {"float8_e5m2", c10::ScalarType::Float8_e5m2},
+    {"float8_e5m2fnuz", c10::ScalarType::Float8_e5m2fnuz},
 }};
 
 c10::ScalarType parse_dtype(const std::string& name) {
@@ -121,7 +125,9 @@ Value parse_value(const json& node, const std::vector<Symbol>& symbols) {
   Value value;
   value.name = node.at("name").get<std::string>();
   value.dtype = parse_dtype(node.at("dtype").get<std::string>());
-  if (const auto device = node.at("device").get<std::string>(); device != "cpu") bad("unknown device type " + device);
+  const auto device = node.at("device").get<std::string>();
+  if (device != "cpu" && device != "cuda") bad("unknown device type " + device);
+  if (device == "cuda") value.device = c10::DeviceType::CUDA;
   for (const json& size : node.at("sizes")) value.sizes.push_back(parse_size(size, symbols));
   value.is_number = node.at("number").get<bool>();
   if (value.is_number && value.dtype != c10::ScalarType::Double && value.dtype != c10::ScalarType::Long &&
@@ -162,6 +168,12 @@ SizeGuard parse_guard(const json& node, const std::vector<Symbol>& symbols) {
   return guard;
 }
 
+bool has_gpu_values(const Signature& signature) {
+  const auto is_on_gpu = [](const Value& value) { return value.device == c10::DeviceType::CUDA; };
+  return std::any_of(signature.inputs.begin(), signature.inputs.end(), is_on_gpu) ||
+         std::any_of(signature.outputs.begin(), signature.outputs.end(), is_on_gpu);
+}
+
 Signature parse_signature(const json& node) {
   Signature signature;
   signature.name = node.at("name").get<std::string>();
@@ -191,6 +203,8 @@ Variant parse_variant(const json& node, const Signature& signature, const std::m
   variant.extern_ops = node.at("extern_ops").get<std::string>();
   variant.extern_ops_out = node.at("extern_ops_out").get<std::string>();
   variant.exclusive = node.at("exclusive").get<bool>();
+  variant.architecture = node.value("architecture", "");
+  variant.uncapturable = node.value("uncapturable", "");
   variant.weights = node.at("weights").get<std::vector<std::string>>();
   if (variant.library.empty()) bad("a variant without a library");
   if (!variant.library_out.empty() && has_unknown_sizes(signature.outputs)) {
@@ -222,6 +236,7 @@ TrainingVariant parse_training(const json& node, const Signature& signature,
   training.extern_ops = node.at("extern_ops").get<std::string>();
   training.extern_ops_backward = node.at("extern_ops_backward").get<std::string>();
   training.exclusive = node.at("exclusive").get<bool>();
+  training.architecture = node.value("architecture", "");
   training.weights = node.at("weights").get<std::vector<std::string>>();
   const json& backward = node.at("backward");
   training.backward = parse_backward(backward);
@@ -271,6 +286,8 @@ Manifest parse_manifest(const json& root) {
     entry.graph = node.at("graph").get<std::string>();
     entry.model = node.at("model").get<std::string>();
     entry.group = node.at("group").get<std::string>();
+    entry.is_on_gpu = node.value("device", "cpu") == "cuda";
+    if (!entry.is_on_gpu && has_gpu_values(entry.signature)) bad("a tensor on a GPU in a function on the CPU");
     if (!entry.graph.empty() && manifest.records.count(entry.graph) == 0) bad("no entry for the record " + entry.graph);
     for (const json& variant : node.at("variants")) {
       entry.variants.push_back(parse_variant(variant, entry.signature, manifest.records));

@@ -36,6 +36,8 @@ struct Variant {
   std::string library_out;                ///< record of the form that writes into given outputs; may be empty
   std::string extern_ops;                 ///< record of the JSON of operators without a C entry point; may be empty
   std::string extern_ops_out;
+  std::string architecture;          ///< of the GPU that the code is for, "sm90"; empty for the CPU
+  std::string uncapturable;          ///< why no CUDA graph can be made of the code; empty when one can
   bool exclusive = false;            ///< see Library::Source
   std::vector<std::string> weights;  ///< that the code takes as inputs, behind those of the signature
 };
@@ -49,6 +51,7 @@ struct TrainingVariant {
   std::string library_backward;  ///< record of the one for gradients
   std::string extern_ops;        ///< as in Variant, for both
   std::string extern_ops_backward;
+  std::string architecture;                  ///< as in Variant
   bool exclusive = false;                    ///< see Library::Source
   std::vector<std::string> weights;          ///< that the code takes as inputs, behind those of the signature
   Backward backward;                         ///< without its library
@@ -63,6 +66,7 @@ struct FunctionEntry {
   std::shared_ptr<const portable::Program> program;  ///< the graph, where it was read already
   std::string model;                                 ///< under which name the package has the graph's weights
   std::string group;                                 ///< functions of the same group share their weights
+  bool is_on_gpu = false;                            ///< some tensor of it is on a GPU, by CUDA
   std::vector<Variant> variants;
   std::vector<TrainingVariant> training;
 };

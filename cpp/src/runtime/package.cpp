@@ -1,6 +1,7 @@
 #include <torchcc/package.h>
 
 #include <algorithm>
+#include <optional>
 
 #include <dlfcn.h>
 
@@ -9,6 +10,7 @@
 
 #include "archive.h"
 #include "cpu.h"
+#include "device.h"
 #include "manifest.h"
 #include "message.h"
 #include "plain.h"
@@ -23,6 +25,7 @@ struct Contents {
   std::string origin;
   Weights::Records records;
   std::map<std::string, std::shared_ptr<Weights>> weights;  ///< by group: functions of one group share them
+  Weights::Gpu gpu;
 };
 
 // These are mapped, not copied.
@@ -32,18 +35,23 @@ bool is_weight(const std::string& record) {
 
 /// Why a variant cannot run here; empty when it can.
 template <class Form>
-std::string misfit(const Form& variant) {
+std::string misfit(const Form& variant, c10::Device device) {
   const std::string torch = std::to_string(TORCH_VERSION_MAJOR) + "." + std::to_string(TORCH_VERSION_MINOR);
   if (variant.torch != torch) return "compiled with torch " + variant.torch + ", this is torch " + torch;
   for (const std::string& feature : variant.cpu_features) {
     if (!cpu_supports(feature)) return "this CPU lacks " + feature;
   }
+  if (!variant.architecture.empty()) {
+    const std::string here = cuda_architecture(device);
+    if (here != variant.architecture) return "compiled for GPUs of " + variant.architecture + ", this one is " + here;
+  }
   return "";
 }
 
 /// What all libraries of a function have in common.
-Library::Source source_of(const FunctionEntry& entry, bool exclusive, const std::string& origin) {
+Library::Source source_of(const FunctionEntry& entry, bool exclusive, const std::string& origin, c10::Device device) {
   Library::Source source;
+  source.device = device;
   source.name = entry.signature.name;
   source.origin = origin;
   source.exclusive = exclusive;
@@ -102,7 +110,7 @@ void bind_graph(FunctionState& state, const FunctionEntry& entry, const Contents
 }
 
 void bind_variant(FunctionState& state, const FunctionEntry& entry, const Variant& variant, const Contents& contents) {
-  const Library::Source source = source_of(entry, variant.exclusive, contents.origin);
+  const Library::Source source = source_of(entry, variant.exclusive, contents.origin, state.device);
   const size_t inputs = entry.signature.inputs.size() + variant.weights.size();
   const size_t outputs = entry.signature.outputs.size();
   std::vector<size_t> taken;
@@ -135,11 +143,34 @@ void bind_variant(FunctionState& state, const FunctionEntry& entry, const Varian
   state.stats.target = variant.target;
 }
 
+/// Where CUDA graphs are wanted, prepares them, or says why there will be none.
+void bind_graphs(FunctionState& state, const FunctionEntry& entry, const LoadOptions& options) {
+  if (!options.cuda_graphs) return;
+  std::string refusal;
+  if (!state.device.is_cuda()) {
+    refusal = "the function runs on the CPU";
+  } else if (state.library == nullptr && state.updatable.library == nullptr) {
+    refusal = "no compiled code runs, but the graph, operator by operator";
+  }
+  for (const Value& input : state.signature.inputs) {
+    if (!refusal.empty() || input.device != c10::DeviceType::CPU) continue;
+    refusal = "the argument '" + input.name + "' is " + (input.is_number ? "a number" : "on the CPU") +
+              ", which the host reads in each call";
+  }
+  for (const Variant& variant : entry.variants) {
+    const bool runs = variant.target == state.stats.target || variant.target == state.updatable.target;
+    if (refusal.empty() && runs) refusal = variant.uncapturable;
+  }
+  if (refusal.empty()) refusal = why_no_graphs();
+  const bool is_random = state.program == nullptr || state.program->draws_random_numbers();
+  state.graphs = std::make_unique<Graphs>(refusal, is_random);
+}
+
 /// Takes the code that carries gradients for the first target that fits this machine.
 void bind_training(FunctionState& state, const FunctionEntry& entry, const Contents& contents,
                    const LoadOptions& options) {
   for (const TrainingVariant& variant : entry.training) {
-    const std::string reason = options.compiled ? misfit(variant) : "LoadOptions::compiled is false";
+    const std::string reason = options.compiled ? misfit(variant, state.device) : "LoadOptions::compiled is false";
     if (!reason.empty()) {
       state.stats.reasons.push_back(variant.target + ", for training: " + reason);
       continue;
@@ -151,7 +182,7 @@ void bind_training(FunctionState& state, const FunctionEntry& entry, const Conte
     const size_t inputs = arguments + variant.weights.size();
     const size_t outputs = entry.signature.outputs.size();
     const Backward& stated = variant.backward;
-    const Library::Source source = source_of(entry, variant.exclusive, contents.origin);
+    const Library::Source source = source_of(entry, variant.exclusive, contents.origin, state.device);
     code->library =
         load_library(source, contents, variant.library, variant.extern_ops, inputs, outputs + stated.extras);
     auto backward = std::make_shared<Backward>(stated);
@@ -181,9 +212,23 @@ void bind_training(FunctionState& state, const FunctionEntry& entry, const Conte
   }
 }
 
+/// The GPU for the functions that need one.
+std::optional<c10::Device> find_gpu(const Manifest& manifest, const std::string& origin, const LoadOptions& options) {
+  for (const FunctionEntry& entry : manifest.functions) {
+    if (!entry.is_on_gpu) continue;
+    if (const std::string reason = why_no_cuda(); !reason.empty()) {
+      fail_function(entry, origin, "a GPU, and a program linked with LibTorch for CUDA", reason,
+                    "run it on a machine with a GPU, or export the model on the CPU");
+    }
+    return cuda_device(options.device);
+  }
+  return std::nullopt;
+}
+
 Function bind_function(const FunctionEntry& entry, const Contents& contents, const LoadOptions& options) {
   auto state = std::make_shared<FunctionState>();
   state->signature = entry.signature;
+  if (entry.is_on_gpu) state->device = *contents.gpu.device;
   state->prepare(contents.origin);
   state->converts = options.convert;
   std::string without_graph;
@@ -197,7 +242,7 @@ Function bind_function(const FunctionEntry& entry, const Contents& contents, con
     state->stats.reasons.push_back("portable: " + one_line(without_graph));
   }
   for (const Variant& variant : entry.variants) {
-    const std::string reason = options.compiled ? misfit(variant) : "LoadOptions::compiled is false";
+    const std::string reason = options.compiled ? misfit(variant, state->device) : "LoadOptions::compiled is false";
     if (!reason.empty()) {
       state->stats.reasons.push_back(variant.target + ": " + reason);
     } else {
@@ -217,6 +262,7 @@ Function bind_function(const FunctionEntry& entry, const Contents& contents, con
   state->is_plain = state->library != nullptr && state->burnt_in.empty() && state->library_weights.empty();
   state->stats.backend = is_compiled ? "compiled" : "portable";
   if (state->library == nullptr) state->stats.target = state->updatable.target;
+  bind_graphs(*state, entry, options);
   return Access::function(std::move(state));
 }
 
@@ -226,6 +272,7 @@ std::vector<LoadedCode> load_code(Archive& archive) {
   const Manifest manifest = read_manifest(archive);
   Contents contents;
   contents.origin = archive.origin();
+  contents.gpu.device = find_gpu(manifest, contents.origin, {});
   for (const auto& [name, record] : manifest.records) {
     if (name.starts_with("data/aotinductor/"))
       contents.records.texts[name] = archive.read(name, record.size, record.crc32);
@@ -278,11 +325,12 @@ Package load(Archive& archive, const LoadOptions& options) {
   Contents contents;
   contents.origin = archive.origin();
   contents.records = is_plain ? read_plain_records(archive) : read_records(archive, manifest);
+  contents.gpu.device = find_gpu(manifest, contents.origin, options);
   for (const FunctionEntry& entry : manifest.functions) {
     if (entry.graph.empty()) continue;
     std::shared_ptr<Weights>& weights = contents.weights[entry.group];
     if (weights == nullptr) weights = std::make_shared<Weights>();
-    weights->add(archive, entry.model, contents.records);
+    weights->add(archive, entry.model, contents.records, contents.gpu);
   }
   auto state = std::make_shared<PackageState>();
   state->origin = archive.origin();

@@ -131,7 +131,9 @@ Value read_tensor(const std::string& name, const json& graph, std::vector<Symbol
   Value value;
   value.name = name;
   value.dtype = portable::exported_dtype(meta.at("dtype").get<int64_t>());
-  if (meta.at("device").at("type").get<std::string>() != "cpu") throw Error("'" + name + "' is not on the CPU");
+  const auto device = meta.at("device").at("type").get<std::string>();
+  if (device != "cpu" && device != "cuda") throw Error("'" + name + "' is on " + device);
+  if (device == "cuda") value.device = c10::DeviceType::CUDA;
   for (const json& size : meta.at("sizes")) value.sizes.push_back(read_size(size, symbols));
   return value;
 }
@@ -214,6 +216,12 @@ Signature read_signature(const std::string& name, const json& root, const std::v
   return signature;
 }
 
+bool is_on_gpu(const json& root) {
+  const json& tensors = root.at("graph_module").at("graph").at("tensor_values");
+  return std::any_of(tensors.begin(), tensors.end(),
+                     [](const json& meta) { return meta.at("device").at("type").get<std::string>() == "cuda"; });
+}
+
 }  // namespace
 
 Manifest read_plain(Archive& archive) {
@@ -236,6 +244,7 @@ Manifest read_plain(Archive& archive) {
         return true;
       });
       entry.signature = read_signature(entry.model, root, entry.program->written_arguments());
+      entry.is_on_gpu = is_on_gpu(root);
     } catch (const PackageError&) {
       throw;
     } catch (const std::exception& error) {

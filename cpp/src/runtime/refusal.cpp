@@ -2,6 +2,7 @@
 
 #include <sstream>
 
+#include <ATen/core/grad_mode.h>
 #include <torchcc/error.h>
 
 #include "message.h"
@@ -39,8 +40,11 @@ std::string layout_text(const at::Tensor& tensor) {
 
 std::string at_scalar(c10::ScalarType dtype) { return std::string("at::k") + c10::toString(dtype); }
 
-std::string make_text(const Value& value, at::IntArrayRef sizes) {
-  return "make it with at::empty({" + list_text(sizes) + "}, " + at_scalar(value.dtype) + ")";
+std::string make_text(const Value& value, at::IntArrayRef sizes, c10::Device device) {
+  const std::string options =
+      device.is_cpu() ? at_scalar(value.dtype)
+                      : "at::device(at::Device(\"" + device.str() + "\")).dtype(" + at_scalar(value.dtype) + ")";
+  return "make it with at::empty({" + list_text(sizes) + "}, " + options + ")";
 }
 
 /// What a tensor that is not plain memory is, and how to get plain memory from it.
@@ -57,17 +61,18 @@ std::pair<std::string, std::string> wrapper_text(const at::Tensor& tensor, const
 /// Says what is wrong with a tensor in device, layout, dtype or rank; returns when nothing is. `make` is how to make
 /// one that fits, where that is known.
 void refuse_unless_plain(const Signature& signature, const std::vector<Value>& values, size_t index,
-                         const at::Tensor& tensor, const std::string& make = "") {
+                         const at::Tensor& tensor, c10::Device device, const std::string& make = "") {
   const Value& value = values[index];
   const auto fail = [&](const char* wrong, const std::string& expected, const std::string& got,
                         const std::string& fix) {
     refuse(signature, which(signature, values, index) + wrong, expected, got, make.empty() ? fix : make);
   };
   if (!tensor.defined()) fail(" is undefined", value.type(), "an undefined tensor", "assign it first");
-  if (tensor.device().type() != value.device) {
-    const std::string device = c10::DeviceTypeName(value.device, /*lower_case=*/true);
-    fail(" is on the wrong device", device, tensor.device().str(),
-         "move it: " + value.name + ".to(\"" + device + "\")");
+  if (tensor.device().type() != device.type() || (!device.is_cpu() && tensor.device() != device)) {
+    fail(
+        " is on the wrong device", device.str(), tensor.device().str(),
+        "move it: " + value.name + ".to(\"" + device.str() + "\")" +
+            (device.type() == tensor.device().type() ? ", or load the package for that GPU: LoadOptions::device" : ""));
   }
   if (tensor.layout() != at::kStrided || tensor.key_set().has_any(kWrappers)) {
     const auto [got, fix] = wrapper_text(tensor, value.name);
@@ -116,12 +121,12 @@ void refuse_count(const Signature& signature, const std::vector<Value>& values, 
       input ? "pass one tensor or number for each" : "give one tensor for each, or use call(), which returns them all");
 }
 
-void refuse_tensor(const Signature& signature, size_t index, const at::Tensor& tensor) {
+void refuse_tensor(const Signature& signature, size_t index, const at::Tensor& tensor, c10::Device device) {
   const Value& value = signature.inputs[index];
   if (value.is_number && tensor.defined()) {
     refuse_kind(signature, index, "a " + dtype_name(tensor.scalar_type()) + " tensor of " + sizes_text(tensor));
   }
-  refuse_unless_plain(signature, signature.inputs, index, tensor);
+  refuse_unless_plain(signature, signature.inputs, index, tensor, device);
   refuse(signature, which(signature, signature.inputs, index) + " does not fit", value.type(), layout_text(tensor),
          "report it: this check and its message disagree");
 }
@@ -228,10 +233,11 @@ void refuse_input_overlap(const Signature& signature, size_t index, size_t other
          "arguments that do not share memory", "two views of the same memory", "pass " + name + ".clone()");
 }
 
-void refuse_output(const Signature& signature, size_t index, const at::Tensor& tensor, at::IntArrayRef sizes) {
+void refuse_output(const Signature& signature, size_t index, const at::Tensor& tensor, at::IntArrayRef sizes,
+                   c10::Device device) {
   const Value& value = signature.outputs[index];
-  const std::string make = make_text(value, sizes);
-  refuse_unless_plain(signature, signature.outputs, index, tensor, make);
+  const std::string make = make_text(value, sizes, device);
+  refuse_unless_plain(signature, signature.outputs, index, tensor, device, make);
   for (size_t d = 0; d < sizes.size(); ++d) {
     if (tensor.sizes()[d] == sizes[d]) continue;
     const std::string name = value.sizes[d].is_number() ? "" : value.sizes[d].text + " = ";
@@ -244,14 +250,19 @@ void refuse_output(const Signature& signature, size_t index, const at::Tensor& t
     refuse(signature, who + " is conjugated or negated when it is read", "a tensor whose values are as in memory",
            tensor.is_conj() ? "a conjugated view" : "a negated view", make);
   }
-  refuse(signature, who + " requires grad, and the result would carry none",
-         "a tensor that does not require grad, or grad mode off", "requires_grad = true with grad mode on",
-         "call under torch::NoGradGuard or c10::InferenceMode, or " + make);
+  if (tensor.requires_grad() && at::GradMode::is_enabled()) {
+    refuse(signature, who + " requires grad, and the result would carry none",
+           "a tensor that does not require grad, or grad mode off", "requires_grad = true with grad mode on",
+           "call under torch::NoGradGuard or c10::InferenceMode, or " + make);
+  }
+  refuse(signature, who + " begins at an address that the compiled code cannot write to",
+         "an address that is a multiple of 16", "a view that begins in the middle of its memory", make);
 }
 
-void refuse_output_overlap(const Signature& signature, size_t index, at::IntArrayRef sizes) {
+void refuse_output_overlap(const Signature& signature, size_t index, const at::Tensor& tensor) {
   refuse(signature, which(signature, signature.outputs, index) + " shares memory with another tensor of the call",
-         "memory of its own", "a view of an input or of another output", make_text(signature.outputs[index], sizes));
+         "memory of its own", "a view of an input or of another output",
+         make_text(signature.outputs[index], tensor.sizes(), tensor.device()));
 }
 
 void refuse_outputs(const Signature& signature) {

@@ -21,8 +21,9 @@ constexpr c10::DispatchKeySet kWrappers({c10::DispatchKey::Python, c10::Dispatch
 /// Another number of arguments or outputs.
 [[noreturn, gnu::cold]] void refuse_count(const Signature& signature, const std::vector<Value>& values, size_t got);
 
-/// An argument that does not fit in device, layout, dtype or rank.
-[[noreturn, gnu::cold]] void refuse_tensor(const Signature& signature, size_t index, const at::Tensor& tensor);
+/// An argument that does not fit in device, layout, dtype or rank; it has to be on this device.
+[[noreturn, gnu::cold]] void refuse_tensor(const Signature& signature, size_t index, const at::Tensor& tensor,
+                                           c10::Device device);
 
 /// A number where a tensor belongs, or the other way round, or a number of another type.
 [[noreturn, gnu::cold]] void refuse_kind(const Signature& signature, size_t index, const std::string& got);
@@ -58,12 +59,12 @@ constexpr c10::DispatchKeySet kWrappers({c10::DispatchKey::Python, c10::Dispatch
 /// An argument that is written to and shares memory with another.
 [[noreturn, gnu::cold]] void refuse_input_overlap(const Signature& signature, size_t index, size_t other);
 
-/// An output that cannot be written into; it has to have these sizes.
+/// An output that cannot be written into; it has to have these sizes, on this device.
 [[noreturn, gnu::cold]] void refuse_output(const Signature& signature, size_t index, const at::Tensor& tensor,
-                                           at::IntArrayRef sizes);
+                                           at::IntArrayRef sizes, c10::Device device);
 
 /// An output that shares memory with another tensor of the call.
-[[noreturn, gnu::cold]] void refuse_output_overlap(const Signature& signature, size_t index, at::IntArrayRef sizes);
+[[noreturn, gnu::cold]] void refuse_output_overlap(const Signature& signature, size_t index, const at::Tensor& tensor);
 
 /// A call by name with a name that no input has.
 [[noreturn, gnu::cold]] void refuse_name(const Signature& signature, std::string_view name);

@@ -130,6 +130,10 @@ std::string dtype_name(c10::ScalarType dtype) {
     case c10::ScalarType::ComplexHalf: return "complex32";
     case c10::ScalarType::ComplexFloat: return "complex64";
     case c10::ScalarType::ComplexDouble: return "complex128";
+    case c10::ScalarType::Float8_e4m3fn: return "float8_e4m3fn";
+    case c10::ScalarType::Float8_e4m3fnuz: return "float8_e4m3fnuz";
+    case c10::ScalarType::Float8_e5m2: return "float8_e5m2";
+    case c10::ScalarType::Float8_e5m2fnuz: return "float8_e5m2fnuz";
     default: return c10::toString(dtype);
   }
 }
@@ -141,7 +145,9 @@ std::string Value::type() const {
   }
   std::string text = dtype_name(dtype) + "[";
   for (size_t i = 0; i < sizes.size(); ++i) text += (i ? ", " : "") + sizes[i].text;
-  return text + "]";
+  text += "]";
+  if (device != c10::DeviceType::CPU) text += " on " + c10::DeviceTypeName(device, /*lower_case=*/true);
+  return text;
 }
 
 std::string Signature::str() const {

@@ -9,6 +9,7 @@
 #include <torchcc/function.h>
 #include <torchcc/package.h>
 
+#include "graphs.h"
 #include "library.h"
 #include "program.h"
 #include "training.h"
@@ -25,7 +26,7 @@ struct SizeCheck {
 
 struct InputCheck {
   c10::ScalarType dtype = c10::ScalarType::Float;
-  c10::DeviceType device = c10::DeviceType::CPU;
+  c10::Device device = c10::Device(c10::kCPU);
   bool is_number = false;
   std::vector<SizeCheck> sizes;
 };
@@ -40,16 +41,17 @@ struct Code {
 struct FunctionState {
   Signature signature;
   Stats stats;
-  std::vector<InputCheck> checks;              ///< one per input
-  bool has_expressions = false;                ///< some input size is an expression of symbols
-  bool mutates = false;                        ///< some input is written to
-  bool converts = false;                       ///< LoadOptions::convert
-  bool is_plain = false;                       ///< `library` runs all calls, and takes nothing but the arguments
-  std::shared_ptr<const Library> library;      ///< code with weights burnt in; null when there is none
-  std::shared_ptr<const Library> library_out;  ///< null when the package has none
-  std::vector<size_t> burnt_in;                ///< weights that are burnt into `library`
-  std::vector<size_t> library_weights;         ///< weights that `library` takes, since it writes into them
-  Code updatable;                              ///< code that takes all weights; its library is null when there is none
+  c10::Device device = c10::Device(c10::kCPU);  ///< where its tensors are, but for those that are on the CPU always
+  std::vector<InputCheck> checks;               ///< one per input
+  bool has_expressions = false;                 ///< some input size is an expression of symbols
+  bool mutates = false;                         ///< some input is written to
+  bool converts = false;                        ///< LoadOptions::convert
+  bool is_plain = false;                        ///< `library` runs all calls, and takes nothing but the arguments
+  std::shared_ptr<const Library> library;       ///< code with weights burnt in; null when there is none
+  std::shared_ptr<const Library> library_out;   ///< null when the package has none
+  std::vector<size_t> burnt_in;                 ///< weights that are burnt into `library`
+  std::vector<size_t> library_weights;          ///< weights that `library` takes, since it writes into them
+  Code updatable;                               ///< code that takes all weights; its library is null when there is none
   std::shared_ptr<const portable::Program> program;  ///< the graph; null when the package has none
   std::vector<size_t> program_weights;               ///< the weights that `program` takes
   std::shared_ptr<Weights> weights;                  ///< null without a graph
@@ -60,6 +62,12 @@ struct FunctionState {
   mutable std::atomic<const char*> portable_reason{""};
   mutable std::atomic<int64_t> training_calls{0};
 
+  std::unique_ptr<Graphs> graphs;  ///< null without LoadOptions::cuda_graphs, and on the CPU
+
+  /// The device of an input or output.
+  c10::Device device_of(const Value& value) const {
+    return value.device == c10::DeviceType::CPU ? c10::Device(c10::kCPU) : device;
+  }
   /// Fills the derived fields from the signature. Throws PackageError when a symbol cannot be bound.
   void prepare(const std::string& origin);
 };

@@ -40,6 +40,7 @@ int64_t reach(const std::vector<int64_t>& sizes, const std::vector<int64_t>& str
 struct Entry {
   std::string record;
   bool is_parameter = false;
+  bool is_on_gpu = false;
   c10::ScalarType dtype = c10::ScalarType::Float;
   std::vector<int64_t> sizes;
   std::vector<int64_t> strides;
@@ -52,20 +53,22 @@ Entry read_entry(const Archive& archive, const std::string& name, const json& no
                  "export the model with plain tensors");
   }
   const json& meta = node.at("tensor_meta");
-  if (meta.at("device").at("type").get<std::string>() != "cpu") {
-    archive.fail("weights on the CPU", "'" + name + "' on " + meta.at("device").at("type").get<std::string>(),
-                 "export the model on the CPU");
+  const auto device = meta.at("device").at("type").get<std::string>();
+  if (device != "cpu" && device != "cuda") {
+    archive.fail("weights on the CPU, or on a GPU by CUDA", "'" + name + "' on " + device, "export the model on these");
   }
   return {folder + node.at("path_name").get<std::string>(),
           node.at("is_param").get<bool>(),
+          device == "cuda",
           portable::exported_dtype(meta.at("dtype").get<int64_t>()),
           numbers(meta.at("sizes")),
           numbers(meta.at("strides")),
           meta.at("storage_offset").at("as_int").get<int64_t>()};
 }
 
+/// `bytes` are those of the record, of which there are `size`, where the weight is to be.
 at::Tensor make(const Archive& archive, const std::string& name, const Entry& entry,
-                const std::shared_ptr<std::byte>& bytes, uint64_t size) {
+                const std::shared_ptr<std::byte>& bytes, uint64_t size, c10::Device device) {
   const auto item = static_cast<uint64_t>(c10::elementSize(entry.dtype));
   if (entry.sizes.size() != entry.strides.size()) archive.fail("a stride for each size of '" + name + "'", "others");
   const int64_t reached = reach(entry.sizes, entry.strides);
@@ -76,7 +79,13 @@ at::Tensor make(const Archive& archive, const std::string& name, const Entry& en
   // Not a view of a tensor of all bytes: a parameter may not be one.
   return at::from_blob(
       bytes.get() + static_cast<uint64_t>(entry.offset) * item, entry.sizes, entry.strides, [keep = bytes](void*) {},
-      at::TensorOptions().dtype(entry.dtype));
+      at::TensorOptions().dtype(entry.dtype).device(device), device);
+}
+
+/// A record's bytes in the memory of a GPU.
+at::Tensor copied(const std::shared_ptr<std::byte>& bytes, uint64_t size, c10::Device device) {
+  const auto count = static_cast<int64_t>(size);
+  return at::from_blob(bytes.get(), {count}, at::kByte).to(device);
 }
 
 bool is_same(const at::Tensor& a, const at::Tensor& b) {
@@ -86,7 +95,7 @@ bool is_same(const at::Tensor& a, const at::Tensor& b) {
 
 }  // namespace
 
-void Weights::add(const Archive& archive, const std::string& model, const Records& records) {
+void Weights::add(const Archive& archive, const std::string& model, const Records& records, Gpu& gpu) {
   // Tensors of inference mode have no version.
   const c10::InferenceMode off(false);
   const c10::AutoGradMode no_grad(false);
@@ -103,7 +112,17 @@ void Weights::add(const Archive& archive, const std::string& model, const Record
         const auto found = records.bytes.find(entry.record);
         if (found == records.bytes.end()) archive.fail("the weight '" + name + "'", "no record " + entry.record);
         const auto& [bytes, size] = found->second;
-        const at::Tensor tensor = make(archive, name, entry, bytes, size);
+        if (entry.is_on_gpu && !gpu.device) archive.fail("weights on the CPU", "'" + name + "' on a GPU");
+        at::Tensor tensor;
+        if (entry.is_on_gpu) {
+          at::Tensor& held = gpu.records[entry.record];
+          if (!held.defined()) held = copied(bytes, size, *gpu.device);
+          const std::shared_ptr<std::byte> there(static_cast<std::byte*>(held.mutable_data_ptr()),
+                                                 [held](std::byte*) {});
+          tensor = make(archive, name, entry, there, size, *gpu.device);
+        } else {
+          tensor = make(archive, name, entry, bytes, size, c10::Device(c10::kCPU));
+        }
         size_t position = static_cast<size_t>(std::find(names_.begin(), names_.end(), name) - names_.begin());
         const bool is_known = position != names_.size();
         if (!is_known || !is_same(set->tensors[position], tensor)) {

@@ -4,6 +4,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -36,9 +37,16 @@ class Weights {
     std::map<std::string, std::pair<std::shared_ptr<std::byte>, uint64_t>> bytes;
   };
 
+  /// The GPU of weights for CUDA, and the records that were copied there while a package is loaded.
+  struct Gpu {
+    std::optional<c10::Device> device;
+    std::map<std::string, at::Tensor> records;
+  };
+
   /// Adds what a graph of the archive, stored there under the name `model`, has. Weights of the same name and memory as
-  /// known ones are the same. Not safe while others use this. Throws PackageError when one is missing or damaged.
-  void add(const Archive& archive, const std::string& model, const Records& records);
+  /// known ones are the same. Not safe while others use this. Throws PackageError when one is missing or damaged, or
+  /// there is no GPU for it.
+  void add(const Archive& archive, const std::string& model, const Records& records, Gpu& gpu);
 
   const std::vector<std::string>& names() const { return names_; }
   /// The position of a weight that a graph calls by this name; the number of names when there is none.

@@ -15,7 +15,7 @@ from torchcc._torch.archive import (
     write_archive,
 )
 from torchcc._torch.gradients import Differentiated, differentiable, differentiate, tensor_function
-from torchcc._torch.inductor import Compiled, check_options, compile, compile_graph, cpu_target
+from torchcc._torch.inductor import Compiled, check_options, compile, compile_graph, cpu_target, target
 from torchcc._torch.joint import Halves, halves
 from torchcc._torch.programs import (
     as_function,
@@ -23,11 +23,13 @@ from torchcc._torch.programs import (
     broken_guard,
     check,
     contiguous,
+    device_of,
     draws_random_numbers,
     dynamic_leaves,
     examples,
     export,
     flatten,
+    gpus,
     input_leaves,
     leaf_names,
     load,
@@ -42,6 +44,7 @@ from torchcc._torch.programs import (
     save,
     schema,
     storable,
+    uncapturable,
     uses_custom_operators,
     weight_names,
     weights,
@@ -74,6 +77,7 @@ __all__ = [
     "conditions",
     "contiguous",
     "cpu_target",
+    "device_of",
     "differentiable",
     "differentiate",
     "draws_random_numbers",
@@ -81,6 +85,7 @@ __all__ = [
     "examples",
     "export",
     "flatten",
+    "gpus",
     "halves",
     "input_leaves",
     "leaf_names",
@@ -107,8 +112,10 @@ __all__ = [
     "size_ranges",
     "storable",
     "symbol_names",
+    "target",
     "tensor_function",
     "tree_version",
+    "uncapturable",
     "uses_custom_operators",
     "weight_names",
     "weights",

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -92,8 +93,14 @@ def _is_weight(record: str) -> bool:
 
 
 def load_library(library: str) -> Callable[[Iterable[torch.Tensor]], list[torch.Tensor]]:
-    """A compiled shared library as a function, on this machine's CPU. Leans on ``torch._C._aoti``."""
-    runner = torch._C._aoti.AOTIModelContainerRunnerCpu(library, 1)
+    """A compiled shared library as a function, on this machine's CPU or current GPU. Leans on ``torch._C._aoti``."""
+    # Code for GPUs needs libtorch_cuda.so, which its dynamic section names.
+    on_gpu = re.search(rb"\0libtorch_cuda\.so", Path(library).read_bytes()) is not None
+    runner: Any = (
+        torch._C._aoti.AOTIModelContainerRunnerCuda(library, 1)
+        if on_gpu
+        else torch._C._aoti.AOTIModelContainerRunnerCpu(library, 1)
+    )
 
     def run(tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
         with torch.no_grad():

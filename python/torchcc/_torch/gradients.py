@@ -111,7 +111,7 @@ def differentiate(
 
     with fakes[0].fake_mode:
         inputs = [
-            torch.empty_strided(one.shape, one.stride(), dtype=one.dtype).requires_grad_(needed)
+            torch.empty_strided(one.shape, one.stride(), dtype=one.dtype, device=one.device).requires_grad_(needed)
             for one, needed in zip(fakes, grads, strict=True)
         ]
     made = halves(

@@ -18,7 +18,7 @@ import torch
 from torch.export import ExportedProgram
 
 from torchcc import toolchain
-from torchcc._torch.programs import flatten, outputs, weight_inputs
+from torchcc._torch.programs import device_of, flatten, outputs, weight_inputs
 from torchcc._torch.symbols import number_dtype
 from torchcc.errors import ArgumentError, message
 
@@ -58,6 +58,20 @@ def check_options(options: Mapping[str, Any]) -> None:
                     fix="correct the name",
                 )
             )
+
+
+def target(device: str, isa: str = "") -> tuple[str, tuple[str, ...]]:
+    """What compiled code for this machine is called, and the CPU features that it needs.
+
+    Args:
+        device: ``"cpu"``, or ``"cuda"``: this machine's current GPU.
+        isa: As :func:`cpu_target` takes it.
+    """
+    name, _, features = cpu_target(isa)
+    if device == "cuda":
+        major, minor = torch.cuda.get_device_capability()
+        name = f"cuda-sm{major}{minor}"
+    return name, features
 
 
 @functools.cache
@@ -164,6 +178,8 @@ def compile_graph(
     settings: dict[str, Any] = {
         "aot_inductor.package": True,
         **({"aot_inductor.output_path": str(folder)} if folder else {}),
+        # One file holds all, as on the CPU. By default, kernels would be files beside it.
+        **({"aot_inductor.embed_kernel_binary": True} if device_of(module) == "cuda" else {}),
         # With a fixed count, code that runs with more threads than it was compiled for writes past its buffers.
         # Two at least: for one, Inductor writes no parallel regions, where a loop outside of them would run in each
         # thread.
@@ -178,7 +194,7 @@ def compile_graph(
         **({"post_grad_custom_post_pass": _copying(count, copied)} if copied else {}),
         **options,
     }
-    with _compiling_state_context(), mended_decompositions(), _numbers_as_doubles(), _small_loops():
+    with _compiling_state_context(), mended_decompositions(), _numbers_as_doubles(), _small_loops(), _numbers_of_gpus():
         made: Any = without_guards_on_numbers(
             lambda patches: compile_fx_aot(module, fakes, config_patches={**settings, **patches})
         )
@@ -226,7 +242,9 @@ def _copying(count: int, copied: Mapping[int, Sequence[int]]) -> Callable[[torch
                 results[position] = graph.call_function(torch.ops.aten.clone.default, (source,))
             fake = source.meta["val"]
             with fake.fake_mode:
-                results[position].meta["val"] = torch.empty_strided(fake.shape, strides, dtype=fake.dtype)
+                results[position].meta["val"] = torch.empty_strided(
+                    fake.shape, strides, dtype=fake.dtype, device=fake.device
+                )
             wanted = output.meta.get("original_output_strides")
             if wanted is not None:
                 wanted[position] = tuple(strides)
@@ -237,8 +255,8 @@ def _copying(count: int, copied: Mapping[int, Sequence[int]]) -> Callable[[torch
 
 @contextlib.contextmanager
 def mended_decompositions() -> Iterator[None]:
-    """Changes to Inductor's decompositions, for the body, without which its code would be wrong or not compile."""
-    with _alpha_as_product(), _normal_as_randn():
+    """Changes to Inductor's decompositions, for the body, without which its code would be wrong, slow or none."""
+    with _alpha_as_product(), _normal_as_randn(), _bias_apart():
         yield
 
 
@@ -266,6 +284,50 @@ def _numbers_as_doubles() -> Iterator[None]:
         yield
     finally:
         KernelArgs.cpp_argdefs = original  # type: ignore[method-assign]
+
+
+@contextlib.contextmanager
+def _numbers_of_gpus() -> Iterator[None]:
+    """Hands run-time floats to kernels of GPUs as ``double``. Leans on ``DeferredTritonCallWrapper.generate``.
+
+    Inductor declares them ``int64_t`` in the function that launches a kernel, which makes 0 of 0.3.
+    """
+    from torch._inductor.codecache import CudaKernelParamCache
+    from torch._inductor.codegen.cpp_wrapper_gpu import DeferredTritonCallWrapper
+
+    original = DeferredTritonCallWrapper.generate
+    declared = re.compile(r"^float (?=\w+,?$)")
+
+    def generate(self: Any, wrapper: Any) -> Any:
+        params = CudaKernelParamCache.get(self.kernel_name)
+        if params is None:
+            return original(self, wrapper)
+        signature = params["triton_meta"]["signature"]
+        floats = [str(signature.get(name)).startswith("fp") for name in params["def_args"]]
+        for position, (kind, is_float) in enumerate(zip(self.arg_types, floats, strict=False)):
+            if is_float and isinstance(kind, type) and issubclass(kind, sympy.Expr):
+                self.arg_types[position] = float
+        # Where it says float, what comes is a double.
+        names = [name for name in ("writeline", "writeline_jit", "writeline_aot") if hasattr(wrapper.prefix, name)]
+        for name in names:
+            write = getattr(wrapper.prefix, name)
+            setattr(wrapper.prefix, name, lambda line, write=write: write(_replaced(declared, "double ", line)))
+        try:
+            return original(self, wrapper)
+        finally:
+            for name in names:
+                delattr(wrapper.prefix, name)
+
+    DeferredTritonCallWrapper.generate = generate  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        DeferredTritonCallWrapper.generate = original  # type: ignore[method-assign]
+
+
+def _replaced(pattern: re.Pattern[str], by: str, line: Any) -> Any:
+    """A line of code, or what stands for one, with a replacement."""
+    return pattern.sub(by, line) if isinstance(line, str) else line
 
 
 @contextlib.contextmanager
@@ -297,6 +359,35 @@ def _alpha_as_product() -> Iterator[None]:
     finally:
         for table in tables:
             table.update(originals)
+
+
+@contextlib.contextmanager
+def _bias_apart() -> Iterator[None]:
+    """Lets Inductor see a product with one row and a bias as PyTorch's own decomposition: a product, and a sum.
+
+    With ``coordinate_descent_tuning``, it has kernels for such products on GPUs that read the matrix as fast as memory
+    allows, but not where there is a bias. Leans on ``torch._decomp`` and ``torch._inductor.decomposition``.
+    """
+    from torch._decomp import decompositions
+    from torch._inductor import config, decomposition
+
+    operator = torch.ops.aten.addmm.default
+    original = decomposition.decompositions[operator]
+
+    def addmm(bias: Any, one: Any, other: Any, *, beta: Any = 1, alpha: Any = 1) -> Any:
+        has_one_row = isinstance(one.shape[0], int) and one.shape[0] == 1
+        if config.coordinate_descent_tuning and has_one_row and one.device.type == "cuda":
+            return decompositions.addmm(bias, one, other, beta, alpha)
+        return original(bias, one, other, beta=beta, alpha=alpha)
+
+    tables = (decomposition.decompositions, decomposition.fast_random_decomps())
+    for table in tables:
+        table[operator] = addmm
+    try:
+        yield
+    finally:
+        for table in tables:
+            table[operator] = original
 
 
 def _is_one(number: Any) -> bool:

@@ -321,6 +321,46 @@ def weights(program: ExportedProgram) -> dict[str, torch.Tensor]:
     }
 
 
+def device_of(program: ExportedProgram | torch.nn.Module) -> str:
+    """``"cuda"`` where some tensor of a graph is on a GPU, else ``"cpu"``."""
+    graph: Any = program.graph
+    on_gpu = any(fake.device.type == "cuda" for node in graph.nodes for fake in _fakes(node))
+    return "cuda" if on_gpu else "cpu"
+
+
+def gpus(program: ExportedProgram) -> set[str]:
+    """The GPUs on which a graph's tensors are."""
+    return {str(fake.device) for node in program.graph.nodes for fake in _fakes(node) if fake.device.type == "cuda"}
+
+
+def _fakes(node: torch.fx.Node) -> list[torch.Tensor]:
+    return [one for one in flatten(node.meta.get("val")) if isinstance(one, torch.Tensor)]
+
+
+def uncapturable(program: ExportedProgram) -> str:
+    """Why no CUDA graph can be made of a program: its first operator that the host has to run. Empty without one."""
+    for node in program.graph.nodes:
+        if node.op != "call_function":
+            continue
+        values = flatten(node.meta.get("val"))
+        if any(isinstance(one, torch.SymInt | torch.SymFloat | torch.SymBool) and _is_read(one) for one in values):
+            return f"{node.target} reads a number from the GPU"
+        if any(isinstance(one, torch.Tensor) and any(map(_is_read, one.shape)) for one in values):
+            return f"{node.target} gives a size that only the data decides"
+        if isinstance(node.target, torch._ops.HigherOrderOperator):
+            return f"{node.target} branches on the host"
+        if any(isinstance(one, torch.Tensor) and one.device.type == "cpu" for one in values):
+            return f"{node.target} computes on the CPU"
+    return ""
+
+
+def _is_read(number: Any) -> bool:
+    """Whether only the data decides a number. Leans on ``torch.fx.experimental.symbolic_shapes``."""
+    from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+
+    return bool(free_unbacked_symbols(number))
+
+
 def weight_inputs(program: ExportedProgram) -> dict[str, str]:
     """Names of the parameters, buffers and constants, by the names of the graph's inputs that stand for them."""
     signature = program.graph_signature

@@ -1,0 +1,21 @@
+// In place of graph_capture.cpp, where LibTorch has no CUDA, or CUDA's headers are missing.
+#include <torchcc/error.h>
+
+#include "graph_capture.h"
+#include "graphs.h"
+
+namespace torchcc::detail {
+
+std::string why_no_graphs() {
+  return "torchcc was built without CUDA graphs: CMake found no LibTorch with CUDA, or no headers of CUDA";
+}
+
+class Lane {};
+
+std::shared_ptr<Lane> current_lane(c10::Device) { throw Error(why_no_graphs()); }
+
+std::unique_ptr<Recorded> Recorded::record(std::shared_ptr<Lane>, bool, const std::function<void()>&) {
+  throw Error(why_no_graphs());
+}
+
+}  // namespace torchcc::detail

@@ -1,0 +1,98 @@
+"""Packages, regions and CUDA graphs on a GPU. Without one, everything here is skipped."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import _boost
+
+import torchcc
+from torchcc import native, paths, toolchain
+
+HERE = Path(__file__).resolve().parent
+
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, and PyTorch with CUDA"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),  # PyTorch's own, of files that it reads
+]
+
+SUITES = ("packages", "graphs", "streams")
+PACKAGES = ("functions", "updatable", "training", "half", "eight", "portable", "kernels")
+
+
+def _run(*command: str | Path) -> str:
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        pytest.fail(f"{command}\n{done.stdout[-8000:]}\n{done.stderr[-8000:]}", pytrace=False)
+    return done.stdout
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the packages."""
+    folder = tmp_path_factory.mktemp("packages")
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda name: _run(sys.executable, HERE / "packages.py", folder, name), PACKAGES))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def program(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The C++ tests."""
+    folder = Path(os.environ.get("TORCHCC_TEST_BUILD") or tmp_path_factory.mktemp("build"))
+    _run(
+        *(native.cmake(), "-S", HERE / "cpp", "-B", folder, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release"),
+        f"-DCMAKE_MAKE_PROGRAM={native.ninja()}",
+        f"-DCMAKE_CXX_COMPILER={shutil.which(toolchain.cxx())}",
+        f"-DCMAKE_PREFIX_PATH={paths.cmake_dir()}",
+        f"-DTORCHCC_PYTHON={sys.executable}",
+        f"-DTORCHCC_TEST_PACKAGES={files}",
+        f"-DTORCHCC_TEST_BOOST={_boost()}",
+        "-DTORCHCC_WARNINGS_AS_ERRORS=ON",
+    )
+    _run(native.cmake(), "--build", folder)
+    return folder / "cuda_tests"
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_cpp(program: Path, files: Path, suite: str) -> None:
+    ran = subprocess.run(
+        [str(program), f"--run_test={suite}", "--log_level=message"],
+        env={"TORCHCC_TEST_FILES": str(files)},
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    print(ran.stdout)
+    if ran.returncode != 0:
+        pytest.fail(f"{suite}: status {ran.returncode}\n{ran.stdout}\n{ran.stderr[-8000:]}", pytrace=False)
+
+
+def test_python_loads_what_it_exported(files: Path) -> None:
+    function = torchcc.load(files / "functions.pt2")["forward"]
+    x = torch.randn(4, 128, device="cuda")
+    portable = torchcc.load(files / "functions.pt2", compiled=False)["forward"]
+    assert function.target.startswith("cuda-sm")
+    torch.testing.assert_close(function(x), portable(x))
+    with pytest.raises(torchcc.ArgumentError, match="a tensor on a GPU"):
+        function(x.cpu())
+
+
+def test_code_for_cpus_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(torchcc.ArgumentError, match="is for models on the CPU"):
+        module = torch.nn.Linear(4, 4).cuda()
+        torchcc.export(tmp_path / "m.pt2", module, (torch.randn(2, 4, device="cuda"),), targets=["avx2"])
+
+
+def test_verify_and_inspect(files: Path) -> None:
+    verified = _run(sys.executable, "-m", "torchcc", "verify", files / "updatable.pt2")
+    assert "differs" not in verified and "cuda-sm" in verified
+    assert "cuda-sm" in _run(sys.executable, "-m", "torchcc", "inspect", files / "updatable.pt2")
