@@ -26,8 +26,8 @@ size_t hash_of(const c10::StorageImpl& storage) {
   return std::hash<std::string_view>{}({static_cast<const char*>(storage.data()), storage.nbytes()});
 }
 
-/// What grows while a function runs, kept for the next recording of this thread: new memory comes from the system page by
-/// page, which takes longer than everything else.
+/// What grows while a function runs, kept for the next recording of this thread: new memory comes from the system page
+/// by page, which takes longer than everything else.
 struct Buffers {
   Trace trace;
   std::vector<Memory> memories;

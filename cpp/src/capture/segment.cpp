@@ -91,7 +91,8 @@ std::string place_of(const std::vector<void*>& stack) {
     if (is_ours(frame)) continue;
     const std::string file = frame.filename.substr(frame.filename.rfind('/') + 1);
     const bool has_line = file.find(".c") != std::string::npos || file.find(".h") != std::string::npos;
-    entry->second = has_line ? file + ":" + std::to_string(frame.lineno) : frame.funcname;  // else the program, an offset
+    entry->second =
+        has_line ? file + ":" + std::to_string(frame.lineno) : frame.funcname;  // else the program, an offset
     break;
   }
   return entry->second;

@@ -103,9 +103,12 @@ BOOST_AUTO_TEST_CASE(branch_on_equal_and_allclose) {
 BOOST_AUTO_TEST_CASE(results_whose_sizes_depend_on_data) {
   check([] { return program([](Tensor x) { return x.index({x > 0}); }, one); }, {.eager = "sizes&index"});
   check([] { return program([](Tensor x) { return x.relu().nonzero(); }, one); }, {.eager = "sizes&nonzero"});
-  check([] { return program([](Tensor x) { return x.masked_select(x > 0).sum(); }, one); }, {.eager = "sizes", .needs_compiler = true});
-  check([] { return program([](Tensor x) { return std::get<0>(at::_unique(x.round())); }, one); }, {.eager = "sizes", .needs_compiler = true});
-  check([] { return program([](Tensor x) { return torch::where(x > 0); }, one); }, {.eager = "sizes", .needs_compiler = true});
+  check([] { return program([](Tensor x) { return x.masked_select(x > 0).sum(); }, one); },
+        {.eager = "sizes", .needs_compiler = true});
+  check([] { return program([](Tensor x) { return std::get<0>(at::_unique(x.round())); }, one); },
+        {.eager = "sizes", .needs_compiler = true});
+  check([] { return program([](Tensor x) { return torch::where(x > 0); }, one); },
+        {.eager = "sizes", .needs_compiler = true});
   check(
       [] { return program([](Tensor x) { return x.repeat_interleave(x[0].abs().ceil().to(torch::kLong), 1); }, one); },
       {.eager = "sizes", .needs_compiler = true});

@@ -189,7 +189,8 @@ Outcome call_plainly(Runner& runner, int call) {
   return runner.run(call, none, [](const Values&) {});
 }
 
-/// Programs that are never replayed run lazily, and compile pieces. Suite lazy is about these; here they cost time only.
+/// Programs that are never replayed run lazily, and compile pieces. Suite lazy is about these; here they cost time
+/// only.
 struct NoCompiler {
   explicit NoCompiler(bool is_on) : is_on(is_on) {
     if (is_on) setenv("TORCHCC_COMPILER", "off", 1);
