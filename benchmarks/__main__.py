@@ -17,6 +17,7 @@ BENCHMARKS = {
     "call_overhead": "what a call costs beside the compiled code, and how calls from many threads scale",
     "packages": "the portable engine, compiled packages against the plain loader, and swaps of weights",
     "capture": "what recording and replay cost, and compiled C++ against other ways to run a model",
+    "footprint": "programs with libtorch and without: size, start, memory, time of a call",
     "training": "compiled steps of training in C++ against eager ones and Python's, and their memory",
 }
 

@@ -30,6 +30,7 @@ def export_file(
     imports: Sequence[Path] = (),
     progress: Callable[[str, int, int], None] | None = None,
     train: bool = False,
+    weights: str = "embedded",
 ) -> Exported:
     """Exports what a function of a Python file gives: ``model.py:build``.
 
@@ -44,6 +45,7 @@ def export_file(
             the file itself.
         progress: Called with a title, the steps done and the steps in all.
         train: Whether to compile forward and backward for training too.
+        weights: Where a standalone program has its weights.
 
     Raises:
         ArgumentError: The file, the function or its result is not as described, or as :func:`torchcc.export`.
@@ -66,6 +68,7 @@ def export_file(
         options=options,
         imports=[*imports, module],
         progress=progress,
+        weights=weights,
     )
 
 
@@ -228,9 +231,7 @@ def compile_file(
         names = {_torch.cpu_target(isa)[0] for isa in wanted}
         for function in functions:
             _check_compilable(file, function, names)
-        return exporter.compile_functions(
-            out, functions, wanted, updatable, dict(options or {}), imports, progress, train
-        )
+        return exporter.write(out, functions, targets, updatable, dict(options or {}), imports, progress, train)
 
 
 def _check_compilable(file: Path, function: package.Function, targets: set[str]) -> None:

@@ -48,6 +48,7 @@ from torchcc._torch.programs import (
     with_forward,
     without_own_containers,
 )
+from torchcc._torch.standalone import generate
 from torchcc._torch.symbols import number_dtype, number_range, plain_symbol, read_size, size_ranges, symbol_names
 
 __all__ = [
@@ -72,6 +73,7 @@ __all__ = [
     "examples",
     "export",
     "flatten",
+    "generate",
     "halves",
     "input_leaves",
     "leaf_names",
