@@ -109,7 +109,7 @@ function(_torchcc_import_libraries folder cpp)
 endfunction()
 
 # torchcc_add_region(<target> SOURCES <file.py>... NAMESPACE <namespace> [PARAMS <key=value>...] [NO_OUT]
-#                    [STANDALONE [ISA <avx2|avx512>] [MARCH <march>] [WEIGHTS <embedded|file>] [OPENMP]])
+#                    [STANDALONE [ISA <avx2|avx512>] [MARCH <march>] [WEIGHTS <embedded|file>] [OPENMP] [ONEDNN]])
 #
 # Compiles the regions of Python files into the static library <target>. Linking it gives the header "<target>.h" with
 # one typed function per region in <namespace>; the compiled code is inside the library, so nothing else needs to be
@@ -121,8 +121,10 @@ endfunction()
 #     MARCH    the compiler's -march for them; by default the least that they need
 #     WEIGHTS  file: not in the program, which gives them before the first call; see the header
 #     OPENMP   let large loops use several threads; by default they use one
+#     ONEDNN   take operators that are not generated (convolutions) from oneDNN: its CMake package dnnl, or the one of
+#              `pip install onednn-devel-cpu-gomp`
 function(torchcc_add_region target)
-  cmake_parse_arguments(PARSE_ARGV 1 arg "NO_OUT;STANDALONE;OPENMP" "NAMESPACE;ISA;MARCH;WEIGHTS" "SOURCES;PARAMS")
+  cmake_parse_arguments(PARSE_ARGV 1 arg "NO_OUT;STANDALONE;OPENMP;ONEDNN" "NAMESPACE;ISA;MARCH;WEIGHTS" "SOURCES;PARAMS")
   if(arg_UNPARSED_ARGUMENTS)
     message(FATAL_ERROR "torchcc_add_region(${target}): unknown arguments: ${arg_UNPARSED_ARGUMENTS}")
   endif()
@@ -154,6 +156,9 @@ function(torchcc_add_region target)
     if(arg_WEIGHTS)
       list(APPEND options --weights "${arg_WEIGHTS}")
     endif()
+    if(arg_ONEDNN)
+      list(APPEND options --library onednn)
+    endif()
     add_custom_command(
       OUTPUT "${out}/${target}.h" "${out}/${target}.cpp" "${out}/${target}.weights" "${out}/${target}.flags"
       COMMAND "${TORCHCC_PYTHON}" -m torchcc build ${sources} ${options}
@@ -161,10 +166,10 @@ function(torchcc_add_region target)
       DEPFILE "${out}/${target}.d"
       COMMENT "torchcc: generating the sources of ${target}"
       VERBATIM)
-    _torchcc_standalone_library("${target}" "${out}" "${arg_MARCH}" "${arg_OPENMP}")
+    _torchcc_standalone_library("${target}" "${out}" "${arg_MARCH}" "${arg_OPENMP}" "${arg_ONEDNN}")
     return()
-  elseif(arg_ISA OR arg_MARCH OR arg_WEIGHTS OR arg_OPENMP)
-    message(FATAL_ERROR "torchcc_add_region(${target}): ISA, MARCH, WEIGHTS and OPENMP belong to STANDALONE")
+  elseif(arg_ISA OR arg_MARCH OR arg_WEIGHTS OR arg_OPENMP OR arg_ONEDNN)
+    message(FATAL_ERROR "torchcc_add_region(${target}): ISA, MARCH, WEIGHTS, OPENMP and ONEDNN belong to STANDALONE")
   endif()
   add_custom_command(
     OUTPUT "${out}/${target}.pt2" "${out}/${target}.h" "${out}/${target}.cpp"
@@ -180,12 +185,12 @@ function(torchcc_add_region target)
   target_link_libraries(${target} PUBLIC torchcc::runtime)
 endfunction()
 
-# torchcc_add_standalone(<target> [FOLDER <folder>] [MARCH <march>] [OPENMP])
+# torchcc_add_standalone(<target> [FOLDER <folder>] [MARCH <march>] [OPENMP] [ONEDNN])
 #
 # Makes the static library <target> of the sources <target>.cpp, <target>.h ... that `torchcc export --target standalone`
 # wrote into <folder>, by default <target>.standalone beside this CMakeLists.txt.
 function(torchcc_add_standalone target)
-  cmake_parse_arguments(PARSE_ARGV 1 arg "OPENMP" "FOLDER;MARCH" "")
+  cmake_parse_arguments(PARSE_ARGV 1 arg "OPENMP;ONEDNN" "FOLDER;MARCH" "")
   if(arg_UNPARSED_ARGUMENTS)
     message(FATAL_ERROR "torchcc_add_standalone(${target}): unknown arguments: ${arg_UNPARSED_ARGUMENTS}")
   endif()
@@ -198,10 +203,60 @@ function(torchcc_add_standalone target)
       "  expected: ${folder}/${target}.cpp\n"
       "  fix:      torchcc export model.py:build -o ${target}.pt2 --target standalone, or pass FOLDER")
   endif()
-  _torchcc_standalone_library("${target}" "${folder}" "${arg_MARCH}" "${arg_OPENMP}")
+  _torchcc_standalone_library("${target}" "${folder}" "${arg_MARCH}" "${arg_OPENMP}" "${arg_ONEDNN}")
 endfunction()
 
-function(_torchcc_standalone_library target folder march openmp)
+# Defines torchcc_vector_math: SLEEF's functions where the project has it, else those of glibc, else the C library's, lane by
+# lane.
+function(_torchcc_find_vector_math)
+  if(TARGET torchcc_vector_math)
+    return()
+  endif()
+  add_library(torchcc_vector_math INTERFACE)
+  if(TARGET sleef::sleef)
+    target_link_libraries(torchcc_vector_math INTERFACE sleef::sleef)
+    target_compile_definitions(torchcc_vector_math INTERFACE TORCHCC_SLEEF)
+  else()
+    include(CheckCXXSourceCompiles)
+    set(CMAKE_REQUIRED_LIBRARIES mvec m)
+    set(CMAKE_REQUIRED_FLAGS -mavx2)
+    check_cxx_source_compiles("
+      #include <immintrin.h>
+      extern \"C\" __m256 _ZGVdN8v_erff(__m256) noexcept;
+      int main() { return static_cast<int>(_ZGVdN8v_erff(_mm256_set1_ps(1.0f))[0]); }" TORCHCC_HAS_LIBMVEC)
+    unset(CMAKE_REQUIRED_LIBRARIES)
+    unset(CMAKE_REQUIRED_FLAGS)
+    if(TORCHCC_HAS_LIBMVEC)
+      target_link_libraries(torchcc_vector_math INTERFACE mvec m)
+      target_compile_definitions(torchcc_vector_math INTERFACE TORCHCC_LIBMVEC)
+    endif()
+  endif()
+endfunction()
+
+# Lets torchcc_onednn link oneDNN, by the project's own package or the one of the Python environment.
+function(_torchcc_find_onednn)
+  get_target_property(linked torchcc_onednn LINK_LIBRARIES)
+  if(linked MATCHES "dnnl|DNNL")
+    return()
+  endif()
+  if(NOT TARGET DNNL::dnnl)
+    find_package(dnnl CONFIG QUIET)
+  endif()
+  if(TARGET DNNL::dnnl)
+    target_link_libraries(torchcc_onednn PRIVATE DNNL::dnnl)
+    return()
+  endif()
+  _torchcc_ask(place "from torchcc import toolchain; print(toolchain.onednn())")
+  if(NOT place)
+    message(FATAL_ERROR "torchcc: oneDNN was not found.\n"
+      "  fix: pip install onednn-devel-cpu-gomp, or pass -Ddnnl_DIR=...")
+  endif()
+  target_include_directories(torchcc_onednn SYSTEM PRIVATE "${place}/include")
+  target_link_directories(torchcc_onednn PUBLIC "${place}/lib")
+  target_link_libraries(torchcc_onednn PRIVATE dnnl)
+endfunction()
+
+function(_torchcc_standalone_library target folder march openmp onednn)
   if(EXISTS "${folder}/include/torch")
     set(headers "${folder}/include")  # a copy of those that the kernels include
   else()
@@ -232,7 +287,12 @@ function(_torchcc_standalone_library target folder march openmp)
   target_include_directories(${target} BEFORE PRIVATE "${compat}")
   target_include_directories(${target} PRIVATE "${headers}")
   target_compile_options(${target} PRIVATE -w -ffunction-sections -fdata-sections)
+  _torchcc_find_vector_math()
   target_link_libraries(${target} PUBLIC torchcc::standalone PRIVATE torchcc_vector_math)
+  if(onednn)
+    _torchcc_find_onednn()
+    target_link_libraries(${target} PRIVATE torchcc_onednn)
+  endif()
   if(openmp)
     find_package(OpenMP REQUIRED COMPONENTS CXX)
     target_link_libraries(${target} PUBLIC OpenMP::OpenMP_CXX)

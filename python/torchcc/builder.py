@@ -105,6 +105,7 @@ def build_sources(
     params: Mapping[str, Any] | None = None,
     weights: str = "embedded",
     isa: str = "",
+    libraries: Sequence[str] = (),
     depfile: Path | str | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> standalone.Emitted:
@@ -119,6 +120,7 @@ def build_sources(
         weights: Where the program has the weights: ``"embedded"``, or in a ``"file"``, which it gives before the first
             call.
         isa: ``"avx2"`` or ``"avx512"``; by default what this machine has.
+        libraries: What the program may link for operators that Inductor does not generate: ``"onednn"``.
         depfile: Where to write a Make-style list of the Python files that the sources import.
         progress: Called with a title, the steps done and the steps in all.
 
@@ -166,6 +168,7 @@ def build_sources(
             ],
             weights=weights,
             isa=isa,
+            libraries=libraries,
             log_folder=Path(logs),
             progress=progress,
             check=check,

@@ -104,6 +104,7 @@ def _progress(verbose: bool) -> Iterator[Callable[[str, int, int], None]]:
 
 
 _Weights = Annotated[str, typer.Option(help="Where a standalone program has its weights: embedded, or file.")]
+_Libraries = Annotated[list[str] | None, typer.Option("--library", help="A library that it may link: onednn.")]
 
 
 @app.command()
@@ -119,6 +120,7 @@ def build(
     standalone: Annotated[bool, typer.Option("--standalone", help="Write C++ sources that need no libtorch.")] = False,
     isa: Annotated[str, typer.Option(help="Of standalone sources: avx2 or avx512. Default: this machine's.")] = "",
     weights: _Weights = "embedded",
+    library: _Libraries = None,
 ) -> None:
     """Compiles the regions of Python files into a package and a typed C++ header."""
     from torchcc import builder, exporter
@@ -134,6 +136,7 @@ def build(
                 params=_parse_params(param or []),
                 weights=weights,
                 isa=isa,
+                libraries=library or [],
                 depfile=depfile,
                 progress=tell,
             )
@@ -265,6 +268,7 @@ def export(
     operators: _Operators = None,
     imports: _Imports = None,
     weights: _Weights = "embedded",
+    library: _Libraries = None,
 ) -> None:
     """Exports a model: a package with its graph and compiled code for the targets, or C++ sources (standalone)."""
     from torchcc import packaging
@@ -281,6 +285,7 @@ def export(
             tell,
             train,
             weights,
+            library or [],
         )
     _print_exported(exported)
 

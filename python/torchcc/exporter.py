@@ -64,6 +64,7 @@ def export(
     imports: Sequence[Path | str] = (),
     progress: Callable[[str, int, int], None] | None = None,
     weights: str = "embedded",
+    libraries: Sequence[str] = (),
 ) -> Exported:
     """Exports a module with ``torch.export`` and writes a package.
 
@@ -96,6 +97,7 @@ def export(
             loaded here; the processes that compile load them too.
         progress: Called with a title, the steps done and the steps in all.
         weights: Where a standalone program has its weights: ``"embedded"``, or in a ``"file"``.
+        libraries: What a standalone program may link for operators that Inductor does not generate: ``"onednn"``.
 
     Raises:
         ArgumentError: A target, a method or a range makes no sense.
@@ -107,6 +109,7 @@ def export(
     check_targets(targets)
     standalone_isa(targets)
     standalone.check_weights(weights)
+    standalone.check_libraries(libraries)
     given = dict(methods or {"forward": Method(args, dict(kwargs or {}), dynamic)})
     if methods and (args or kwargs or dynamic):
         raise ArgumentError(
@@ -129,7 +132,7 @@ def export(
             )
         )
     functions = [_function(call, ranges or {}) for call in calls]
-    return write(Path(file), functions, targets, updatable, dict(options or {}), imports, progress, train, weights)
+    return write(Path(file), functions, targets, updatable, dict(options or {}), imports, progress, train, weights, libraries)
 
 
 def write(
@@ -142,6 +145,7 @@ def write(
     progress: Callable[[str, int, int], None] | None = None,
     train: bool = False,
     weights: str = "embedded",
+    libraries: Sequence[str] = (),
 ) -> Exported:
     """Writes functions for all targets: a package, and sources. The arguments are those of :func:`export`.
 
@@ -157,7 +161,7 @@ def write(
         exported = compile_functions(file, functions, wanted, updatable, options, imports, progress, train)
     if isa is None:
         return exported
-    return _with_sources(exported, functions, isa, options, imports, weights, progress)
+    return _with_sources(exported, functions, isa, options, imports, weights, libraries, progress)
 
 
 def _with_sources(
@@ -167,6 +171,7 @@ def _with_sources(
     options: Mapping[str, Any],
     imports: Sequence[Path | str],
     weights: str,
+    libraries: Sequence[str],
     progress: Callable[[str, int, int], None] | None,
 ) -> Exported:
     """Writes the sources of functions beside their package."""
@@ -197,6 +202,7 @@ def _with_sources(
             own,
             weights=weights,
             isa=isa,
+            libraries=libraries,
             log_folder=Path(logs),
             progress=progress,
             check=check,

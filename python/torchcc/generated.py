@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,19 +40,26 @@ class Code:
         body: The C++: kernels and ``run()``, to be put into a namespace.
         constants: Its weights.
         weights: Their bytes.
+        libraries: Libraries of :data:`LIBRARIES` that it calls.
     """
 
     body: str
     constants: tuple[Constant, ...]
     weights: bytes
+    libraries: frozenset[str]
 
 
-def read(title: str, files: Sequence[str]) -> Code:
+#: Libraries that stand in for libtorch's operators, and the header in torchcc/standalone that says which.
+LIBRARIES = {"onednn": "onednn.h"}
+
+
+def read(title: str, files: Sequence[str], libraries: Collection[str] = ()) -> Code:
     """Reads what :func:`torchcc._torch.generate` left.
 
     Args:
         title: For messages: ``function forward``.
         files: Its files.
+        libraries: Those of :data:`LIBRARIES` that the program may link.
 
     Raises:
         CompileError: The code needs operators that there are only in libtorch.
@@ -61,18 +68,23 @@ def read(title: str, files: Sequence[str]) -> Code:
     text = re.sub(r"^// (?:Compile|Link) cmd\n//.*\n?", "", source.read_text(), flags=re.MULTILINE)
     before, run, kernels = _parts(text)
     body = "\n".join([*_declarations(before), _run(run), _kernels(kernels)])
-    missing = _missing(body, files)
+    used = frozenset(
+        one for one in libraries if _called(body) & _declared(LIBRARIES[one]) - _declared("generated.h")
+    )
+    missing = _missing(body, files, libraries)
     if missing:
+        could = [one for one in LIBRARIES if not _missing(body, files, [*libraries, one])]
         raise CompileError(
             message(
                 f"{title}: standalone code cannot have all of its operators",
                 expected="operators that Inductor generates code for",
                 got=", ".join(missing),
-                fix="ship it with libtorch (targets native or portable), or write these operators otherwise",
+                fix="ship it with libtorch (targets native or portable), or write these operators otherwise"
+                + "".join(f", or take them from a library: {one}" for one in could),
             )
         )
     blobs = [Path(file) for file in files if file.endswith(".blob")]
-    return Code(body, _constants(before), blobs[0].read_bytes() if blobs else b"")
+    return Code(body, _constants(before), blobs[0].read_bytes() if blobs else b"", used)
 
 
 def _parts(text: str) -> tuple[str, str, str]:
@@ -103,13 +115,15 @@ def _run(body: str) -> str:
     lines = [
         line
         for line in body.splitlines()
-        if "__check_inputs_outputs(" not in line and "this->kernels_" not in line and "assert_size_stride(" not in line
+        if "__check_inputs_outputs(" not in line and "this->kernels_" not in line and "assert_size_stride(arg" not in line
     ]
     text = "\n".join(lines).replace("this->device_idx_", "0")
-    text = re.sub(r"auto& (\w+) = constants_->at\((\d+)\);", r"const auto \1 = constants.at(\2);", text)
+    # What another library gives has to have the layout that the code goes on with.
+    text = re.sub(r"if \(_check_aoti_runtime_check_inputs_env\(\)\) \{ (assert_size_stride\(.*?\);) \}", r"\1", text)
+    text = re.sub(r"auto& (\w+) = constants_->at\((\d+)\);", r"const auto \1 = torchcc_constants.at(\2);", text)
     return (
-        "static void run(AtenTensorHandle* input_handles, AtenTensorHandle* output_handles, const Tensor* weights) {\n"
-        f"    [[maybe_unused]] const Constants constants(weights);\n{text}\n}}"
+        "static void run(AtenTensorHandle* input_handles, AtenTensorHandle* output_handles, const Tensor* torchcc_weights) {\n"
+        f"    [[maybe_unused]] const Constants torchcc_constants(torchcc_weights);\n{text}\n}}"
     )
 
 
@@ -119,15 +133,23 @@ def _kernels(text: str) -> str:
     return re.sub(r'extern "C"\s+', "static ", text).strip()
 
 
-def _missing(body: str, files: Sequence[str]) -> list[str]:
-    """Names of the operators that the runtime does not have."""
-    header = (paths.cpp_dir() / "include/torchcc/standalone/generated.h").read_text()
-    known = set(re.findall(r"\baoti_torch_\w+", header))
-    known |= {
+def _declared(header: str) -> set[str]:
+    """The functions that a header of the runtime has."""
+    text = (paths.cpp_dir() / "include/torchcc/standalone" / header).read_text()
+    return set(re.findall(r"\baoti_torch_\w+", text)) | {
         f"aoti_torch_{kind}_{name}"
-        for name in re.findall(r"TORCHCC_(?:ITEM|DTYPE)\((\w+),", header)
+        for name in re.findall(r"TORCHCC_(?:ITEM|DTYPE)\((\w+),", text)
         for kind in ("item", "scalar_to_tensor", "dtype")
     }
+
+
+def _called(body: str) -> set[str]:
+    return set(re.findall(r"\baoti_torch_\w+(?=\()", body))
+
+
+def _missing(body: str, files: Sequence[str], libraries: Collection[str]) -> list[str]:
+    """Names of the operators that neither the runtime has nor these libraries."""
+    known = set().union(*map(_declared, ["generated.h", *(LIBRARIES[one] for one in libraries)]))
     missing = []
     for name in dict.fromkeys(re.findall(r"\baoti_torch_\w+(?=\()", body)):
         if name == "aoti_torch_proxy_executor_call_function":

@@ -31,6 +31,7 @@ def export_file(
     progress: Callable[[str, int, int], None] | None = None,
     train: bool = False,
     weights: str = "embedded",
+    libraries: Sequence[str] = (),
 ) -> Exported:
     """Exports what a function of a Python file gives: ``model.py:build``.
 
@@ -46,6 +47,7 @@ def export_file(
         progress: Called with a title, the steps done and the steps in all.
         train: Whether to compile forward and backward for training too.
         weights: Where a standalone program has its weights.
+        libraries: What it may link beside.
 
     Raises:
         ArgumentError: The file, the function or its result is not as described, or as :func:`torchcc.export`.
@@ -69,6 +71,7 @@ def export_file(
         imports=[*imports, module],
         progress=progress,
         weights=weights,
+        libraries=libraries,
     )
 
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from torchcc import _torch, generated, header, package, sizes, workers
+from torchcc import _torch, generated, header, package, paths, sizes, workers
 from torchcc.errors import ArgumentError, CompileError, message, no_such
 from torchcc.signature import Signature, Value
 
@@ -84,6 +84,13 @@ def check_weights(weights: str) -> None:
         raise ArgumentError(no_such(f"weights cannot be '{weights}'", weights, WEIGHTS))
 
 
+def check_libraries(libraries: Collection[str]) -> None:
+    """Raises ArgumentError unless all are in :data:`torchcc.generated.LIBRARIES`."""
+    for one in libraries:
+        if one not in generated.LIBRARIES:
+            raise ArgumentError(no_such(f"there is no library '{one}'", one, generated.LIBRARIES))
+
+
 def emit(
     folder: Path,
     name: str,
@@ -93,6 +100,7 @@ def emit(
     *,
     weights: str = "embedded",
     isa: str = "",
+    libraries: Collection[str] = (),
     log_folder: Path,
     progress: Callable[[str, int, int], None] | None = None,
     check: Callable[[Emitted], Mapping[str, str]] | None = None,
@@ -107,6 +115,7 @@ def emit(
         functions: What to generate.
         weights: ``"embedded"`` into the program, or ``"file"``: the program gives them before the first call.
         isa: As in :func:`torchcc._torch.cpu_target`.
+        libraries: Libraries of :data:`torchcc.generated.LIBRARIES` that the program may link.
         log_folder: For the compiler's logs.
         progress: Called with a title, the steps done and the steps in all.
         check: Compares the sources with the graphs, and says how; it is given them in a temporary folder, before they
@@ -118,6 +127,7 @@ def emit(
         OSError: The files cannot be written.
     """
     check_weights(weights)
+    check_libraries(libraries)
     header.check_identifier(name, "package name")
     header.check_identifier(namespace, "namespace")
     for one in functions:
@@ -128,11 +138,11 @@ def emit(
         results = _generate(functions, Path(work), isa, log_folder, tell)
         blob = _Blob()
         described = []
-        exclusive = []
+        used: set[str] = set()
         for one, result in zip(functions, results, strict=True):
             signature = one.function.signature
-            code = generated.read(f"function {signature.name}", result.files)
-            exclusive.append(result.exclusive)
+            code = generated.read(f"function {signature.name}", result.files, libraries)
+            used |= code.libraries
             described.append(_describe(one, code, blob, isa, result.exclusive))
         _, march, features = _target(isa)
         content = blob.content()
@@ -146,8 +156,9 @@ def emit(
             "target": _target(isa)[0],
             "requires": _required_macros(features),
             "cpu_features": features,
+            "headers": [generated.LIBRARIES[one] for one in sorted(used)],
         }
-        flags = " ".join([*([f"-march={march}"] if march else []), *_capability(features), *_FLAGS, *_VECTOR_FLAGS])
+        flags = " ".join([f"-march={march or 'native'}", *_capability(features), *_FLAGS, *_VECTOR_FLAGS])
         flags_file = _put(folder / f"{name}.flags", f"{flags}\n".encode())
         written = header.write(folder, name, namespace, origins, described, standalone)
     emitted = Emitted(*written, weights_file, flags_file, {})
@@ -194,7 +205,8 @@ def _required_macros(features: Sequence[str]) -> list[str]:
 def _capability(features: Sequence[str]) -> list[str]:
     """PyTorch's headers have to be told which of their vectors to use."""
     if "avx512f" in features:
-        return ["-DCPU_CAPABILITY=AVX512", "-DCPU_CAPABILITY_AVX512", *(f"-m{one}" for one in features if "amx" in one)]
+        beyond = [one for one in features if one in ("avx512vnni", "avx512bf16") or one.startswith("amx")]
+        return ["-DCPU_CAPABILITY=AVX512", "-DCPU_CAPABILITY_AVX512", *(f"-m{one}" for one in beyond)]
     return ["-DCPU_CAPABILITY=AVX2", "-DCPU_CAPABILITY_AVX2"] if "avx2" in features else []
 
 
@@ -233,7 +245,7 @@ def _generate(
 
     tell("generating", 0, len(jobs))
     # A cache of its own: what Inductor finds there was made with the same settings.
-    own_cache = {"TORCHINDUCTOR_CACHE_DIR": str(work / "inductor")}
+    own_cache = {"TORCHINDUCTOR_CACHE_DIR": str(paths.cache_dir() / "inductor-standalone")}
     return workers.compile_all(jobs, finished, environment=own_cache)
 
 

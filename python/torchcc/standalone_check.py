@@ -148,10 +148,11 @@ def built(emitted: Emitted, namespace: str) -> Iterator[Program]:
         load = f"{namespace}::{name}_package({'' if embedded else 'weights'})"
         glue.write_text(_GLUE.format(name=name, namespace=namespace, load=load))
         compiler = shutil.which(toolchain.cxx()) or toolchain.cxx()
+        used = _libraries(emitted)
         kernels = [*flags(emitted), *_vector_math(compiler), "-c", str(emitted.source), "-o", str(folder / "kernels.o")]
         _run([compiler, *kernels], "the kernels")
         mvec = ["-lmvec"] if _vector_math(compiler) else []
-        linked = [str(glue), str(folder / "kernels.o"), str(native.standalone_library()), *mvec]
+        linked = [str(glue), str(folder / "kernels.o"), *used, str(native.standalone_library()), *mvec]
         _run(
             [compiler, "-O1", "-shared", "-fPIC", *native.standalone_flags(), f"-I{emitted.header.parent}"]
             + ["-fopenmp", *linked, "-o", str(library)],
@@ -168,6 +169,18 @@ def flags(emitted: Emitted) -> list[str]:
         *(f"-I{compat}", *native.standalone_flags(), f"-I{emitted.header.parent}", f"-I{torch_include}"),
         *("-fPIC", "-fvisibility=hidden", "-w", "-fopenmp"),
         *shlex.split(emitted.flags.read_text()),
+    ]
+
+
+def _libraries(emitted: Emitted) -> list[str]:
+    """What stands in for libtorch's operators: our source, and the library's own flags."""
+    if "<torchcc/standalone/onednn.h>" not in emitted.source.read_text():
+        return []
+    place = toolchain.onednn()
+    sources = paths.cpp_dir() / "src"
+    return [
+        *(str(sources / "standalone/onednn.cpp"), f"-I{sources / 'standalone'}", f"-I{sources / 'runtime'}"),
+        *(f"-I{place / 'include'}", f"-L{place / 'lib'}", f"-Wl,-rpath,{place / 'lib'}", "-ldnnl"),
     ]
 
 

@@ -48,6 +48,16 @@ void delete_handle(Tensor* handle) noexcept { detail::delete_handle(handle); }
 
 void fail_check(const char* condition) { throw std::runtime_error("check failed: " + std::string(condition)); }
 
+void assert_size_stride(AtenTensorHandle tensor, std::initializer_list<int64_t> sizes,
+                        std::initializer_list<int64_t> strides, const char* name) {
+  const IntArrayRef expected(strides.begin(), strides.size());
+  bool fits = tensor->sizes() == IntArrayRef(sizes.begin(), sizes.size());
+  for (size_t d = 0; fits && d < expected.size(); ++d) {
+    fits = tensor->sizes()[d] <= 1 || tensor->strides()[d] == expected[d];
+  }
+  if (!fits) throw std::runtime_error(std::string(name == nullptr ? "an operator" : name) + " gave another layout");
+}
+
 AOTITorchError aoti_torch_empty_strided(int64_t rank, const int64_t* sizes, const int64_t* strides, int32_t dtype,
                                         int32_t, int32_t, AtenTensorHandle* made) {
   *made = made_by([&](Tensor& tensor) {

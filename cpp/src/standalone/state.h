@@ -22,6 +22,9 @@ struct FunctionState {
   mutable std::mutex writing;  ///< held by calls of a function with states
 };
 
+/// Whether memory is a model's weights, which stay as they are.
+bool is_constant(const void* data);
+
 /// Says that the program has one more function that must run alone.
 void count_exclusive();
 

@@ -241,10 +241,9 @@ T& temporary_reference(T&& value) {
   return value;
 }
 
-/// The signature is what checks the arguments.
-constexpr bool _check_aoti_runtime_check_inputs_env() { return false; }
-inline void assert_size_stride(AtenTensorHandle, std::initializer_list<int64_t>, std::initializer_list<int64_t>,
-                               const char* = nullptr) {}
+/// Throws std::runtime_error when what a library gave is laid out in another way than the code goes on with.
+void assert_size_stride(AtenTensorHandle tensor, std::initializer_list<int64_t> sizes,
+                        std::initializer_list<int64_t> strides, const char* name = nullptr);
 
 [[maybe_unused]] constexpr int64_t align(int64_t bytes) { return (bytes + 63) & -64; }
 
