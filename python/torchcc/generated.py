@@ -41,12 +41,14 @@ class Code:
         constants: Its weights.
         weights: Their bytes.
         libraries: Libraries of :data:`LIBRARIES` that it calls.
+        includes: PyTorch's headers that its kernels need, as lines.
     """
 
     body: str
     constants: tuple[Constant, ...]
     weights: bytes
     libraries: frozenset[str]
+    includes: tuple[str, ...]
 
 
 #: Libraries that stand in for libtorch's operators, and the header in torchcc/standalone that says which.
@@ -84,7 +86,8 @@ def read(title: str, files: Sequence[str], libraries: Collection[str] = ()) -> C
             )
         )
     blobs = [Path(file) for file in files if file.endswith(".blob")]
-    return Code(body, _constants(before), blobs[0].read_bytes() if blobs else b"", used)
+    includes = tuple(dict.fromkeys(re.findall(r"^#include .*$", kernels, re.MULTILINE)))
+    return Code(body, _constants(before), blobs[0].read_bytes() if blobs else b"", used, includes)
 
 
 def _parts(text: str) -> tuple[str, str, str]:

@@ -139,10 +139,12 @@ def emit(
         blob = _Blob()
         described = []
         used: set[str] = set()
+        includes: dict[str, None] = {}
         for one, result in zip(functions, results, strict=True):
             signature = one.function.signature
             code = generated.read(f"function {signature.name}", result.files, libraries)
             used |= code.libraries
+            includes.update(dict.fromkeys(code.includes))
             described.append(_describe(one, code, blob, isa, result.exclusive))
         _, march, features = _target(isa)
         content = blob.content()
@@ -156,6 +158,7 @@ def emit(
             "target": _target(isa)[0],
             "requires": _required_macros(features),
             "cpu_features": features,
+            "includes": list(includes),
             "headers": [generated.LIBRARIES[one] for one in sorted(used)],
         }
         flags = " ".join([f"-march={march or 'native'}", *_capability(features), *_FLAGS, *_VECTOR_FLAGS])
