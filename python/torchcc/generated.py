@@ -133,6 +133,9 @@ def _run(body: str) -> str:
 def _kernels(text: str) -> str:
     """The kernels, of which no other source of the program shall see anything."""
     text = re.sub(r"^#include .*$\n?", "", text, flags=re.MULTILINE)
+    # Buffers of a kernel's own come from the thread's store too.
+    text = re.sub(r"std::make_unique<([\w:]+) ?\[\]>\(", r"make_scratch<\1>(", text)
+    text = re.sub(r"std::unique_ptr<([\w:]+) ?\[\]>", r"Scratch<\1>", text)
     return re.sub(r'extern "C"\s+', "static ", text).strip()
 
 

@@ -286,7 +286,8 @@ def _describe(one: Source, code: generated.Code, blob: _Blob, isa: str, exclusiv
     """What the templates take of a function."""
     signature, program = one.function.signature, one.function.program
     assert program is not None
-    ends = [*(constant.start for constant in code.constants[1:]), len(code.weights)]
+    starts = [constant.start for constant in code.constants]
+    ends = [*starts[1:], len(code.weights)] if starts else []
     tables = []
     constants = []
     for constant, end in zip(code.constants, ends, strict=True):

@@ -46,6 +46,23 @@ AtenTensorHandle made_by(const Fill& fill) {
 
 void delete_handle(Tensor* handle) noexcept { detail::delete_handle(handle); }
 
+// The store's block is found again through a pointer in front of the memory, which stays aligned.
+constexpr size_t kFront = 64;
+
+void* allocate_scratch(size_t bytes) {
+  detail::Storage* storage = detail::allocate(bytes + kFront);
+  std::memcpy(storage->data, &storage, sizeof(storage));
+  void* scratch = static_cast<std::byte*>(storage->data) + kFront;
+  std::memset(scratch, 0, bytes);
+  return scratch;
+}
+
+void free_scratch(void* scratch) noexcept {
+  detail::Storage* storage = nullptr;
+  std::memcpy(&storage, static_cast<std::byte*>(scratch) - kFront, sizeof(storage));
+  detail::release(storage);
+}
+
 void fail_check(const char* condition) { throw std::runtime_error("check failed: " + std::string(condition)); }
 
 void assert_size_stride(AtenTensorHandle tensor, std::initializer_list<int64_t> sizes,

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstdint>
 #include <initializer_list>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
@@ -235,6 +236,24 @@ inline AtenTensorHandle unwrap_raii_handle_if_needed(const RAIIAtenTensorHandle&
 inline const ConstantHandle& unwrap_raii_handle_if_needed(const ConstantHandle& handle) { return handle; }
 inline RAIIAtenTensorHandle wrap_with_raii_handle_if_needed(AtenTensorHandle handle) { return {handle}; }
 inline RAIIAtenTensorHandle wrap_with_raii_handle_if_needed(RAIIAtenTensorHandle&& handle) { return std::move(handle); }
+
+/// Zeroed memory from the thread's store, for a kernel.
+void* allocate_scratch(size_t bytes);
+void free_scratch(void* scratch) noexcept;
+
+struct ScratchDeleter {
+  void operator()(void* scratch) const noexcept { free_scratch(scratch); }
+};
+
+/// A buffer of a kernel's own, in place of std::unique_ptr<T[]>.
+template <class T>
+using Scratch = std::unique_ptr<T[], ScratchDeleter>;
+
+template <class T>
+  requires std::is_trivially_destructible_v<T>
+Scratch<T> make_scratch(size_t count) {
+  return Scratch<T>(static_cast<T*>(allocate_scratch(count * sizeof(T))));
+}
 
 template <class T>
 T& temporary_reference(T&& value) {
