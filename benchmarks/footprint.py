@@ -56,9 +56,7 @@ def run(quick: bool = False) -> Report:
         folder = Path(work)
         for name, (module, x) in _models().items():
             weights = "file" if name == "encoder" else "embedded"
-            torchcc.export(
-                folder / f"{name}.pt2", module, (x,), targets=["native", "standalone"], weights=weights
-            )
+            torchcc.export(folder / f"{name}.pt2", module, (x,), targets=["native", "standalone"], weights=weights)
         built = harness.build("all", "cpp/footprint", [f"TORCHCC_BENCHMARK_MODELS={folder}"])
         for name, title in _TITLES.items():
             programs = {
@@ -76,16 +74,12 @@ def run(quick: bool = False) -> Report:
     return Report(cases, notes)
 
 
-def _cases(
-    name: str, title: str, programs: dict[str, tuple[Path, Path]], starts: int, rounds: int
-) -> list[Case]:
+def _cases(name: str, title: str, programs: dict[str, tuple[Path, Path]], starts: int, rounds: int) -> list[Case]:
     limits = _LIMITS[name]
     cases = []
-    for kind, (program, file) in programs.items():
+    for kind, (program, _) in programs.items():
         own = kind.startswith("standalone")
-        cases.append(
-            Case(f"{title}: size, {kind}", _size(program) / 1e6, "MB", limits["size"] if own else None)
-        )
+        cases.append(Case(f"{title}: size, {kind}", _size(program) / 1e6, "MB", limits["size"] if own else None))
     samples: dict[str, list[tuple[float, float]]] = {kind: [] for kind in programs}
     for _ in range(starts):
         for kind, (program, file) in programs.items():

@@ -130,7 +130,9 @@ def test_messages_of_the_libtorch_runtime(release: Path) -> None:
         assert re.sub(r"reason: .*", "reason: ...", text) == expected[title], title
     *mistakes, results = own.strip().split("\n\n")
     for text in mistakes:
-        assert re.match(r"## .*\nArgumentError: .*\n(  signature: .*\n)?  expected: .*\n  got: .*\n  fix: .*", text), text
+        assert re.match(r"## .*\nArgumentError: .*\n(  signature: .*\n)?  expected: .*\n  got: .*\n  fix: .*", text), (
+            text
+        )
     assert results == "blend -4 -16 accumulate 3 1 0"
 
 
@@ -143,7 +145,9 @@ def test_sanitizers(models: Path, tmp_path: Path) -> None:
 
 
 def test_operators_of_libtorch_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(CompileError, match=r"(?s)cannot have all.*got: +aten\.convolution.*fix: +ship it with libtorch"):
+    with pytest.raises(
+        CompileError, match=r"(?s)cannot have all.*got: +aten\.convolution.*fix: +ship it with libtorch"
+    ):
         export(tmp_path, "convolutions")
     assert not list(tmp_path.iterdir())
 

@@ -127,8 +127,8 @@ def build_sources(
     Raises:
         ArgumentError: As :func:`build`, or ``weights`` is something else.
         CaptureError: A region cannot be captured, or was made for training.
-        CompileError: The compiler failed, its code gives other results than the Python code, or a region needs operators
-            that there are only in libtorch.
+        CompileError: The compiler failed, its code gives other results than the Python code, or a region needs
+            operators that there are only in libtorch.
     """
     tell = progress or (lambda title, done, total: None)
     before = set(sys.modules)

@@ -230,7 +230,8 @@ def inspect(
 
 _Out = Annotated[Path, typer.Option("--out", "-o", help="The package to write (.pt2).")]
 _Targets = Annotated[
-    list[str] | None, typer.Option("--target", help="portable, native, avx2, avx512, standalone ...; may be repeated. Default: native.")
+    list[str] | None,
+    typer.Option("--target", help="portable, native, avx2, avx512, standalone ...; may be repeated. Default: native."),
 ]
 _Train = Annotated[bool, typer.Option("--train", help="Also compile forward and backward for training.")]
 _Updatable = Annotated[bool, typer.Option("--updatable", help="Compile code whose weights can be replaced.")]

@@ -7,9 +7,9 @@ It reads one JSON object per line from standard input and answers each on standa
     {"id": 1, "files": ["...so"], "exclusive": false, "seconds": 8.5}
     {"id": 1, "error": "first line of the exception"}
 
-With ``"sources": "folder"``, the files are C++ sources; see :func:`torchcc._torch.generate`. With ``"train": "weights"``,
-or ``"all"``, the answer has ``files_backward`` and ``description`` too; see :func:`torchcc.gradients.compile`. A trace is
-compiled into a package of the cache::
+With ``"sources": "folder"``, the files are C++ sources; see :func:`torchcc._torch.generate`. With
+``"train": "weights"``, or ``"all"``, the answer has ``files_backward`` and ``description`` too; see
+:func:`torchcc.gradients.compile`. A trace is compiled into a package of the cache::
 
     {"id": 2, "trace": "trace.json", "tensors": "tensors.pt", "package": "ab12.pt2", "key": "", "freeze": false,
      "against": "", "options": {}, "log": "x.log"}

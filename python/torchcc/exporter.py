@@ -132,7 +132,9 @@ def export(
             )
         )
     functions = [_function(call, ranges or {}) for call in calls]
-    return write(Path(file), functions, targets, updatable, dict(options or {}), imports, progress, train, weights, libraries)
+    return write(
+        Path(file), functions, targets, updatable, dict(options or {}), imports, progress, train, weights, libraries
+    )
 
 
 def write(

@@ -70,9 +70,7 @@ def read(title: str, files: Sequence[str], libraries: Collection[str] = ()) -> C
     text = re.sub(r"^// (?:Compile|Link) cmd\n//.*\n?", "", source.read_text(), flags=re.MULTILINE)
     before, run, kernels = _parts(text)
     body = "\n".join([*_declarations(before), _run(run), _kernels(kernels)])
-    used = frozenset(
-        one for one in libraries if _called(body) & _declared(LIBRARIES[one]) - _declared("generated.h")
-    )
+    used = frozenset(one for one in libraries if _called(body) & _declared(LIBRARIES[one]) - _declared("generated.h"))
     missing = _missing(body, files, libraries)
     if missing:
         could = [one for one in LIBRARIES if not _missing(body, files, [*libraries, one])]
@@ -118,14 +116,17 @@ def _run(body: str) -> str:
     lines = [
         line
         for line in body.splitlines()
-        if "__check_inputs_outputs(" not in line and "this->kernels_" not in line and "assert_size_stride(arg" not in line
+        if "__check_inputs_outputs(" not in line
+        and "this->kernels_" not in line
+        and "assert_size_stride(arg" not in line
     ]
     text = "\n".join(lines).replace("this->device_idx_", "0")
     # What another library gives has to have the layout that the code goes on with.
     text = re.sub(r"if \(_check_aoti_runtime_check_inputs_env\(\)\) \{ (assert_size_stride\(.*?\);) \}", r"\1", text)
     text = re.sub(r"auto& (\w+) = constants_->at\((\d+)\);", r"const auto \1 = torchcc_constants.at(\2);", text)
     return (
-        "static void run(AtenTensorHandle* input_handles, AtenTensorHandle* output_handles, const Tensor* torchcc_weights) {\n"
+        "static void run(\n"
+        "    AtenTensorHandle* input_handles, AtenTensorHandle* output_handles, const Tensor* torchcc_weights) {\n"
         f"    [[maybe_unused]] const Constants torchcc_constants(torchcc_weights);\n{text}\n}}"
     )
 

@@ -288,7 +288,7 @@ def _describe(one: Source, code: generated.Code, blob: _Blob, isa: str, exclusiv
     assert program is not None
     starts = [constant.start for constant in code.constants]
     ends = [*starts[1:], len(code.weights)] if starts else []
-    tables = []
+    tables: list[str] = []
     constants = []
     for constant, end in zip(code.constants, ends, strict=True):
         position = blob.add(code.weights[constant.start : end]) + constant.offset * _element_size(constant.dtype)
@@ -332,8 +332,10 @@ def _describe(one: Source, code: generated.Code, blob: _Blob, isa: str, exclusiv
 
 def _array(name: str, kind: str, rows: Sequence[str]) -> str:
     joined = ",\n    ".join(rows)
-    return f"constexpr std::array<{kind}, {len(rows)}> {name}{{{{{joined}}}}};" if rows else (
-        f"constexpr std::array<{kind}, 0> {name}{{}};"
+    return (
+        f"constexpr std::array<{kind}, {len(rows)}> {name}{{{{{joined}}}}};"
+        if rows
+        else (f"constexpr std::array<{kind}, 0> {name}{{}};")
     )
 
 

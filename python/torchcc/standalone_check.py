@@ -111,7 +111,7 @@ class Program:
 
 def _to_dlpack(tensor: torch.Tensor) -> int:
     """A pointer for C++, which owns it from here on."""
-    capsule = torch.utils.dlpack.to_dlpack(tensor.detach().contiguous())
+    capsule = tensor.detach().contiguous().__dlpack__()
     get, rename = ctypes.pythonapi.PyCapsule_GetPointer, ctypes.pythonapi.PyCapsule_SetName
     get.restype, get.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
     rename.argtypes = [ctypes.py_object, ctypes.c_char_p]
@@ -153,11 +153,8 @@ def built(emitted: Emitted, namespace: str) -> Iterator[Program]:
         _run([compiler, *kernels], "the kernels")
         mvec = ["-lmvec"] if _vector_math(compiler) else []
         linked = [str(glue), str(folder / "kernels.o"), *used, str(native.standalone_library()), *mvec]
-        _run(
-            [compiler, "-O1", "-shared", "-fPIC", *native.standalone_flags(), f"-I{emitted.header.parent}"]
-            + ["-fopenmp", *linked, "-o", str(library)],
-            "the library",
-        )
+        common = [compiler, "-O1", "-shared", "-fPIC", "-fopenmp", *native.standalone_flags()]
+        _run([*common, f"-I{emitted.header.parent}", *linked, "-o", str(library)], "the library")
         yield Program(library, emitted.weights)
 
 
@@ -185,10 +182,14 @@ def _libraries(emitted: Emitted) -> list[str]:
 
 
 def _vector_math(compiler: str) -> list[str]:
-    """glibc's vector functions, where this compiler links them."""
+    """Glibc's vector functions, where this compiler links them."""
     program = "int main() { return 0; }"
     done = subprocess.run(
-        [compiler, "-x", "c++", "-", "-lmvec", "-o", "/dev/null"], input=program, text=True, capture_output=True, check=False
+        [compiler, "-x", "c++", "-", "-lmvec", "-o", "/dev/null"],
+        input=program,
+        text=True,
+        capture_output=True,
+        check=False,
     )
     return ["-DTORCHCC_LIBMVEC"] if done.returncode == 0 else []
 

@@ -52,7 +52,8 @@ void run(char** files) {
   auto* tokens = reinterpret_cast<float*>(numbers.data());
   const int64_t steps = static_cast<int64_t>(numbers.size()) / (32 * 4);
   for (int64_t step = 0; step < steps; ++step) {
-    write(files[3], cache::forward(torchcc::from_memory(tokens + 32 * step, {1, 32}), torchcc::from_memory(&step, {1})));
+    write(files[3],
+          cache::forward(torchcc::from_memory(tokens + 32 * step, {1, 32}), torchcc::from_memory(&step, {1})));
   }
 
   const torchcc::Tensor one_image = images.as_strided({1, 8, 8}, {64, 8, 1});

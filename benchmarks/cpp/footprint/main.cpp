@@ -1,5 +1,5 @@
-// `main <file>`: loads a model from a package, or is one with weights in the file, calls it once, and prints a number of
-// the result. Then it reads how many calls to make, a line each, and answers with nanoseconds a call. Prints its own
+// `main <file>`: loads a model from a package, or is one with weights in the file, calls it once, and prints a number
+// of the result. Then it reads how many calls to make, a line each, and answers with nanoseconds a call. Prints its own
 // peak of memory first, in KiB.
 #include <chrono>
 #include <cstdint>

@@ -1,8 +1,8 @@
 #pragma once
 
 // What a program holds its data in: at::Tensor of LibTorch, or torchcc's own view of memory where the program links
-// torchcc::standalone. Code that says torchcc::Tensor, torchcc::empty, torchcc::from_memory and torchcc::kFloat compiles
-// against both.
+// torchcc::standalone. Code that says torchcc::Tensor, torchcc::empty, torchcc::from_memory and torchcc::kFloat
+// compiles against both.
 
 #ifdef TORCHCC_STANDALONE
 #include <torchcc/standalone/tensor.h>
@@ -14,11 +14,11 @@
 namespace torchcc {
 
 using at::IntArrayRef;
+using at::kBFloat16, at::kBool, at::kByte, at::kChar, at::kDouble, at::kFloat, at::kHalf, at::kInt, at::kLong,
+    at::kShort;
 using at::ScalarType;
 using at::Tensor;
 using c10::DeviceType;
-using at::kBFloat16, at::kBool, at::kByte, at::kChar, at::kDouble, at::kFloat, at::kHalf, at::kInt, at::kLong,
-    at::kShort;
 
 /// A contiguous tensor whose content is not set.
 inline Tensor empty(IntArrayRef sizes, ScalarType dtype = kFloat) { return at::empty(sizes, dtype); }

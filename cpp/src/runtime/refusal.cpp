@@ -73,7 +73,8 @@ const char* scalar_name(ScalarType dtype) { return c10::toString(dtype); }
 std::string scalar_text(ScalarType dtype) { return std::string(kNamespace) + "k" + scalar_name(dtype); }
 
 std::string make_text(const Value& value, IntArrayRef sizes) {
-  return std::string("make it with ") + kNamespace + "empty({" + list_text(sizes) + "}, " + scalar_text(value.dtype) + ")";
+  return std::string("make it with ") + kNamespace + "empty({" + list_text(sizes) + "}, " + scalar_text(value.dtype) +
+         ")";
 }
 
 #ifndef TORCHCC_STANDALONE  // whose tensors are plain memory on the CPU, without gradients
@@ -181,15 +182,14 @@ void refuse_number(const Signature& signature, size_t index, int64_t number) {
       "pass a value in the range, or build the region with a wider one: ranges={\"" + value.name + "\": (min, max)}");
 }
 
-void refuse_size(const Signature& signature, size_t index, size_t dimension, const Tensor& tensor,
-                 int64_t expected) {
+void refuse_size(const Signature& signature, size_t index, size_t dimension, const Tensor& tensor, int64_t expected) {
   const std::string size = std::to_string(expected);
   refuse_any_size(signature, signature.inputs, index, dimension, tensor, size,
                   "pass a tensor of that size, or build the region with a name in place of " + size);
 }
 
-void refuse_mismatch(const Signature& signature, size_t index, size_t dimension, const Tensor& tensor,
-                     int64_t symbol, int64_t value) {
+void refuse_mismatch(const Signature& signature, size_t index, size_t dimension, const Tensor& tensor, int64_t symbol,
+                     int64_t value) {
   const std::string& name = signature.symbols[static_cast<size_t>(symbol)].name;
   refuse_any_size(signature, signature.inputs, index, dimension, tensor,
                   name + " = " + std::to_string(value) + ", as " + origin_of(signature, symbol) + " has it",

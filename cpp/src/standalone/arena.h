@@ -14,7 +14,7 @@ namespace detail {
 /// Memory that tensors share; the last of them gives it back.
 struct Storage {
   std::atomic<int64_t> owners{1};
-  size_t capacity = 0;                  ///< bytes of memory of an arena; 0 for memory of somebody else
+  size_t capacity = 0;  ///< bytes of memory of an arena; 0 for memory of somebody else
   void* data = nullptr;
   void (*give_back)(void*) = nullptr;  ///< for memory of somebody else, with `owner`
   void* owner = nullptr;

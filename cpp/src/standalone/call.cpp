@@ -1,5 +1,5 @@
-// The call path without libtorch: check the arguments, hand them to the generated code, take the results. The checks and
-// their messages are those of ../runtime.
+// The call path without libtorch: check the arguments, hand them to the generated code, take the results. The checks
+// and their messages are those of ../runtime.
 #include "call.h"
 
 #include <array>
@@ -250,8 +250,9 @@ void Function::set_weights(std::span<const NamedTensor> weights) const {
       names += (names.empty() ? "" : ", ") + known;
     }
     if (target == nullptr) {
-      throw ArgumentError(detail::message(state.signature.name + ": there is no weight '" + name + "'",
-                                          {{"expected", "one of: " + names}, {"got", name}, {"fix", "correct the name"}}));
+      throw ArgumentError(
+          detail::message(state.signature.name + ": there is no weight '" + name + "'",
+                          {{"expected", "one of: " + names}, {"got", name}, {"fix", "correct the name"}}));
     }
     if (!tensor.defined() || tensor.scalar_type() != target->scalar_type() || !(tensor.sizes() == target->sizes())) {
       throw ArgumentError(detail::message(state.signature.name + ": the weight '" + name + "' has another form",

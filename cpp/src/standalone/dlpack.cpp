@@ -51,14 +51,22 @@ struct Kind {
 };
 
 constexpr std::array kKinds{
-    Kind{ScalarType::Byte, kUnsigned, 8},         Kind{ScalarType::Char, kSigned, 8},
-    Kind{ScalarType::Short, kSigned, 16},         Kind{ScalarType::Int, kSigned, 32},
-    Kind{ScalarType::Long, kSigned, 64},          Kind{ScalarType::UInt16, kUnsigned, 16},
-    Kind{ScalarType::UInt32, kUnsigned, 32},      Kind{ScalarType::UInt64, kUnsigned, 64},
-    Kind{ScalarType::Half, kFloating, 16},        Kind{ScalarType::Float, kFloating, 32},
-    Kind{ScalarType::Double, kFloating, 64},      Kind{ScalarType::BFloat16, kBrain, 16},
-    Kind{ScalarType::ComplexHalf, kComplex, 32},  Kind{ScalarType::ComplexFloat, kComplex, 64},
-    Kind{ScalarType::ComplexDouble, kComplex, 128}, Kind{ScalarType::Bool, kBoolean, 8},
+    Kind{ScalarType::Byte, kUnsigned, 8},
+    Kind{ScalarType::Char, kSigned, 8},
+    Kind{ScalarType::Short, kSigned, 16},
+    Kind{ScalarType::Int, kSigned, 32},
+    Kind{ScalarType::Long, kSigned, 64},
+    Kind{ScalarType::UInt16, kUnsigned, 16},
+    Kind{ScalarType::UInt32, kUnsigned, 32},
+    Kind{ScalarType::UInt64, kUnsigned, 64},
+    Kind{ScalarType::Half, kFloating, 16},
+    Kind{ScalarType::Float, kFloating, 32},
+    Kind{ScalarType::Double, kFloating, 64},
+    Kind{ScalarType::BFloat16, kBrain, 16},
+    Kind{ScalarType::ComplexHalf, kComplex, 32},
+    Kind{ScalarType::ComplexFloat, kComplex, 64},
+    Kind{ScalarType::ComplexDouble, kComplex, 128},
+    Kind{ScalarType::Bool, kBoolean, 8},
 };
 
 /// What the caller of to_dlpack() holds: the tensor, and room for what DLPack points to.
@@ -70,18 +78,18 @@ struct Shared {
 };
 
 [[noreturn]] void refuse(const std::string& expected, const std::string& got) {
-  throw ArgumentError(detail::message(
-      "a DLPack tensor cannot be taken over",
-      {{"expected", expected}, {"got", got}, {"fix", "convert it in the library that it comes from"}}));
+  throw ArgumentError(
+      detail::message("a DLPack tensor cannot be taken over",
+                      {{"expected", expected}, {"got", got}, {"fix", "convert it in the library that it comes from"}}));
 }
 
 }  // namespace
 
 DLManagedTensor* to_dlpack(const Tensor& tensor) {
   if (!tensor.defined()) {
-    throw ArgumentError(detail::message(
-        "an undefined tensor cannot be shared",
-        {{"expected", "a defined tensor"}, {"got", "an undefined one"}, {"fix", "assign it first"}}));
+    throw ArgumentError(
+        detail::message("an undefined tensor cannot be shared",
+                        {{"expected", "a defined tensor"}, {"got", "an undefined one"}, {"fix", "assign it first"}}));
   }
   const auto kind =
       std::find_if(kKinds.begin(), kKinds.end(), [&](const Kind& one) { return one.dtype == tensor.scalar_type(); });
@@ -119,9 +127,8 @@ Tensor from_dlpack(DLManagedTensor* managed) {
     refuse("at most " + std::to_string(Tensor::kMaxRank) + " dimensions", std::to_string(rank));
   }
   void* data = static_cast<std::byte*>(given.data) + given.byte_offset;
-  Tensor tensor = given.strides == nullptr
-                      ? from_memory(data, {given.shape, rank}, kind->dtype)
-                      : from_memory(data, {given.shape, rank}, {given.strides, rank}, kind->dtype);
+  Tensor tensor = given.strides == nullptr ? from_memory(data, {given.shape, rank}, kind->dtype)
+                                           : from_memory(data, {given.shape, rank}, {given.strides, rank}, kind->dtype);
   auto* storage = new detail::Storage;
   storage->data = given.data;
   storage->owner = managed;

@@ -1,5 +1,5 @@
-// The memory functions that generated code calls. Operators are not among them: what has no kernel in the generated code
-// is refused when it is generated.
+// The memory functions that generated code calls. Operators are not among them: what has no kernel in the generated
+// code is refused when it is generated.
 #include <torchcc/standalone/generated.h>
 
 #include <array>
@@ -77,9 +77,8 @@ void assert_size_stride(AtenTensorHandle tensor, std::initializer_list<int64_t> 
 
 AOTITorchError aoti_torch_empty_strided(int64_t rank, const int64_t* sizes, const int64_t* strides, int32_t dtype,
                                         int32_t, int32_t, AtenTensorHandle* made) {
-  *made = made_by([&](Tensor& tensor) {
-    make(tensor, view(sizes, rank), view(strides, rank), static_cast<ScalarType>(dtype));
-  });
+  *made = made_by(
+      [&](Tensor& tensor) { make(tensor, view(sizes, rank), view(strides, rank), static_cast<ScalarType>(dtype)); });
   return 0;
 }
 

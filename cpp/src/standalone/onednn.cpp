@@ -215,14 +215,16 @@ void convolve(const Tensor& input, const Tensor& weight, const Tensor* bias, con
   const bool is_direct = made->output == output_form;
   std::unordered_map<int, memory> arguments{
       {DNNL_ARG_SRC, as(made->input, memory(input_form, engine(), input.data_ptr()), owned_input)},
-      {DNNL_ARG_WEIGHTS, made->weight == weight_form            ? given_weight
+      {DNNL_ARG_WEIGHTS, made->weight == weight_form              ? given_weight
                          : detail::is_constant(weight.data_ptr()) ? cache().packed(given_weight, made->weight)
                                                                   : as(made->weight, given_weight, owned_weight)},
       {DNNL_ARG_DST, is_direct ? given_output : room(made->output, owned_output)},
       {DNNL_ARG_SCRATCHPAD, room(made->scratch, owned_scratch)}};
   if (bias != nullptr) arguments.emplace(DNNL_ARG_BIAS, memory(bias_form, engine(), bias->data_ptr()));
   made->primitive.execute(stream(), arguments);
-  if (!is_direct) dnnl::reorder(arguments.at(DNNL_ARG_DST), given_output).execute(stream(), arguments.at(DNNL_ARG_DST), const_cast<memory&>(given_output));
+  if (!is_direct)
+    dnnl::reorder(arguments.at(DNNL_ARG_DST), given_output)
+        .execute(stream(), arguments.at(DNNL_ARG_DST), const_cast<memory&>(given_output));
   stream().wait();
 }
 

@@ -60,7 +60,8 @@ std::shared_ptr<const FunctionState> made(const generated::PackageTable& package
   auto state = std::make_shared<FunctionState>();
   state->signature = made(table);
   state->checks = input_checks(state->signature, package.name);
-  for (const InputCheck& check : state->checks) state->has_expressions = state->has_expressions || check.has_expressions;
+  for (const InputCheck& check : state->checks)
+    state->has_expressions = state->has_expressions || check.has_expressions;
   for (const Value& input : state->signature.inputs) state->mutates = state->mutates || input.mutated;
   state->stats.backend = "compiled";
   state->stats.target = table.target;
@@ -131,7 +132,7 @@ Package generated::bind(const PackageTable& table, std::span<const std::byte> we
 
 std::span<const std::byte> generated::map(const char* file) {
   const int descriptor = open(file, O_RDONLY | O_CLOEXEC);
-  struct stat status {};
+  struct stat status{};
   if (descriptor < 0 || fstat(descriptor, &status) != 0) {
     const std::string reason = std::strerror(errno);
     if (descriptor >= 0) close(descriptor);

@@ -215,9 +215,8 @@ Tensor Tensor::to(ScalarType dtype) const {
     const auto* source = static_cast<const From*>(data_);
     if (!with_type(dtype, [&]<class To>(To) {
           auto* target = static_cast<To*>(result.data_ptr());
-          for_each_element(sizes(), result.strides(), strides(), [&](int64_t offset, int64_t other) {
-            target[offset] = static_cast<To>(source[other]);
-          });
+          for_each_element(sizes(), result.strides(), strides(),
+                           [&](int64_t offset, int64_t other) { target[offset] = static_cast<To>(source[other]); });
         })) {
       result = Tensor();
     }

@@ -47,7 +47,6 @@ def generate(
         The files: the source (``.cpp``), the weights (``.blob``), and the list of operators that have no C entry point
         (``extern_kernel_nodes.json``), where there are any.
     """
-    from torch._inductor import config
     from torch._inductor.compile_fx import compile_fx_aot
 
     # Inductor asks the compiler once per process what vectors there are, and takes the answer for all that follows.

@@ -125,15 +125,15 @@ inline AOTITorchError aoti_torch_get_device_index(AtenTensorHandle, int32_t* fou
   return 0;
 }
 
-#define TORCHCC_ITEM(name, type)                                                                \
-  inline AOTITorchError aoti_torch_item_##name(AtenTensorHandle self, type* found) {            \
-    *found = self->item<type>();                                                                \
-    return 0;                                                                                   \
-  }                                                                                             \
+#define TORCHCC_ITEM(name, type)                                                                 \
+  inline AOTITorchError aoti_torch_item_##name(AtenTensorHandle self, type* found) {             \
+    *found = self->item<type>();                                                                 \
+    return 0;                                                                                    \
+  }                                                                                              \
   inline AOTITorchError aoti_torch_scalar_to_tensor_##name(type value, AtenTensorHandle* made) { \
-    aoti_torch_empty_strided(0, nullptr, nullptr, aoti_torch_dtype_##name(), 0, 0, made);       \
-    *(*made)->data_ptr<type>() = value;                                                         \
-    return 0;                                                                                   \
+    aoti_torch_empty_strided(0, nullptr, nullptr, aoti_torch_dtype_##name(), 0, 0, made);        \
+    *(*made)->data_ptr<type>() = value;                                                          \
+    return 0;                                                                                    \
   }
 TORCHCC_ITEM(float32, float)
 TORCHCC_ITEM(float64, double)

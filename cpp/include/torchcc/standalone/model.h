@@ -53,7 +53,8 @@ struct FunctionTable {
   std::span<const ValueTable> outputs;
   std::span<const SymbolTable> symbols;
   std::span<const ConstantTable> constants;
-  std::span<const ConstantTable> states;  ///< buffers that the code writes into; its inputs behind those of the signature
+  std::span<const ConstantTable>
+      states;  ///< buffers that the code writes into; its inputs behind those of the signature
   Run run;
   bool is_exclusive;  ///< divides whole numbers, and must not run beside other such code
 };
@@ -62,8 +63,8 @@ struct PackageTable {
   const char* name;
   std::span<const FunctionTable> functions;
   std::span<const char* const> cpu_features;  ///< that the code needs, by their names in __builtin_cpu_supports
-  uint64_t weights;  ///< bytes of the file of weights
-  uint64_t key;      ///< the first bytes of that file, so that another one is not taken for it
+  uint64_t weights;                           ///< bytes of the file of weights
+  uint64_t key;                               ///< the first bytes of that file, so that another one is not taken for it
 };
 
 /// Binds the functions to their weights, which stay where they are: embedded, mapped, or the caller's. Throws

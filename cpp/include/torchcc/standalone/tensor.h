@@ -94,7 +94,8 @@ constexpr ScalarType scalar_type() {
   if constexpr (std::same_as<T, float>) return kFloat;
   if constexpr (std::same_as<T, double>) return kDouble;
   if constexpr (std::integral<T> && !std::same_as<T, bool>) {
-    if constexpr (std::is_signed_v<T>) return sizeof(T) == 1 ? kChar : sizeof(T) == 2 ? kShort : sizeof(T) == 4 ? kInt : kLong;
+    if constexpr (std::is_signed_v<T>)
+      return sizeof(T) == 1 ? kChar : sizeof(T) == 2 ? kShort : sizeof(T) == 4 ? kInt : kLong;
     return sizeof(T) == 1   ? kByte
            : sizeof(T) == 2 ? ScalarType::UInt16
            : sizeof(T) == 4 ? ScalarType::UInt32

@@ -1,7 +1,7 @@
 #pragma once
 
-// Stands in for PyTorch's header of this name, which declares all of libtorch's C functions, where generated kernels are
-// compiled without libtorch. Kernels need its types and its check of values.
+// Stands in for PyTorch's header of this name, which declares all of libtorch's C functions, where generated kernels
+// are compiled without libtorch. Kernels need its types and its check of values.
 
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Float8_e4m3fn.h>
