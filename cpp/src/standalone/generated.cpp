@@ -11,6 +11,9 @@
 #include "arena.h"
 
 namespace torchcc::generated {
+
+[[noreturn]] void fail_check(const char* condition, const char* message, ...);  // for kernels, see compat/
+
 namespace {
 
 IntArrayRef view(const int64_t* values, int64_t rank) { return {values, static_cast<size_t>(rank)}; }
@@ -63,7 +66,9 @@ void free_scratch(void* scratch) noexcept {
   detail::release(storage);
 }
 
-void fail_check(const char* condition) { throw std::runtime_error("check failed: " + std::string(condition)); }
+void fail_check(const char* condition, const char* message, ...) {
+  throw std::runtime_error(message != nullptr ? std::string(message) : "check failed: " + std::string(condition));
+}
 
 void assert_size_stride(AtenTensorHandle tensor, std::initializer_list<int64_t> sizes,
                         std::initializer_list<int64_t> strides, const char* name) {

@@ -137,7 +137,7 @@ class Cache {
   }
 
   /// A weight of the model's, packed once.
-  memory packed(const memory& weight, const memory::desc& wanted) {
+  memory packed(memory weight, const memory::desc& wanted) {
     const std::pair key(static_cast<const void*>(weight.get_data_handle()), wanted.get_size());
     {
       const std::shared_lock lock(mutex_);
@@ -172,7 +172,7 @@ memory room(const memory::desc& form, Tensor& owner) {
 }
 
 /// The tensor itself where it has the wanted form, else a copy that has it.
-memory as(const memory::desc& wanted, const memory& given, Tensor& owner) {
+memory as(const memory::desc& wanted, memory given, Tensor& owner) {
   if (given.get_desc() == wanted) return given;
   memory copy = room(wanted, owner);
   dnnl::reorder(given, copy).execute(stream(), given, copy);
@@ -222,9 +222,10 @@ void convolve(const Tensor& input, const Tensor& weight, const Tensor* bias, con
       {DNNL_ARG_SCRATCHPAD, room(made->scratch, owned_scratch)}};
   if (bias != nullptr) arguments.emplace(DNNL_ARG_BIAS, memory(bias_form, engine(), bias->data_ptr()));
   made->primitive.execute(stream(), arguments);
-  if (!is_direct)
-    dnnl::reorder(arguments.at(DNNL_ARG_DST), given_output)
-        .execute(stream(), arguments.at(DNNL_ARG_DST), const_cast<memory&>(given_output));
+  if (!is_direct) {
+    memory target = given_output;
+    dnnl::reorder(arguments.at(DNNL_ARG_DST), target).execute(stream(), arguments.at(DNNL_ARG_DST), target);
+  }
   stream().wait();
 }
 

@@ -13,12 +13,12 @@
 
 namespace torchcc::generated {
 
-/// Throws std::runtime_error with the name of the kernel's check.
-[[noreturn]] void fail_check(const char* condition);
+/// Throws std::runtime_error with the message of a kernel's check, or else its condition.
+[[noreturn]] void fail_check(const char* condition, const char* message = nullptr, ...);
 
 }  // namespace torchcc::generated
 
 #ifndef AOTI_TORCH_CHECK
 #define AOTI_TORCH_CHECK(condition, ...) \
-  if (!(condition)) ::torchcc::generated::fail_check(#condition)
+  if (!(condition)) ::torchcc::generated::fail_check(#condition __VA_OPT__(, ) __VA_ARGS__)
 #endif
