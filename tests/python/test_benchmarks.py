@@ -45,7 +45,13 @@ def run(*arguments: str | Path) -> str:
 
 
 def test_names_are_listed() -> None:
-    assert [line.split()[0] for line in run().splitlines()] == ["call_overhead", "packages", "capture", "training"]
+    assert [line.split()[0] for line in run().splitlines()] == [
+        "call_overhead",
+        "packages",
+        "capture",
+        "footprint",
+        "training",
+    ]
 
 
 def test_an_unknown_name_is_refused() -> None:
