@@ -122,7 +122,7 @@ endfunction()
 #     WEIGHTS  file: not in the program, which gives them before the first call; see the header
 #     OPENMP   let large loops use several threads; by default they use one
 #     ONEDNN   take operators that are not generated (convolutions) from oneDNN: its CMake package dnnl, or the one of
-#              `pip install onednn-devel-cpu-gomp`
+#              `pip install torchcc[onednn]`
 function(torchcc_add_region target)
   cmake_parse_arguments(PARSE_ARGV 1 arg "NO_OUT;STANDALONE;OPENMP;ONEDNN" "NAMESPACE;ISA;MARCH;WEIGHTS" "SOURCES;PARAMS")
   if(arg_UNPARSED_ARGUMENTS)
@@ -249,11 +249,11 @@ function(_torchcc_find_onednn)
   _torchcc_ask(place "from torchcc import toolchain; print(toolchain.onednn())")
   if(NOT place)
     message(FATAL_ERROR "torchcc: oneDNN was not found.\n"
-      "  fix: pip install onednn-devel-cpu-gomp, or pass -Ddnnl_DIR=...")
+      "  fix: pip install torchcc[onednn], or pass -Ddnnl_DIR=...")
   endif()
   target_include_directories(torchcc_onednn SYSTEM PRIVATE "${place}/include")
-  target_link_directories(torchcc_onednn PUBLIC "${place}/lib")
-  target_link_libraries(torchcc_onednn PRIVATE dnnl)
+  find_library(TORCHCC_ONEDNN dnnl HINTS "${place}/lib" REQUIRED)
+  target_link_libraries(torchcc_onednn PRIVATE "${TORCHCC_ONEDNN}")
 endfunction()
 
 function(_torchcc_standalone_library target folder march openmp onednn)

@@ -134,7 +134,7 @@ def onednn() -> Path:
             "oneDNN was not found",
             expected=f"include/dnnl.hpp in {sys.prefix}, /usr/local or /usr",
             got="none",
-            fix="pip install onednn-devel-cpu-gomp, or leave oneDNN out",
+            fix="pip install 'torchcc[onednn]', or leave oneDNN out",
         )
     )
 

@@ -34,6 +34,8 @@ torchcc::Tensor input() {
   torchcc::Tensor x = torchcc::empty({1, 8, 8}, torchcc::kByte);
 #elif defined(MODEL_encoder)
   torchcc::Tensor x = torchcc::empty({1, 128, 256}, torchcc::kFloat);
+#elif defined(MODEL_cnn)
+  torchcc::Tensor x = torchcc::empty({1, 3, 64, 64}, torchcc::kFloat);
 #else
   torchcc::Tensor x = torchcc::empty({1, 128}, torchcc::kFloat);
 #endif
