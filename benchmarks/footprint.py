@@ -47,7 +47,7 @@ class _Cnn(nn.Module):
             layers += [nn.Conv2d(32 if position else 3, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU()]
         self.layers = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:  # noqa: D102
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         y: torch.Tensor = self.layers(x)
         return y
 
