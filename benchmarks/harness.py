@@ -90,21 +90,26 @@ def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
     return [a / b for a, b in zip(above, below, strict=True)]
 
 
-def build(target: str) -> Path:
+def build(target: str, project: str = "cpp", definitions: Sequence[str] = ()) -> Path:
     """Builds a program of ``benchmarks/cpp``, optimised; the build folder is kept and used again.
+
+    Args:
+        target: The program, or ``all``.
+        project: The folder of the CMake project.
+        definitions: Further cache entries, ``NAME=VALUE``.
 
     Raises:
         CompileError: The build failed.
     """
-    key = "\n".join([str(FOLDER), sys.executable, torch.__version__, toolchain.cxx()])
+    key = "\n".join([str(FOLDER / project), sys.executable, torch.__version__, toolchain.cxx()])
     folder = paths.cache_dir() / "benchmarks" / hashlib.sha256(key.encode()).hexdigest()[:16]
     with Console(stderr=True).status(f"building {target}") as status:
 
         def step(line: str) -> None:
             status.update(f"building {target}: {line[:80]}")
 
-        settings = ["CMAKE_BUILD_TYPE=Release", f"TORCHCC_LIBRARIES={native.library_dir(step)}"]
-        native.build_project(FOLDER / "cpp", folder, settings, targets=[target], progress=step)
+        settings = ["CMAKE_BUILD_TYPE=Release", f"TORCHCC_LIBRARIES={native.library_dir(step)}", *definitions]
+        native.build_project(FOLDER / project, folder, settings, targets=[target], progress=step)
     return folder
 
 

@@ -31,7 +31,7 @@ _TARGETS = {
 }
 
 # Files with tests that take minutes; two lists that take about as long. Tests of one file share what they build.
-_LONG = (("test_demo.py", "test_consumers.py"), ("test_cpp.py",))
+_LONG = (("test_demo.py", "test_consumers.py"), ("test_cpp.py", "test_standalone.py"))
 
 _KEPT = 7 * 24 * 3600  # seconds that packages of other sources stay in the cache
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import torch
 
@@ -17,13 +17,16 @@ from torchcc.signature import Value
 # more often than one operator.
 _DEPTH = 10.0
 
+#: Runs compiled code: takes tensors, writes into those of the weights that it changes, and gives its results.
+Run: TypeAlias = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]
 
-def compare(function: Function, library: str, weights: Sequence[str]) -> str:
+
+def compare(function: Function, library: str | Run, weights: Sequence[str]) -> str:
     """Runs both at the sizes of the example, at small ones and at others that the ranges allow.
 
     Args:
         function: With its graph.
-        library: The compiled code.
+        library: The compiled code: a library of AOTInductor, or what runs it.
         weights: Names of the weights that it takes as inputs.
 
     Returns:
@@ -34,7 +37,8 @@ def compare(function: Function, library: str, weights: Sequence[str]) -> str:
     """
     program = function.program
     assert program is not None
-    run, graph = _torch.load_library(library), _torch.as_pure_function(program)
+    run = _torch.load_library(library) if isinstance(library, str) else library
+    graph = _torch.as_pure_function(program)
     held = _torch.weights(program)
     random = _torch.draws_random_numbers(program)
     compared = 0

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torchcc import _torch, gradients, header, package, toolchain, verify, workers
+from torchcc import _torch, gradients, header, package, standalone, standalone_check, toolchain, verify, workers
 from torchcc.capture import Captured, capture
 from torchcc.errors import ArgumentError, CaptureError, message, no_such
 from torchcc.region import Region
@@ -57,25 +57,13 @@ def build(
         CaptureError: A region cannot be captured.
         CompileError: The compiler failed, or its code gives other results than the Python code.
     """
-    files = [Path(source) for source in sources]
-    for file in files:
-        if not file.is_file():
-            raise ArgumentError(message(f"{file}: no such file", expected="a Python file", fix="check the path"))
-    name = name or files[0].stem
-    header.check_identifier(name, "package name")
-    header.check_identifier(namespace, "namespace")
-    toolchain.require_compiler()
     tell = progress or (lambda title, done, total: None)
-
     before = set(sys.modules)
-    regions = _collect(files)
-    _check_params(regions, params or {})
-    captured = []
-    for position, (region_name, region) in enumerate(regions.items()):
-        tell(f"capturing {region_name}", position, 3 * len(regions))
-        captured.append(capture(region, region_name, params or {}))
-        if region.grad:
-            gradients.require(f"region {region_name}", captured[-1].program, captured[-1].signature)
+    files, name = _check_names(sources, name, namespace)
+    captured = _captured(files, params or {}, tell)
+    for one in captured:
+        if one.region.grad:
+            gradients.require(f"region {one.signature.name}", one.program, one.signature)
 
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -107,6 +95,114 @@ def build(
     if depfile is not None:
         _write_depfile(Path(depfile), [file, *written], files, set(sys.modules) - before)
     return Built(file, *written, checks)
+
+
+def build_sources(
+    sources: Sequence[Path | str],
+    out: Path | str,
+    *,
+    name: str | None = None,
+    namespace: str = "kernels",
+    params: Mapping[str, Any] | None = None,
+    weights: str = "embedded",
+    isa: str = "",
+    libraries: Sequence[str] = (),
+    depfile: Path | str | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> standalone.Emitted:
+    """Generates C++ sources of the regions of Python files, which need no libtorch.
+
+    Args:
+        sources: As :func:`build` takes them.
+        out: Folder for ``NAME.h``, ``NAME.cpp``, ``NAME.weights`` and ``NAME.flags``; made if missing.
+        name: As :func:`build` takes it, like ``namespace``, ``params``, ``depfile`` and ``progress``.
+        namespace: C++ namespace of the functions.
+        params: Constants for arguments, by argument name.
+        weights: Where the program has the weights: ``"embedded"``, or in a ``"file"``, which it gives before the first
+            call.
+        isa: ``"avx2"`` or ``"avx512"``; by default what this machine has.
+        libraries: What the program may link for operators that Inductor does not generate: ``"onednn"``.
+        depfile: Where to write a Make-style list of the Python files that the sources import.
+        progress: Called with a title, the steps done and the steps in all.
+
+    Raises:
+        ArgumentError: As :func:`build`, or ``weights`` is something else.
+        CaptureError: A region cannot be captured, or was made for training.
+        CompileError: The compiler failed, its code gives other results than the Python code, or a region needs
+            operators that there are only in libtorch.
+    """
+    tell = progress or (lambda title, done, total: None)
+    before = set(sys.modules)
+    standalone.check_weights(weights)
+    files, name = _check_names(sources, name, namespace)
+    captured = _captured(files, params or {}, tell)
+    for one in captured:
+        if one.region.grad:
+            raise CaptureError(
+                message(
+                    f"region {one.signature.name}: standalone code carries no gradients",
+                    expected="a region without grad=True",
+                    got="grad=True",
+                    fix="build it with libtorch, or leave grad out",
+                )
+            )
+    functions = [package.Function(one.signature, one.program, ()) for one in captured]
+
+    def check(emitted: standalone.Emitted) -> Mapping[str, str]:
+        with standalone_check.built(emitted, namespace) as program:
+            return {
+                one.signature.name: verify.verify(one, program.run(one.signature), None, standalone.states(function))
+                for one, function in zip(captured, functions, strict=True)
+            }
+
+    with tempfile.TemporaryDirectory(prefix="torchcc-log-") as logs:
+        emitted = standalone.emit(
+            Path(out),
+            name,
+            namespace,
+            [file.name for file in files],
+            [
+                standalone.Source(
+                    function, one.region.doc, one.region.options, tuple(str(file.resolve()) for file in files)
+                )
+                for one, function in zip(captured, functions, strict=True)
+            ],
+            weights=weights,
+            isa=isa,
+            libraries=libraries,
+            log_folder=Path(logs),
+            progress=progress,
+            check=check,
+        )
+    if depfile is not None:
+        made = [emitted.header, emitted.source, emitted.weights, emitted.flags]
+        _write_depfile(Path(depfile), made, files, set(sys.modules) - before)
+    return emitted
+
+
+def _check_names(sources: Sequence[Path | str], name: str | None, namespace: str) -> tuple[list[Path], str]:
+    """The files, which exist, and the name of their package."""
+    files = [Path(source) for source in sources]
+    for file in files:
+        if not file.is_file():
+            raise ArgumentError(message(f"{file}: no such file", expected="a Python file", fix="check the path"))
+    name = name or files[0].stem
+    header.check_identifier(name, "package name")
+    header.check_identifier(namespace, "namespace")
+    toolchain.require_compiler()
+    return files, name
+
+
+def _captured(
+    files: Sequence[Path], params: Mapping[str, Any], tell: Callable[[str, int, int], None]
+) -> list[Captured]:
+    regions = _collect(files)
+    _check_params(regions, params)
+    captured = []
+    for position, (region_name, region) in enumerate(regions.items()):
+        tell(f"capturing {region_name}", position, 3 * len(regions))
+        captured.append(capture(region, region_name, params))
+    return captured
 
 
 def _collect(files: Sequence[Path]) -> dict[str, Region]:

@@ -6,7 +6,7 @@ import ast
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,6 +23,7 @@ from torchcc.errors import ArgumentError, Error, message
 
 if TYPE_CHECKING:
     from torchcc.exporter import Exported  # imports torch, which takes seconds
+    from torchcc.standalone import Emitted
 
 app = typer.Typer(
     help="torch.compile for C++.",
@@ -102,6 +103,10 @@ def _progress(verbose: bool) -> Iterator[Callable[[str, int, int], None]]:
         yield lambda title, done, total: bar.update(task, description=title, completed=done, total=total or None)
 
 
+_Weights = Annotated[str, typer.Option(help="Where a standalone program has its weights: embedded, or file.")]
+_Libraries = Annotated[list[str] | None, typer.Option("--library", help="A library that it may link: onednn.")]
+
+
 @app.command()
 def build(
     sources: Annotated[list[Path], typer.Argument(help="Python files with regions.")],
@@ -112,10 +117,31 @@ def build(
     no_out: Annotated[bool, typer.Option("--no-out", help="Leave out the variants that write into outputs.")] = False,
     depfile: Annotated[Path | None, typer.Option(help="Write a Make-style list of imported files here.")] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print each step and the compiler's log.")] = False,
+    standalone: Annotated[bool, typer.Option("--standalone", help="Write C++ sources that need no libtorch.")] = False,
+    isa: Annotated[str, typer.Option(help="Of standalone sources: avx2 or avx512. Default: this machine's.")] = "",
+    weights: _Weights = "embedded",
+    library: _Libraries = None,
 ) -> None:
     """Compiles the regions of Python files into a package and a typed C++ header."""
-    from torchcc import builder
+    from torchcc import builder, exporter
 
+    if standalone:
+        exporter.check_targets([f"standalone-{isa}" if isa else "standalone"])
+        with _progress(verbose) as tell:
+            emitted = builder.build_sources(
+                sources,
+                out,
+                name=name,
+                namespace=namespace,
+                params=_parse_params(param or []),
+                weights=weights,
+                isa=isa,
+                libraries=library or [],
+                depfile=depfile,
+                progress=tell,
+            )
+        _print_sources(emitted, emitted.checks, "Python")
+        return
     logs = out / "logs" if verbose else None
     with _progress(verbose) as tell:
         built = builder.build(
@@ -135,6 +161,12 @@ def build(
     for function, checked in built.checks.items():
         print(f"{function}: equal to Python on {checked}")
     print(f"{built.package}\n{built.header}\n{built.implementation}")
+
+
+def _print_sources(emitted: Emitted, checks: Mapping[str, str], reference: str) -> None:
+    for function, checked in checks.items():
+        print(f"{function}: equal to {reference} on {checked}")
+    print(f"{emitted.header}\n{emitted.source}\n{emitted.weights}\n{emitted.flags}")
 
 
 def _write_json(file: Path, content: object) -> None:
@@ -198,7 +230,8 @@ def inspect(
 
 _Out = Annotated[Path, typer.Option("--out", "-o", help="The package to write (.pt2).")]
 _Targets = Annotated[
-    list[str] | None, typer.Option("--target", help="portable, native, avx2, avx512; may be repeated. Default: native.")
+    list[str] | None,
+    typer.Option("--target", help="portable, native, avx2, avx512, standalone ...; may be repeated. Default: native."),
 ]
 _Train = Annotated[bool, typer.Option("--train", help="Also compile forward and backward for training.")]
 _Updatable = Annotated[bool, typer.Option("--updatable", help="Compile code whose weights can be replaced.")]
@@ -235,14 +268,25 @@ def export(
     option: _Options = None,
     operators: _Operators = None,
     imports: _Imports = None,
+    weights: _Weights = "embedded",
+    library: _Libraries = None,
 ) -> None:
-    """Exports a model: a package with its graph, and with compiled code for the targets."""
+    """Exports a model: a package with its graph and compiled code for the targets, or C++ sources (standalone)."""
     from torchcc import packaging
 
     options = _parse_params(option or [], "--option")
     with _progress(verbose=False) as tell, _writing(out):
         exported = packaging.export_file(
-            source, out, target or ["native"], updatable, options, [*(imports or []), *(operators or [])], tell, train
+            source,
+            out,
+            target or ["native"],
+            updatable,
+            options,
+            [*(imports or []), *(operators or [])],
+            tell,
+            train,
+            weights,
+            library or [],
         )
     _print_exported(exported)
 
@@ -274,7 +318,10 @@ def _print_exported(exported: Exported) -> None:
         print(signature)
     for name, checked in exported.checks.items():
         print(f"{name}: equal to the graph on {checked}")
-    print(exported.package)
+    if exported.package.is_file():
+        print(exported.package)
+    if exported.sources:
+        _print_sources(exported.sources, {}, "")
 
 
 @app.command()

@@ -3,11 +3,12 @@
 It reads one JSON object per line from standard input and answers each on standard output, with one line or more::
 
     {"id": 1, "program": "x.pt2", "into_outputs": false, "options": {}, "imports": [], "log": "x.log",
-     "weights": [], "isa": "", "train": ""}
+     "weights": [], "isa": "", "train": "", "sources": ""}
     {"id": 1, "files": ["...so"], "exclusive": false, "seconds": 8.5}
     {"id": 1, "error": "first line of the exception"}
 
-With ``"train": "weights"``, or ``"all"``, the answer has ``files_backward`` and ``description`` too; see
+With ``"sources": "folder"``, the files are C++ sources; see :func:`torchcc._torch.generate`. With
+``"train": "weights"``, or ``"all"``, the answer has ``files_backward`` and ``description`` too; see
 :func:`torchcc.gradients.compile`. A trace is compiled into a package of the cache::
 
     {"id": 2, "trace": "trace.json", "tensors": "tensors.pt", "package": "ab12.pt2", "key": "", "freeze": false,
@@ -81,13 +82,18 @@ def _answer(request: Mapping[str, Any]) -> dict[str, Any]:
             program = _torch.load(request["program"])
             if request["train"]:
                 return {"id": request["id"], **_training(program, request), "seconds": time.monotonic() - start}
-            compiled = _torch.compile(
-                program,
-                request["options"],
-                request["into_outputs"],
-                weights=request["weights"],
-                isa=request["isa"],
-            )
+            if request["sources"]:
+                compiled = _torch.generate(
+                    program, request["options"], Path(request["sources"]), request["weights"], request["isa"]
+                )
+            else:
+                compiled = _torch.compile(
+                    program,
+                    request["options"],
+                    request["into_outputs"],
+                    weights=request["weights"],
+                    isa=request["isa"],
+                )
         return {
             "id": request["id"],
             "files": compiled.files,

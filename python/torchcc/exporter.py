@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch.export import Dim, ExportedProgram
 
-from torchcc import _torch, agreement, gradients, package, sizes, toolchain, workers
+from torchcc import _torch, agreement, gradients, package, sizes, standalone, standalone_check, toolchain, workers
 from torchcc.errors import ArgumentError, CaptureError, message, no_such, reason
 from torchcc.signature import Signature, Symbol, Value
 
 #: What ``targets`` may hold.
-TARGETS = ("portable", "native", "avx2", "avx512")
+TARGETS = ("portable", "native", "avx2", "avx512", "standalone", "standalone-avx2", "standalone-avx512")
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,15 @@ class Method:
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export wrote: the file, how the code of each function and target was checked, and the signatures."""
+    """What an export wrote: the file, how the code of each function and target was checked, and the signatures.
+
+    With a standalone target there are ``sources``; with no other one, there is no file.
+    """
 
     package: Path
     checks: Mapping[str, str]
     signatures: tuple[Signature, ...]
+    sources: standalone.Emitted | None = None
 
 
 def export(
@@ -59,6 +63,8 @@ def export(
     options: Mapping[str, Any] | None = None,
     imports: Sequence[Path | str] = (),
     progress: Callable[[str, int, int], None] | None = None,
+    weights: str = "embedded",
+    libraries: Sequence[str] = (),
 ) -> Exported:
     """Exports a module with ``torch.export`` and writes a package.
 
@@ -75,7 +81,9 @@ def export(
         ranges: Allowed values (minimum, maximum) of names, both ends included; a maximum of ``None`` is no limit.
             Default: 1 and up, or 2 and up where the code does something else for 1.
         targets: What to compile for: ``"native"`` (this machine), ``"avx2"``, ``"avx512"``; ``"portable"`` compiles
-            nothing. At run time the first that fits is used, else the portable graph.
+            nothing. At run time the first that fits is used, else the portable graph. ``"standalone"``, or
+            ``"standalone-avx2"`` and ``"standalone-avx512"``, writes C++ sources that need no libtorch into the folder
+            ``model.standalone`` beside the package, which is left out if there is no other target.
         methods: Methods to export in place of ``forward``, each under its name; they share their weights.
         updatable: Compile code that takes the weights as inputs, so that they can be replaced at run time. By default
             they are folded and packed into it, which is faster, and a weight that is replaced leaves the portable graph
@@ -88,6 +96,8 @@ def export(
         imports: Python files, names of modules, and shared libraries that define custom operators of the model, already
             loaded here; the processes that compile load them too.
         progress: Called with a title, the steps done and the steps in all.
+        weights: Where a standalone program has its weights: ``"embedded"``, or in a ``"file"``.
+        libraries: What a standalone program may link for operators that Inductor does not generate: ``"onednn"``.
 
     Raises:
         ArgumentError: A target, a method or a range makes no sense.
@@ -96,7 +106,10 @@ def export(
         CompileError: The compiler failed, or its code gives other results or gradients than the graph.
         OSError: The file cannot be written.
     """
-    wanted = check_targets(targets)
+    check_targets(targets)
+    standalone_isa(targets)
+    standalone.check_weights(weights)
+    standalone.check_libraries(libraries)
     given = dict(methods or {"forward": Method(args, dict(kwargs or {}), dynamic)})
     if methods and (args or kwargs or dynamic):
         raise ArgumentError(
@@ -119,7 +132,125 @@ def export(
             )
         )
     functions = [_function(call, ranges or {}) for call in calls]
-    return compile_functions(Path(file), functions, wanted, updatable, dict(options or {}), imports, progress, train)
+    return write(
+        Path(file), functions, targets, updatable, dict(options or {}), imports, progress, train, weights, libraries
+    )
+
+
+def write(
+    file: Path,
+    functions: Sequence[package.Function],
+    targets: Sequence[str],
+    updatable: bool,
+    options: Mapping[str, Any],
+    imports: Sequence[Path | str] = (),
+    progress: Callable[[str, int, int], None] | None = None,
+    train: bool = False,
+    weights: str = "embedded",
+    libraries: Sequence[str] = (),
+) -> Exported:
+    """Writes functions for all targets: a package, and sources. The arguments are those of :func:`export`.
+
+    Raises:
+        ArgumentError: A target makes no sense.
+        CaptureError: PyTorch cannot store a graph.
+        CompileError: As :func:`export`.
+        OSError: A file cannot be written.
+    """
+    wanted, isa = check_targets(targets), standalone_isa(targets)
+    exported = Exported(file, {}, tuple(one.signature for one in functions))
+    if isa is None or set(targets) - STANDALONE_TARGETS.keys():
+        exported = compile_functions(file, functions, wanted, updatable, options, imports, progress, train)
+    if isa is None:
+        return exported
+    return _with_sources(exported, functions, isa, options, imports, weights, libraries, progress)
+
+
+def _with_sources(
+    exported: Exported,
+    functions: Sequence[package.Function],
+    isa: str,
+    options: Mapping[str, Any],
+    imports: Sequence[Path | str],
+    weights: str,
+    libraries: Sequence[str],
+    progress: Callable[[str, int, int], None] | None,
+) -> Exported:
+    """Writes the sources of functions beside their package."""
+    files = tuple(str(one if workers.is_module(Path(one)) else Path(one).resolve()) for one in imports)
+    own = [
+        standalone.Source(
+            one, options=options, imports=files if one.program and _torch.uses_custom_operators(one.program) else ()
+        )
+        for one in functions
+    ]
+    name = re.sub(r"\W", "_", exported.package.stem)
+
+    def check(emitted: standalone.Emitted) -> Mapping[str, str]:
+        with standalone_check.built(emitted, name) as program:
+            return {
+                f"{one.signature.name}, standalone": agreement.compare(
+                    one, program.run(one.signature), standalone.states(one)
+                )
+                for one in functions
+            }
+
+    with tempfile.TemporaryDirectory(prefix="torchcc-log-") as logs:
+        emitted = standalone.emit(
+            exported.package.with_name(f"{name}.standalone"),
+            name,
+            name,
+            [exported.package.name],
+            own,
+            weights=weights,
+            isa=isa,
+            libraries=libraries,
+            log_folder=Path(logs),
+            progress=progress,
+            check=check,
+        )
+    return replace(exported, checks={**exported.checks, **emitted.checks}, sources=emitted)
+
+
+#: Targets that are sources, and the instruction set of each; empty for this machine's.
+STANDALONE_TARGETS: Mapping[str, str] = {
+    "standalone": "",
+    "standalone-avx2": "avx2",
+    "standalone-avx512": "avx512",
+}
+
+
+def standalone_isa(targets: Sequence[str]) -> str | None:
+    """The instruction set of the one standalone target; ``None`` where there is none.
+
+    Raises:
+        ArgumentError: There are several.
+    """
+    found = [one for one in dict.fromkeys(targets) if one in STANDALONE_TARGETS]
+    if len(found) > 1:
+        raise ArgumentError(
+            message(
+                "sources are written for one instruction set",
+                expected="one standalone target",
+                got=", ".join(found),
+                fix="leave all but one out, or export twice, to other places",
+            )
+        )
+    return STANDALONE_TARGETS[found[0]] if found else None
+
+
+def refuse_sources(targets: Sequence[str]) -> None:
+    """Raises ArgumentError for targets that are sources, where a package alone is written."""
+    if standalone_isa(targets) is not None:
+        raise ArgumentError(
+            message(
+                "sources cannot be written here",
+                expected="targets of a package",
+                got="standalone",
+                fix="export a package (portable), and make sources of it: torchcc compile model.pt2 -o model.pt2 "
+                "--target standalone",
+            )
+        )
 
 
 def check_targets(targets: Sequence[str]) -> tuple[str, ...]:
@@ -132,7 +263,7 @@ def check_targets(targets: Sequence[str]) -> tuple[str, ...]:
     for target in dict.fromkeys(targets):
         if target not in TARGETS:
             raise ArgumentError(no_such(f"unknown target '{target}'", target, TARGETS))
-        isa = "" if target == "native" else target
+        isa = STANDALONE_TARGETS.get(target, "" if target == "native" else target)
         if target == "portable":
             continue
         name, _, _ = _torch.cpu_target(isa)
@@ -145,7 +276,8 @@ def check_targets(targets: Sequence[str]) -> tuple[str, ...]:
                     fix=f"leave it out here, and add it with `torchcc compile --target {target}` on such a machine",
                 )
             )
-        wanted.append((name, isa))
+        if target not in STANDALONE_TARGETS:
+            wanted.append((name, isa))
     wanted.sort(key=lambda one: "avx512" not in one[0])
     return tuple(isa for _, isa in dict(wanted).items())
 

@@ -50,11 +50,11 @@ def _parameter_name(value: Value, taken: Sequence[str]) -> str:
     return name
 
 
-def _parameters(signature: Signature, with_outputs: bool) -> str:
+def _parameters(signature: Signature, tensor: str, with_outputs: bool) -> str:
     outputs = [_parameter_name(value, ()) for value in signature.outputs] if with_outputs else []
-    parts = [f"at::Tensor& {name}" for name in outputs]
+    parts = [f"{tensor}& {name}" for name in outputs]
     for value in signature.inputs:
-        kind = f"{value.type()} " if value.number else "const at::Tensor& "
+        kind = f"{value.type()} " if value.number else f"const {tensor}& "
         parts.append(kind + _parameter_name(value, outputs))
     return ", ".join(parts)
 
@@ -64,10 +64,10 @@ def _arguments(signature: Signature, with_outputs: bool) -> str:
     return ", ".join(_parameter_name(value, outputs) for value in signature.inputs)
 
 
-def _returns(signature: Signature) -> str:
+def _returns(signature: Signature, tensor: str) -> str:
     if len(signature.outputs) == 1:
-        return "at::Tensor"
-    return f"std::tuple<{', '.join(['at::Tensor'] * len(signature.outputs))}>"
+        return tensor
+    return f"std::tuple<{', '.join([tensor] * len(signature.outputs))}>"
 
 
 def _table(values: Sequence[Value]) -> list[str]:
@@ -121,8 +121,9 @@ def write(
     namespace: str,
     sources: Sequence[str],
     functions: Sequence[Mapping[str, Any]],
+    standalone: Mapping[str, Any] | None = None,
 ) -> tuple[Path, Path]:
-    """Writes ``name.h`` and ``name.cpp`` beside the package ``name.pt2``.
+    """Writes ``name.h`` and ``name.cpp`` beside the package ``name.pt2``, or as all that there is of a package.
 
     Args:
         folder: Where the package is.
@@ -130,6 +131,7 @@ def write(
         namespace: The C++ namespace of the functions.
         sources: Names of the Python files, for the header's first line.
         functions: For each function ``signature``, ``doc`` and ``out`` (whether it can write into given outputs).
+        standalone: What the source of a program without libtorch has in it; see :mod:`torchcc.standalone`.
 
     Returns:
         Paths of the header and of the implementation.
@@ -145,9 +147,12 @@ def write(
         "functions": functions,
         "ranges": {f["signature"].name: ", ".join(s.text() for s in f["signature"].symbols) for f in functions},
         "sizes": sizes,
+        "tensor": "torchcc::Tensor" if standalone else "at::Tensor",
+        "standalone": standalone,
     }
     written = []
-    for template, suffix in (("header.h.jinja", ".h"), ("functions.cpp.jinja", ".cpp")):
+    source = "standalone.cpp.jinja" if standalone else "functions.cpp.jinja"
+    for template, suffix in (("header.h.jinja", ".h"), (source, ".cpp")):
         file = folder / f"{name}{suffix}"
         temporary = file.with_name(f".{file.name}.tmp")
         temporary.write_text(environment.get_template(template).render(context))

@@ -108,6 +108,12 @@ find_package(torchcc REQUIRED)
 add_custom_target(libraries ALL DEPENDS torchcc_capture torchcc_runtime)
 """
 
+_STANDALONE_PROJECT = """cmake_minimum_required(VERSION 3.18)
+project(torchcc_libraries CXX)
+find_package(torchcc REQUIRED COMPONENTS standalone)
+add_custom_target(libraries ALL DEPENDS torchcc_standalone)
+"""
+
 #: Names of the static libraries, in the order in which a linker wants them.
 LIBRARIES = ("libtorchcc_capture.a", "libtorchcc_runtime.a")
 
@@ -157,6 +163,31 @@ def _build_libraries(made: Sequence[Path], progress: Callable[[str], None] | Non
         build_project(source, source / "build", ["CMAKE_BUILD_TYPE=Release"], progress=progress)
         for library in made:
             put(source / "build" / "torchcc" / library.name, library)
+
+
+def standalone_flags() -> list[str]:
+    """Compiler flags for a file that uses torchcc without LibTorch."""
+    return ["-std=c++20", "-DTORCHCC_STANDALONE", f"-I{paths.cpp_dir() / 'include'}"]
+
+
+def standalone_library() -> Path:
+    """The static library behind torchcc::standalone, for this machine, built on first use into the cache.
+
+    Raises:
+        CompileError: The build failed.
+        OSError: The cache cannot be written.
+    """
+    library = library_place() / "libtorchcc_standalone.a"
+    _build_once([library], library.parent / "lock", lambda: _build_standalone(library))
+    return library
+
+
+def _build_standalone(library: Path) -> None:
+    with tempfile.TemporaryDirectory(prefix="torchcc-libraries-") as work:
+        source = Path(work)
+        (source / "CMakeLists.txt").write_text(_STANDALONE_PROJECT)
+        build_project(source, source / "build", ["CMAKE_BUILD_TYPE=Release"])
+        put(source / "build" / "torchcc-standalone" / library.name, library)
 
 
 def put(made: Path, place: Path) -> None:

@@ -30,6 +30,8 @@ def export_file(
     imports: Sequence[Path] = (),
     progress: Callable[[str, int, int], None] | None = None,
     train: bool = False,
+    weights: str = "embedded",
+    libraries: Sequence[str] = (),
 ) -> Exported:
     """Exports what a function of a Python file gives: ``model.py:build``.
 
@@ -44,6 +46,8 @@ def export_file(
             the file itself.
         progress: Called with a title, the steps done and the steps in all.
         train: Whether to compile forward and backward for training too.
+        weights: Where a standalone program has its weights.
+        libraries: What it may link beside.
 
     Raises:
         ArgumentError: The file, the function or its result is not as described, or as :func:`torchcc.export`.
@@ -66,6 +70,8 @@ def export_file(
         options=options,
         imports=[*imports, module],
         progress=progress,
+        weights=weights,
+        libraries=libraries,
     )
 
 
@@ -227,9 +233,7 @@ def compile_file(
         functions = package.read(file, Path(folder))
         for function in functions:
             _check_compilable(file, function, wanted)
-        return exporter.compile_functions(
-            out, functions, wanted, updatable, dict(options or {}), imports, progress, train
-        )
+        return exporter.write(out, functions, targets, updatable, dict(options or {}), imports, progress, train)
 
 
 def _check_compilable(file: Path, function: package.Function, wanted: Sequence[str]) -> None:

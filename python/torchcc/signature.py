@@ -124,7 +124,7 @@ class Signature:
         outputs = ", ".join(value.type() for value in self.outputs)
         if len(self.outputs) != 1:
             outputs = f"({outputs})"
-        ranges = ", ".join(one.text() for one in (*self.symbols, *self.guards))
+        ranges = ", ".join([*(one.text() for one in self.symbols), *(one.text() for one in self.guards)])
         return f"{self.name}({inputs}) -> {outputs}" + (f" with {ranges}" if ranges else "")
 
     def to_json(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,6 +118,25 @@ def _try_compile(compiler: str, program: str, *flags: str) -> tuple[str, bytes]:
 def _names_libstdcxx(binary: bytes) -> bool:
     """Whether the dynamic section names libstdc++ or libc++ (read from the file's string table)."""
     return re.search(rb"\0lib(std)?c\+\+\.so\.\d", binary) is not None
+
+
+def onednn() -> Path:
+    """The folder with oneDNN's ``include`` and ``lib``: the Python environment's, or the system's.
+
+    Raises:
+        CompileError: There is none.
+    """
+    for folder in (Path(sys.prefix), Path("/usr/local"), Path("/usr")):
+        if (folder / "include/dnnl.hpp").is_file():
+            return folder
+    raise CompileError(
+        message(
+            "oneDNN was not found",
+            expected=f"include/dnnl.hpp in {sys.prefix}, /usr/local or /usr",
+            got="none",
+            fix="pip install 'torchcc[onednn]', or leave oneDNN out",
+        )
+    )
 
 
 #: CPU features that code may need, by their name in GCC's ``__builtin_cpu_supports``; the runtime knows the same

@@ -363,7 +363,7 @@ def _computed(content: Mapping[str, Any], values: Mapping[int, torch.Tensor]) ->
         total = total // content["over"]
     if content["form"] == "whole":
         return total
-    as_float = torch.sym_float(total)
+    as_float: Any = torch.sym_float(total)  # type: ignore[no-untyped-call]
     match content["form"]:
         case "inverse":
             return 1.0 / as_float

@@ -382,9 +382,9 @@ def _signature(recorded: Trace, given: Sequence[int], program: ExportedProgram) 
 
     inputs = []
     for position in given:
-        one = recorded.inputs[position]
-        dtype = recorded.values[one.value].dtype
-        inputs.append(value(one.name, dtype, forms[position].shape, position in recorded.mutated))
+        taken = recorded.inputs[position]
+        dtype = recorded.values[taken.value].dtype
+        inputs.append(value(taken.name, dtype, forms[position].shape, position in recorded.mutated))
     results = _torch.outputs(program)
     single = len(results) == 1
     outputs = [value("out" if single else f"out{i}", one.dtype, one.shape) for i, one in enumerate(results)]

@@ -27,6 +27,7 @@ def export_trace(request: Mapping[str, Any], file: Path, tell: Callable[[str], N
     wanted = request["export"]
     try:
         targets = exporter.check_targets(wanted["targets"])
+        exporter.refuse_sources(wanted["targets"])
         _torch.check_options(request["options"])
     except ArgumentError as error:
         raise RefusedError("argument", one_line(error)) from error

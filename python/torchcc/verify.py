@@ -12,12 +12,14 @@ from torchcc.errors import CompileError, message
 from torchcc.signature import Symbol
 
 
-def verify(captured: Captured, library: str, library_out: str | None, weights: Sequence[str] = ()) -> str:
+def verify(
+    captured: Captured, library: str | agreement.Run, library_out: str | None, weights: Sequence[str] = ()
+) -> str:
     """Runs both on fresh random inputs, at the smallest sizes that the ranges allow and at larger ones.
 
     Args:
         captured: The region.
-        library: The compiled code.
+        library: The compiled code: a library of AOTInductor, or what runs it.
         library_out: The form of it that writes into given outputs.
         weights: Names of the weights that the code takes as inputs, behind the arguments.
 
@@ -114,7 +116,7 @@ def _size_sets(symbols: Sequence[Symbol]) -> list[Mapping[str, int]]:
 
 def _run(
     captured: Captured,
-    library: str,
+    library: str | agreement.Run,
     inputs: Sequence[object],
     weights: Sequence[torch.Tensor],
     expected: Sequence[torch.Tensor],
@@ -124,6 +126,8 @@ def _run(
         x.clone() if isinstance(x, torch.Tensor) else number_tensor(value, x)
         for value, x in zip(captured.signature.inputs, inputs, strict=True)
     ]
+    if not isinstance(library, str):
+        return list(library([*tensors, *weights])), tensors
     if not into:
         return _torch.run_library(library, [*tensors, *weights]), tensors
     outs = [torch.full(one.shape, 77, dtype=one.dtype, device=one.device) for one in expected]

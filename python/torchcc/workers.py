@@ -35,6 +35,7 @@ class Job:
         log: File that receives what the compiler prints.
         weights, isa: As :func:`torchcc._torch.compile` takes them.
         train: Compile forward and backward, with gradients of this kind (see :data:`torchcc.gradients.KINDS`).
+        sources: Folder for C++ sources that need no libtorch, in place of compiled code.
     """
 
     title: str
@@ -46,6 +47,7 @@ class Job:
     weights: tuple[str, ...] = ()
     isa: str = ""
     train: str = ""
+    sources: str = ""
 
 
 @dataclass(frozen=True)
@@ -66,13 +68,19 @@ class Result:
     description: Mapping[str, Any] = field(default_factory=dict)
 
 
-def compile_all(jobs: Sequence[Job], finished: Callable[[Job, Result], None], verbose: bool = False) -> list[Result]:
+def compile_all(
+    jobs: Sequence[Job],
+    finished: Callable[[Job, Result], None],
+    verbose: bool = False,
+    environment: Mapping[str, str] | None = None,
+) -> list[Result]:
     """Compiles jobs in child processes, as many at once as there are cores.
 
     Args:
         jobs: What to compile.
         finished: Called from worker threads after each job.
         verbose: Let Inductor write the code that it makes into the jobs' logs.
+        environment: Variables that the processes get beside this one's.
 
     Raises:
         CompileError: A job failed; the message ends with the compiler's last lines and the log's place.
@@ -84,7 +92,7 @@ def compile_all(jobs: Sequence[Job], finished: Callable[[Job, Result], None], ve
 
     def run(job: Job) -> Result:
         if not hasattr(workers, "own"):
-            workers.own = _Worker(verbose)
+            workers.own = _Worker(verbose, environment or {})
             started.append(workers.own)
         result: Result = workers.own.run(job)
         finished(job, result)
@@ -102,10 +110,10 @@ def compile_all(jobs: Sequence[Job], finished: Callable[[Job, Result], None], ve
 class _Worker:
     """One compiler process."""
 
-    def __init__(self, verbose: bool) -> None:
+    def __init__(self, verbose: bool, environment: Mapping[str, str]) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "torchcc.compiler"],
-            env={**os.environ, "TORCH_LOGS": "output_code"} if verbose else None,
+            env={**os.environ, **({"TORCH_LOGS": "output_code"} if verbose else {}), **environment},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

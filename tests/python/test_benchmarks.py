@@ -46,7 +46,7 @@ def run(*arguments: str | Path) -> str:
 
 def test_names_are_listed() -> None:
     on_gpus = ["cuda-mlp", "cuda-decode", "cuda-encoder"]
-    names = ["call_overhead", "packages", "capture", "lazy", "training", *on_gpus]
+    names = ["call_overhead", "packages", "capture", "lazy", "footprint", "training", *on_gpus]
     assert [line.split()[0] for line in run().splitlines()] == names
 
 
@@ -202,6 +202,19 @@ def test_capture(tmp_path: Path) -> None:
     limits = [case["limit"] for case in cases.values() if case["limit"] is not None]
     assert limits == [500, 500, 500, 500, 1000, 0, 1, 1]
     assert all(case["value"] is not None for name, case in cases.items() if "ONNX" not in name)
+
+
+@pytest.mark.slow  # it exports four models twice
+def test_footprint(tmp_path: Path) -> None:
+    file = tmp_path / "cases.json"
+    run("footprint", "--quick", "--json", file)
+    cases = {case["case"]: case for case in json.loads(file.read_text())["cases"]}
+    limits = [case["limit"] for case in cases.values() if case["limit"] is not None]
+    assert limits == [3, 5, 8, 4, 20, 1.1, 0.6, 1.1]
+    assert all(case["value"] is not None for case in cases.values())
+    assert (
+        cases["digits classifier: size, standalone"]["value"] < 3 < cases["digits classifier: size, libtorch"]["value"]
+    )
 
 
 def trained(compiled: int, peak: int, eager: str = "") -> contest.Samples:

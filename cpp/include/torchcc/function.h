@@ -11,9 +11,9 @@
 #include <utility>
 #include <vector>
 
-#include <ATen/core/Tensor.h>
 #include <torchcc/error.h>
 #include <torchcc/signature.h>
+#include <torchcc/tensor.h>
 
 namespace torchcc {
 
@@ -28,7 +28,7 @@ class Argument {
  public:
   enum class Kind : uint8_t { tensor, floating, integer, boolean };
 
-  Argument(const at::Tensor& tensor) : kind_(Kind::tensor), tensor_(&tensor) {}
+  Argument(const Tensor& tensor) : kind_(Kind::tensor), tensor_(&tensor) {}
   template <class T>
     requires std::floating_point<T>
   Argument(T value) : kind_(Kind::floating), floating_(value) {}
@@ -39,14 +39,14 @@ class Argument {
   Argument(T value) : kind_(Kind::boolean), integer_(value) {}
 
   Kind kind() const { return kind_; }
-  const at::Tensor& tensor() const { return *tensor_; }
+  const Tensor& tensor() const { return *tensor_; }
   double floating() const { return floating_; }
   int64_t integer() const { return integer_; }
 
  private:
   Kind kind_;
   union {
-    const at::Tensor* tensor_;
+    const Tensor* tensor_;
     double floating_;
     int64_t integer_;
   };
@@ -59,7 +59,7 @@ struct NamedArgument {
 };
 
 /// A tensor by name: a weight, or one of the results of a call.
-using NamedTensor = std::pair<std::string, at::Tensor>;
+using NamedTensor = std::pair<std::string, Tensor>;
 
 /// What a call by name gives: the results in the signature's order, which can also be asked for by name. Plain data.
 class Outputs {
@@ -67,8 +67,8 @@ class Outputs {
   explicit Outputs(std::vector<NamedTensor> values) : values_(std::move(values)) {}
 
   /// The result of this name, or at this position. Throws ArgumentError, with the names that exist, when there is none.
-  const at::Tensor& operator[](std::string_view name) const;
-  const at::Tensor& operator[](size_t position) const;
+  const Tensor& operator[](std::string_view name) const;
+  const Tensor& operator[](size_t position) const;
   size_t size() const { return values_.size(); }
   auto begin() const { return values_.begin(); }
   auto end() const { return values_.end(); }
@@ -111,7 +111,7 @@ class Function {
 
   /// Calls a function that has exactly one output. Arguments are tensors and numbers, in the signature's order.
   template <class... Args>
-  at::Tensor operator()(const Args&... args) const;
+  Tensor operator()(const Args&... args) const;
 
   /// Calls the function by the names of its inputs, in any order: `encoder({{"ids", ids}, {"mask", mask}})`. Nested
   /// inputs have names with dots: "state.0". Throws ArgumentError for a name that is missing, unknown, or given twice.
@@ -119,16 +119,16 @@ class Function {
   Outputs operator()(std::span<const NamedArgument> arguments) const;
 
   /// Calls the function; one tensor per output.
-  std::vector<at::Tensor> call(std::span<const Argument> arguments) const;
-  std::vector<at::Tensor> call(std::initializer_list<Argument> arguments) const;
+  std::vector<Tensor> call(std::span<const Argument> arguments) const;
+  std::vector<Tensor> call(std::initializer_list<Argument> arguments) const;
 
   /// Calls the function and writes its results into `outputs`, which allocates no memory for them. Each output tensor
   /// is contiguous, has the signature's dtype and sizes, and shares no memory with an input or another output; anything
   /// else is an ArgumentError, and so is a function that was built without this variant (`out=False`).
-  void call_out(std::span<at::Tensor> outputs, std::span<const Argument> arguments) const;
+  void call_out(std::span<Tensor> outputs, std::span<const Argument> arguments) const;
 
   /// As call() and call_out(), without a vector: `outputs` has one slot for each output.
-  void call_into(std::span<at::Tensor> outputs, std::span<const Argument> arguments) const;
+  void call_into(std::span<Tensor> outputs, std::span<const Argument> arguments) const;
 
   /// Parameters, buffers and constants by their names in Python, as the next call uses them. The tensors are the
   /// function's own: a change in place is seen. All functions that came from one model share them. Empty for a region,
@@ -140,7 +140,7 @@ class Function {
   /// it replaces and the function does not write into it. Compiled code in which weights are burnt in is not used from
   /// then on: code that takes them as inputs runs in its place, or else the portable graph, and stats() says so. Throws
   /// ArgumentError for an unknown name and for another dtype or other sizes; then nothing is changed.
-  void set_weight(std::string_view name, const at::Tensor& tensor) const;
+  void set_weight(std::string_view name, const Tensor& tensor) const;
   void set_weights(std::span<const NamedTensor> weights) const;
 
  private:
@@ -149,10 +149,10 @@ class Function {
 };
 
 template <class... Args>
-at::Tensor Function::operator()(const Args&... args) const {
-  at::Tensor output;
+Tensor Function::operator()(const Args&... args) const {
+  Tensor output;
   const std::array<Argument, sizeof...(Args)> arguments{Argument(args)...};
-  call_into(std::span<at::Tensor>(&output, 1), arguments);
+  call_into(std::span<Tensor>(&output, 1), arguments);
   return output;
 }
 

@@ -33,6 +33,7 @@ class Package {
   std::shared_ptr<const detail::PackageState> state_;
 };
 
+#ifndef TORCHCC_STANDALONE  // whose packages are part of the program
 /// How a package is loaded. A plain value.
 struct LoadOptions {
   bool compiled = true;  ///< use compiled code that fits this machine; false: run the portable graphs
@@ -66,5 +67,7 @@ Package load(std::span<const std::byte> bytes, const LoadOptions& options = {});
 /// Loads a shared library that registers operators (TORCH_LIBRARY), which graphs of packages that are loaded afterwards
 /// may use. It stays loaded. Throws PackageError with the dynamic loader's reason.
 void load_operators(const std::filesystem::path& library);
+
+#endif
 
 }  // namespace torchcc

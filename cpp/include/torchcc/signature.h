@@ -4,8 +4,7 @@
 #include <string>
 #include <vector>
 
-#include <c10/core/DeviceType.h>
-#include <c10/core/ScalarType.h>
+#include <torchcc/tensor.h>
 
 namespace torchcc {
 
@@ -51,8 +50,8 @@ struct SizeGuard {
 /// One input or output.
 struct Value {
   std::string name;
-  c10::ScalarType dtype = c10::ScalarType::Float;
-  c10::DeviceType device = c10::DeviceType::CPU;
+  ScalarType dtype = ScalarType::Float;
+  DeviceType device = DeviceType::CPU;
   std::vector<Size> sizes;
   bool is_number = false;   ///< a C++ double, int64_t or bool; the compiled code gets it as a tensor of rank 0
   int64_t min = INT64_MIN;  ///< allowed range of a number of dtype int64
@@ -76,6 +75,6 @@ struct Signature {
 };
 
 /// PyTorch's own name of a dtype as Python prints it: "float32", "int64", "bool".
-std::string dtype_name(c10::ScalarType dtype);
+std::string dtype_name(ScalarType dtype);
 
 }  // namespace torchcc

@@ -19,6 +19,7 @@
 
 #include "graphs.h"
 #include "refusal.h"
+#include "state.h"
 
 namespace torchcc {
 namespace detail {
@@ -105,94 +106,26 @@ bool check_input(const FunctionState& state, size_t index, const InputCheck& che
   const bool needs_grad = tensor.requires_grad() && at::GradMode::is_enabled();
   if (needs_grad && state.program == nullptr) [[unlikely]]
     refuse_grad(signature, index);
-  const at::IntArrayRef sizes = tensor.sizes();
-  for (size_t d = 0; d < sizes.size(); ++d) {
-    const SizeCheck& size = check.sizes[d];
-    switch (size.kind) {
-      case SizeCheck::Kind::number:
-        if (sizes[d] != size.value) [[unlikely]] {
-          refuse_size(signature, index, d, tensor, size.value);
-        }
-        break;
-      case SizeCheck::Kind::bind: {
-        const Symbol& symbol = signature.symbols[static_cast<size_t>(size.value)];
-        if (sizes[d] < symbol.min || sizes[d] > symbol.max) [[unlikely]] {
-          refuse_range(signature, index, d, tensor, symbol);
-        }
-        symbols[size.value] = sizes[d];
-        break;
-      }
-      case SizeCheck::Kind::same:
-        if (sizes[d] != symbols[size.value]) [[unlikely]] {
-          refuse_mismatch(signature, index, d, tensor, size.value, symbols[size.value]);
-        }
-        break;
-      case SizeCheck::Kind::expression: break;  // after all symbols are bound
-    }
-  }
+  check_sizes(signature, index, check, tensor, symbols);
   return needs_grad;
-}
-
-void check_expressions(const FunctionState& state, const at::Tensor* const* tensors, const int64_t* symbols) {
-  const Signature& signature = state.signature;
-  for (size_t i = 0; i < signature.inputs.size(); ++i) {
-    for (size_t d = 0; d < signature.inputs[i].sizes.size(); ++d) {
-      if (state.checks[i].sizes[d].kind != SizeCheck::Kind::expression) continue;
-      const Size& size = signature.inputs[i].sizes[d];
-      const int64_t expected = size.evaluate(symbols);
-      if (tensors[i]->size(static_cast<int64_t>(d)) != expected) {
-        refuse_expression(signature, i, d, *tensors[i], expected);
-      }
-    }
-  }
 }
 
 /// A number of the caller's as the tensor of rank 0 that the compiled code takes.
 at::Tensor number_tensor(const Signature& signature, size_t index, const Argument& argument) {
-  const Value& value = signature.inputs[index];
-  if (!value.is_number) refuse_kind(signature, index, "a number");
-  const bool integer = argument.kind() == Argument::Kind::integer;
-  if (value.dtype == c10::ScalarType::Double) {
-    if (argument.kind() == Argument::Kind::boolean) refuse_kind(signature, index, "a bool");
-    const double number = integer ? static_cast<double>(argument.integer()) : argument.floating();
-    return at::detail::scalar_tensor_static(number, at::kDouble, at::kCPU);
+  const Number number = checked_number(signature, index, argument);
+  switch (signature.inputs[index].dtype) {
+    case c10::ScalarType::Double: return at::detail::scalar_tensor_static(number.floating, at::kDouble, at::kCPU);
+    case c10::ScalarType::Bool: return at::detail::scalar_tensor_static(number.integer != 0, at::kBool, at::kCPU);
+    default: return at::detail::scalar_tensor_static(number.integer, at::kLong, at::kCPU);
   }
-  if (value.dtype == c10::ScalarType::Bool) {
-    if (argument.kind() != Argument::Kind::boolean) refuse_kind(signature, index, integer ? "an integer" : "a double");
-    return at::detail::scalar_tensor_static(argument.integer() != 0, at::kBool, at::kCPU);
-  }
-  if (!integer) {
-    refuse_kind(signature, index, argument.kind() == Argument::Kind::boolean ? "a bool" : "a double");
-  }
-  if (argument.integer() < value.min || argument.integer() > value.max) {
-    refuse_number(signature, index, argument.integer());
-  }
-  return at::detail::scalar_tensor_static(argument.integer(), at::kLong, at::kCPU);
 }
 
 // A number given as a tensor: its value still has to be in range.
 void check_number_tensor(const Signature& signature, size_t index, const at::Tensor& tensor) {
   const Value& value = signature.inputs[index];
   if (value.dtype != c10::ScalarType::Long) return;
-  const int64_t number = tensor.item<int64_t>();
-  number_tensor(signature, index, Argument(number));
+  checked_number(signature, index, Argument(tensor.item<int64_t>()));
 }
-
-/// The bytes between a tensor's first and last element. Compared by address, since two storages may be views of the
-/// same memory (at::from_blob).
-struct Extent {
-  explicit Extent(const at::Tensor& tensor) {
-    if (tensor.numel() == 0) return;
-    int64_t last = 0;
-    for (int64_t d = 0; d < tensor.dim(); ++d) last += (tensor.size(d) - 1) * tensor.stride(d);
-    begin = reinterpret_cast<uintptr_t>(tensor.const_data_ptr());
-    end = begin + static_cast<uintptr_t>(last + 1) * tensor.element_size();
-  }
-  bool overlaps(const Extent& other) const { return begin < other.end && other.begin < end; }
-
-  uintptr_t begin = 0;
-  uintptr_t end = 0;
-};
 
 /// The checks of a call as one value: tensors by input, symbols bound.
 struct Bound {
@@ -234,7 +167,13 @@ void bind(const FunctionState& state, std::span<const Argument> arguments, Bound
     if (checks[i].is_number) check_number_tensor(signature, i, tensor);
     bound.tensors[i] = &tensor;
   }
-  if (state.has_expressions) check_expressions(state, bound.tensors.data(), bound.symbols.data());
+  if (state.has_expressions) [[unlikely]] {
+    for (size_t i = 0; i < checks.size(); ++i) {
+      if (checks[i].has_expressions) {
+        check_expressions(signature, i, checks[i], *bound.tensors[i], bound.symbols.data());
+      }
+    }
+  }
   for (const SizeGuard& guard : signature.guards) {
     if (!guard.holds(bound.symbols.data())) [[unlikely]]
       refuse_guard(signature, guard, bound.symbols.data());
@@ -388,8 +327,8 @@ void run_graph(const FunctionState& state, const Bound& bound, std::span<at::Ten
                const Weights::Set& weights, const char* reason) {
   state.portable_calls.fetch_add(1, std::memory_order_relaxed);
   state.portable_reason.store(reason, std::memory_order_relaxed);
-  c10::OptionalDeviceGuard guard;
-  if (state.device.is_cuda()) guard.reset_device(state.device);
+  std::unique_ptr<c10::DeviceGuard> guard;
+  if (state.device.is_cuda()) guard = std::make_unique<c10::DeviceGuard>(state.device);
   std::vector<c10::IValue> arguments;
   arguments.reserve(bound.tensors.size());
   // Python code may have gone another way for other strides than those of the example, which were contiguous.
@@ -469,17 +408,11 @@ void call_with_weights(const FunctionState& state, const Bound& bound, std::span
   }
 }
 
-int64_t evaluate(const Size& size, const Bound& bound) {
-  if (size.is_number()) return size.steps[0].value;
-  return size.is_symbol() ? bound.symbols[static_cast<size_t>(size.steps[0].value)]
-                          : size.evaluate(bound.symbols.data());
-}
-
 using Sizes = c10::SmallVector<int64_t, 8>;
 
 Sizes output_sizes(const Value& value, const Bound& bound) {
   Sizes sizes;
-  for (const Size& size : value.sizes) sizes.push_back(evaluate(size, bound));
+  for (const Size& size : value.sizes) sizes.push_back(evaluate(size, bound.symbols.data()));
   return sizes;
 }
 
@@ -542,30 +475,12 @@ void call_out(const FunctionState& state, std::span<at::Tensor> outputs, std::sp
 }
 
 void FunctionState::prepare(const std::string& origin) {
-  std::vector<bool> bound(signature.symbols.size(), false);
-  for (const Value& input : signature.inputs) {
-    InputCheck check{input.dtype, device_of(input), input.is_number, {}};
-    mutates = mutates || input.mutated;
-    for (const Size& size : input.sizes) {
-      if (size.is_number()) {
-        check.sizes.push_back({SizeCheck::Kind::number, size.steps[0].value});
-      } else if (size.is_symbol()) {
-        const auto symbol = static_cast<size_t>(size.steps[0].value);
-        check.sizes.push_back({bound[symbol] ? SizeCheck::Kind::same : SizeCheck::Kind::bind, size.steps[0].value});
-        bound[symbol] = true;
-      } else {
-        check.sizes.push_back({SizeCheck::Kind::expression, 0});
-        has_expressions = true;
-      }
-    }
-    checks.push_back(std::move(check));
+  checks = input_checks(signature, origin);
+  for (size_t i = 0; i < checks.size(); ++i) {
+    checks[i].device = device_of(signature.inputs[i]);
+    has_expressions = has_expressions || checks[i].has_expressions;
   }
-  for (size_t i = 0; i < bound.size(); ++i) {
-    if (!bound[i]) {
-      throw PackageError(origin + ": function '" + signature.name + "': no input has the plain size " +
-                         signature.symbols[i].name);
-    }
-  }
+  for (const Value& input : signature.inputs) mutates = mutates || input.mutated;
 }
 
 }  // namespace detail

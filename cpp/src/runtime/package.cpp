@@ -361,23 +361,4 @@ void load_operators(const std::filesystem::path& library) {
                                       {"fix", "check the path, and build it against this LibTorch"}}));
 }
 
-const Function& Package::operator[](std::string_view name) const {
-  if (state_ == nullptr) throw PackageError("no package is loaded: assign the result of torchcc::load() first");
-  std::string names;
-  for (const auto& [known, function] : state_->functions) {
-    if (known == name) return function;
-    names += (names.empty() ? "" : ", ") + known;
-  }
-  throw PackageError(detail::message(state_->origin + ": no function '" + std::string(name) + "'",
-                                     {{"expected", "one of: " + names}, {"got", std::string(name)}}));
-}
-
-std::vector<std::string> Package::names() const {
-  std::vector<std::string> names;
-  if (state_ != nullptr) {
-    for (const auto& [name, function] : state_->functions) names.push_back(name);
-  }
-  return names;
-}
-
 }  // namespace torchcc

@@ -1,8 +1,11 @@
 #include "refusal.h"
 
+#ifndef TORCHCC_STANDALONE
 #include <sstream>
 
 #include <ATen/core/grad_mode.h>
+#endif
+
 #include <torchcc/error.h>
 
 #include "message.h"
@@ -26,29 +29,68 @@ std::string count_text(size_t count, const char* noun) {
   return std::to_string(count) + " " + noun + (count == 1 ? "" : "s");
 }
 
-std::string list_text(at::IntArrayRef numbers) {
+std::string list_text(IntArrayRef numbers) {
   std::string text;
   for (const int64_t number : numbers) text += (text.empty() ? "" : ", ") + std::to_string(number);
   return text;
 }
 
-std::string sizes_text(const at::Tensor& tensor) { return "sizes [" + list_text(tensor.sizes()) + "]"; }
+std::string sizes_text(const Tensor& tensor) { return "sizes [" + list_text(tensor.sizes()) + "]"; }
 
-std::string layout_text(const at::Tensor& tensor) {
+std::string layout_text(const Tensor& tensor) {
   return sizes_text(tensor) + ", strides [" + list_text(tensor.strides()) + "]";
 }
 
-std::string at_scalar(c10::ScalarType dtype) { return std::string("at::k") + c10::toString(dtype); }
+#ifdef TORCHCC_STANDALONE
+constexpr const char* kNamespace = "torchcc::";
 
-std::string make_text(const Value& value, at::IntArrayRef sizes, c10::Device device) {
-  const std::string options =
-      device.is_cpu() ? at_scalar(value.dtype)
-                      : "at::device(at::Device(\"" + device.str() + "\")).dtype(" + at_scalar(value.dtype) + ")";
-  return "make it with at::empty({" + list_text(sizes) + "}, " + options + ")";
+/// A dtype's name in C++, without its "k".
+const char* scalar_name(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Byte: return "Byte";
+    case ScalarType::Char: return "Char";
+    case ScalarType::Short: return "Short";
+    case ScalarType::Int: return "Int";
+    case ScalarType::Long: return "Long";
+    case ScalarType::UInt16: return "UInt16";
+    case ScalarType::UInt32: return "UInt32";
+    case ScalarType::UInt64: return "UInt64";
+    case ScalarType::Half: return "Half";
+    case ScalarType::BFloat16: return "BFloat16";
+    case ScalarType::Float: return "Float";
+    case ScalarType::Double: return "Double";
+    case ScalarType::Bool: return "Bool";
+    case ScalarType::ComplexHalf: return "ComplexHalf";
+    case ScalarType::ComplexFloat: return "ComplexFloat";
+    case ScalarType::ComplexDouble: return "ComplexDouble";
+  }
+  return "Undefined";
+}
+#else
+constexpr const char* kNamespace = "at::";
+
+const char* scalar_name(ScalarType dtype) { return c10::toString(dtype); }
+#endif
+
+std::string scalar_text(ScalarType dtype) { return std::string(kNamespace) + "k" + scalar_name(dtype); }
+
+#ifdef TORCHCC_STANDALONE
+Device memory_of(const Tensor&) { return {}; }
+#else
+Device memory_of(const Tensor& tensor) { return tensor.device(); }
+#endif
+
+std::string make_text(const Value& value, IntArrayRef sizes, [[maybe_unused]] Device device) {
+  std::string options = scalar_text(value.dtype);
+#ifndef TORCHCC_STANDALONE
+  if (!device.is_cpu()) options = "at::device(at::Device(\"" + device.str() + "\")).dtype(" + options + ")";
+#endif
+  return std::string("make it with ") + kNamespace + "empty({" + list_text(sizes) + "}, " + options + ")";
 }
 
+#ifndef TORCHCC_STANDALONE  // whose tensors are plain memory on the CPU, without gradients
 /// What a tensor that is not plain memory is, and how to get plain memory from it.
-std::pair<std::string, std::string> wrapper_text(const at::Tensor& tensor, const std::string& name) {
+std::pair<std::string, std::string> wrapper_text(const Tensor& tensor, const std::string& name) {
   if (tensor.is_nested()) return {"a nested tensor", "pad it: at::nested_to_padded_tensor(" + name + ", 0)"};
   if (tensor.layout() != at::kStrided) {
     std::ostringstream layout;
@@ -57,17 +99,19 @@ std::pair<std::string, std::string> wrapper_text(const at::Tensor& tensor, const
   }
   return {"a tensor with the dispatch keys " + c10::toString(tensor.key_set()), "copy it: " + name + ".clone()"};
 }
+#endif
 
 /// Says what is wrong with a tensor in device, layout, dtype or rank; returns when nothing is. `make` is how to make
 /// one that fits, where that is known.
 void refuse_unless_plain(const Signature& signature, const std::vector<Value>& values, size_t index,
-                         const at::Tensor& tensor, c10::Device device, const std::string& make = "") {
+                         const Tensor& tensor, [[maybe_unused]] Device device, const std::string& make = "") {
   const Value& value = values[index];
   const auto fail = [&](const char* wrong, const std::string& expected, const std::string& got,
                         const std::string& fix) {
     refuse(signature, which(signature, values, index) + wrong, expected, got, make.empty() ? fix : make);
   };
   if (!tensor.defined()) fail(" is undefined", value.type(), "an undefined tensor", "assign it first");
+#ifndef TORCHCC_STANDALONE
   if (tensor.device().type() != device.type() || (!device.is_cpu() && tensor.device() != device)) {
     fail(
         " is on the wrong device", device.str(), tensor.device().str(),
@@ -78,9 +122,10 @@ void refuse_unless_plain(const Signature& signature, const std::vector<Value>& v
     const auto [got, fix] = wrapper_text(tensor, value.name);
     fail(" is not a plain dense tensor", "a dense (strided) tensor", got, fix);
   }
+#endif
   if (tensor.scalar_type() != value.dtype) {
     fail(" has the wrong dtype", dtype_name(value.dtype), dtype_name(tensor.scalar_type()),
-         "convert it: " + value.name + ".to(" + at_scalar(value.dtype) + ")");
+         "convert it: " + value.name + ".to(" + scalar_text(value.dtype) + ")");
   }
   if (tensor.sizes().size() != value.sizes.size()) {
     fail(" has the wrong rank", count_text(value.sizes.size(), "dimension") + ": " + value.type(),
@@ -90,7 +135,7 @@ void refuse_unless_plain(const Signature& signature, const std::vector<Value>& v
 }
 
 [[noreturn]] void refuse_any_size(const Signature& signature, const std::vector<Value>& values, size_t index,
-                                  size_t dimension, const at::Tensor& tensor, const std::string& expected,
+                                  size_t dimension, const Tensor& tensor, const std::string& expected,
                                   const std::string& fix) {
   refuse(signature, which(signature, values, index) + " has the wrong size in dimension " + std::to_string(dimension),
          expected, std::to_string(tensor.sizes()[dimension]) + ": " + sizes_text(tensor), fix);
@@ -121,7 +166,7 @@ void refuse_count(const Signature& signature, const std::vector<Value>& values, 
       input ? "pass one tensor or number for each" : "give one tensor for each, or use call(), which returns them all");
 }
 
-void refuse_tensor(const Signature& signature, size_t index, const at::Tensor& tensor, c10::Device device) {
+void refuse_tensor(const Signature& signature, size_t index, const Tensor& tensor, Device device) {
   const Value& value = signature.inputs[index];
   if (value.is_number && tensor.defined()) {
     refuse_kind(signature, index, "a " + dtype_name(tensor.scalar_type()) + " tensor of " + sizes_text(tensor));
@@ -149,22 +194,21 @@ void refuse_number(const Signature& signature, size_t index, int64_t number) {
       "pass a value in the range, or build the region with a wider one: ranges={\"" + value.name + "\": (min, max)}");
 }
 
-void refuse_size(const Signature& signature, size_t index, size_t dimension, const at::Tensor& tensor,
-                 int64_t expected) {
+void refuse_size(const Signature& signature, size_t index, size_t dimension, const Tensor& tensor, int64_t expected) {
   const std::string size = std::to_string(expected);
   refuse_any_size(signature, signature.inputs, index, dimension, tensor, size,
                   "pass a tensor of that size, or build the region with a name in place of " + size);
 }
 
-void refuse_mismatch(const Signature& signature, size_t index, size_t dimension, const at::Tensor& tensor,
-                     int64_t symbol, int64_t value) {
+void refuse_mismatch(const Signature& signature, size_t index, size_t dimension, const Tensor& tensor, int64_t symbol,
+                     int64_t value) {
   const std::string& name = signature.symbols[static_cast<size_t>(symbol)].name;
   refuse_any_size(signature, signature.inputs, index, dimension, tensor,
                   name + " = " + std::to_string(value) + ", as " + origin_of(signature, symbol) + " has it",
                   "pass tensors that agree in " + name);
 }
 
-void refuse_range(const Signature& signature, size_t index, size_t dimension, const at::Tensor& tensor,
+void refuse_range(const Signature& signature, size_t index, size_t dimension, const Tensor& tensor,
                   const Symbol& symbol) {
   const std::string high = symbol.max == INT64_MAX ? "" : " <= " + std::to_string(symbol.max);
   refuse(
@@ -175,7 +219,7 @@ void refuse_range(const Signature& signature, size_t index, size_t dimension, co
       "split the call, or build the region with a wider range: ranges={\"" + symbol.name + "\": (min, max)}");
 }
 
-void refuse_expression(const Signature& signature, size_t index, size_t dimension, const at::Tensor& tensor,
+void refuse_expression(const Signature& signature, size_t index, size_t dimension, const Tensor& tensor,
                        int64_t expected) {
   refuse_any_size(signature, signature.inputs, index, dimension, tensor,
                   signature.inputs[index].sizes[dimension].text + " = " + std::to_string(expected),
@@ -221,7 +265,7 @@ void refuse_weights(const Signature& signature) {
          "make the package with `torchcc export`");
 }
 
-void refuse_self_overlap(const Signature& signature, size_t index, const at::Tensor& tensor) {
+void refuse_self_overlap(const Signature& signature, size_t index, const Tensor& tensor) {
   refuse(signature, which(signature, signature.inputs, index) + " is written to and overlaps itself",
          "a tensor with one place in memory per element", layout_text(tensor),
          "pass " + signature.inputs[index].name + ".clone()");
@@ -233,8 +277,7 @@ void refuse_input_overlap(const Signature& signature, size_t index, size_t other
          "arguments that do not share memory", "two views of the same memory", "pass " + name + ".clone()");
 }
 
-void refuse_output(const Signature& signature, size_t index, const at::Tensor& tensor, at::IntArrayRef sizes,
-                   c10::Device device) {
+void refuse_output(const Signature& signature, size_t index, const Tensor& tensor, IntArrayRef sizes, Device device) {
   const Value& value = signature.outputs[index];
   const std::string make = make_text(value, sizes, device);
   refuse_unless_plain(signature, signature.outputs, index, tensor, device, make);
@@ -246,6 +289,10 @@ void refuse_output(const Signature& signature, size_t index, const at::Tensor& t
   const std::string who = which(signature, signature.outputs, index);
   if (!tensor.is_contiguous())
     refuse(signature, who + " is not contiguous", "a contiguous tensor", layout_text(tensor), make);
+#ifdef TORCHCC_STANDALONE
+  refuse(signature, who + " does not fit", value.type(), layout_text(tensor),
+         "report it: this check and its message disagree");
+#else
   if (tensor.is_conj() || tensor.is_neg()) {
     refuse(signature, who + " is conjugated or negated when it is read", "a tensor whose values are as in memory",
            tensor.is_conj() ? "a conjugated view" : "a negated view", make);
@@ -257,12 +304,13 @@ void refuse_output(const Signature& signature, size_t index, const at::Tensor& t
   }
   refuse(signature, who + " begins at an address that the compiled code cannot write to",
          "an address that is a multiple of 16", "a view that begins in the middle of its memory", make);
+#endif
 }
 
-void refuse_output_overlap(const Signature& signature, size_t index, const at::Tensor& tensor) {
+void refuse_output_overlap(const Signature& signature, size_t index, const Tensor& tensor) {
   refuse(signature, which(signature, signature.outputs, index) + " shares memory with another tensor of the call",
          "memory of its own", "a view of an input or of another output",
-         make_text(signature.outputs[index], tensor.sizes(), tensor.device()));
+         make_text(signature.outputs[index], tensor.sizes(), memory_of(tensor)));
 }
 
 void refuse_outputs(const Signature& signature) {

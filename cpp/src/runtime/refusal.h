@@ -5,15 +5,17 @@
 #include <string_view>
 #include <vector>
 
-#include <ATen/core/Tensor.h>
 #include <torchcc/signature.h>
+#include <torchcc/tensor.h>
 
 namespace torchcc::detail {
 
+#ifndef TORCHCC_STANDALONE
 // Tensors with these keys are not plain memory: what they mean lies in another tensor or in Python.
 constexpr c10::DispatchKeySet kWrappers({c10::DispatchKey::Python, c10::DispatchKey::FuncTorchBatched,
                                          c10::DispatchKey::FuncTorchGradWrapper, c10::DispatchKey::Functionalize,
                                          c10::DispatchKey::ZeroTensor, c10::DispatchKey::NestedTensor});
+#endif
 
 // The errors of a call: each function throws ArgumentError with the message for one kind of mistake. `values` is the
 // signature's inputs or outputs, `index` a position in it, `dimension` one of the tensor's.
@@ -22,8 +24,8 @@ constexpr c10::DispatchKeySet kWrappers({c10::DispatchKey::Python, c10::Dispatch
 [[noreturn, gnu::cold]] void refuse_count(const Signature& signature, const std::vector<Value>& values, size_t got);
 
 /// An argument that does not fit in device, layout, dtype or rank; it has to be on this device.
-[[noreturn, gnu::cold]] void refuse_tensor(const Signature& signature, size_t index, const at::Tensor& tensor,
-                                           c10::Device device);
+[[noreturn, gnu::cold]] void refuse_tensor(const Signature& signature, size_t index, const Tensor& tensor,
+                                           Device device);
 
 /// A number where a tensor belongs, or the other way round, or a number of another type.
 [[noreturn, gnu::cold]] void refuse_kind(const Signature& signature, size_t index, const std::string& got);
@@ -33,19 +35,19 @@ constexpr c10::DispatchKeySet kWrappers({c10::DispatchKey::Python, c10::Dispatch
 
 /// A size other than the number in the signature.
 [[noreturn, gnu::cold]] void refuse_size(const Signature& signature, size_t index, size_t dimension,
-                                         const at::Tensor& tensor, int64_t expected);
+                                         const Tensor& tensor, int64_t expected);
 
 /// A size other than the value that its symbol already has.
 [[noreturn, gnu::cold]] void refuse_mismatch(const Signature& signature, size_t index, size_t dimension,
-                                             const at::Tensor& tensor, int64_t symbol, int64_t value);
+                                             const Tensor& tensor, int64_t symbol, int64_t value);
 
 /// A size that is not in its symbol's range.
 [[noreturn, gnu::cold]] void refuse_range(const Signature& signature, size_t index, size_t dimension,
-                                          const at::Tensor& tensor, const Symbol& symbol);
+                                          const Tensor& tensor, const Symbol& symbol);
 
 /// A size other than what the expression in the signature gives.
 [[noreturn, gnu::cold]] void refuse_expression(const Signature& signature, size_t index, size_t dimension,
-                                               const at::Tensor& tensor, int64_t expected);
+                                               const Tensor& tensor, int64_t expected);
 
 /// Sizes for which the function's code is not, given one value per symbol.
 [[noreturn, gnu::cold]] void refuse_guard(const Signature& signature, const SizeGuard& guard, const int64_t* symbols);
@@ -54,17 +56,17 @@ constexpr c10::DispatchKeySet kWrappers({c10::DispatchKey::Python, c10::Dispatch
 [[noreturn, gnu::cold]] void refuse_grad(const Signature& signature, size_t index);
 
 /// An argument that is written to, some of whose elements are the same memory.
-[[noreturn, gnu::cold]] void refuse_self_overlap(const Signature& signature, size_t index, const at::Tensor& tensor);
+[[noreturn, gnu::cold]] void refuse_self_overlap(const Signature& signature, size_t index, const Tensor& tensor);
 
 /// An argument that is written to and shares memory with another.
 [[noreturn, gnu::cold]] void refuse_input_overlap(const Signature& signature, size_t index, size_t other);
 
 /// An output that cannot be written into; it has to have these sizes, on this device.
-[[noreturn, gnu::cold]] void refuse_output(const Signature& signature, size_t index, const at::Tensor& tensor,
-                                           at::IntArrayRef sizes, c10::Device device);
+[[noreturn, gnu::cold]] void refuse_output(const Signature& signature, size_t index, const Tensor& tensor,
+                                           IntArrayRef sizes, Device device);
 
 /// An output that shares memory with another tensor of the call.
-[[noreturn, gnu::cold]] void refuse_output_overlap(const Signature& signature, size_t index, const at::Tensor& tensor);
+[[noreturn, gnu::cold]] void refuse_output_overlap(const Signature& signature, size_t index, const Tensor& tensor);
 
 /// A call by name with a name that no input has.
 [[noreturn, gnu::cold]] void refuse_name(const Signature& signature, std::string_view name);

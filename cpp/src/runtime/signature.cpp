@@ -1,8 +1,9 @@
 #include <torchcc/signature.h>
 
 #include <algorithm>
+#include <array>
+#include <vector>
 
-#include <c10/util/SmallVector.h>
 #include <torchcc/error.h>
 
 #include "message.h"
@@ -86,18 +87,22 @@ int64_t apply(const Size& size, SizeStep::Kind kind, int64_t a, int64_t b) {
 
 int64_t Size::evaluate(const int64_t* symbols) const {
   if (steps.empty()) fail(*this, "only the data decides it");
-  c10::SmallVector<int64_t, 8> stack;
+  // The operands that wait for their operator: at most one for each step. Few are the rule, and then nothing is
+  // allocated.
+  std::array<int64_t, 16> few;
+  std::vector<int64_t> many(steps.size() > few.size() ? steps.size() : 0);
+  int64_t* top = many.empty() ? few.data() : many.data();
   for (const SizeStep& step : steps) {
     if (step.kind == SizeStep::Kind::number) {
-      stack.push_back(step.value);
+      *top++ = step.value;
     } else if (step.kind == SizeStep::Kind::symbol) {
-      stack.push_back(symbols[step.value]);
+      *top++ = symbols[step.value];
     } else {
-      const int64_t right = stack.pop_back_val();
-      stack.back() = apply(*this, step.kind, stack.back(), right);
+      --top;
+      top[-1] = apply(*this, step.kind, top[-1], *top);
     }
   }
-  return stack.back();
+  return top[-1];
 }
 
 bool SizeGuard::holds(const int64_t* symbols) const {
@@ -112,36 +117,41 @@ bool SizeGuard::holds(const int64_t* symbols) const {
   return false;
 }
 
-std::string dtype_name(c10::ScalarType dtype) {
+std::string dtype_name(ScalarType dtype) {
   switch (dtype) {
-    case c10::ScalarType::Byte: return "uint8";
-    case c10::ScalarType::Char: return "int8";
-    case c10::ScalarType::Short: return "int16";
-    case c10::ScalarType::Int: return "int32";
-    case c10::ScalarType::Long: return "int64";
-    case c10::ScalarType::UInt16: return "uint16";
-    case c10::ScalarType::UInt32: return "uint32";
-    case c10::ScalarType::UInt64: return "uint64";
-    case c10::ScalarType::Half: return "float16";
-    case c10::ScalarType::BFloat16: return "bfloat16";
-    case c10::ScalarType::Float: return "float32";
-    case c10::ScalarType::Double: return "float64";
-    case c10::ScalarType::Bool: return "bool";
-    case c10::ScalarType::ComplexHalf: return "complex32";
-    case c10::ScalarType::ComplexFloat: return "complex64";
-    case c10::ScalarType::ComplexDouble: return "complex128";
+    case ScalarType::Byte: return "uint8";
+    case ScalarType::Char: return "int8";
+    case ScalarType::Short: return "int16";
+    case ScalarType::Int: return "int32";
+    case ScalarType::Long: return "int64";
+    case ScalarType::UInt16: return "uint16";
+    case ScalarType::UInt32: return "uint32";
+    case ScalarType::UInt64: return "uint64";
+    case ScalarType::Half: return "float16";
+    case ScalarType::BFloat16: return "bfloat16";
+    case ScalarType::Float: return "float32";
+    case ScalarType::Double: return "float64";
+    case ScalarType::Bool: return "bool";
+    case ScalarType::ComplexHalf: return "complex32";
+    case ScalarType::ComplexFloat: return "complex64";
+    case ScalarType::ComplexDouble: return "complex128";
+#ifdef TORCHCC_STANDALONE
+  }
+  return "dtype " + std::to_string(static_cast<int>(dtype));
+#else
     case c10::ScalarType::Float8_e4m3fn: return "float8_e4m3fn";
     case c10::ScalarType::Float8_e4m3fnuz: return "float8_e4m3fnuz";
     case c10::ScalarType::Float8_e5m2: return "float8_e5m2";
     case c10::ScalarType::Float8_e5m2fnuz: return "float8_e5m2fnuz";
     default: return c10::toString(dtype);
   }
+#endif
 }
 
 std::string Value::type() const {
   if (is_number) {
-    if (dtype == c10::ScalarType::Bool) return "bool";
-    return dtype == c10::ScalarType::Long ? "int64_t" : "double";
+    if (dtype == ScalarType::Bool) return "bool";
+    return dtype == ScalarType::Long ? "int64_t" : "double";
   }
   std::string text = dtype_name(dtype) + "[";
   for (size_t i = 0; i < sizes.size(); ++i) text += (i ? ", " : "") + sizes[i].text;

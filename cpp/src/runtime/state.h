@@ -9,6 +9,8 @@
 #include <torchcc/function.h>
 #include <torchcc/package.h>
 
+#include "access.h"
+#include "checks.h"
 #include "graphs.h"
 #include "library.h"
 #include "program.h"
@@ -16,20 +18,6 @@
 #include "weights.h"
 
 namespace torchcc::detail {
-
-/// A size of an input as a call checks it, decided once when the function is bound.
-struct SizeCheck {
-  enum class Kind : uint8_t { number, bind, same, expression };
-  Kind kind = Kind::number;
-  int64_t value = 0;  ///< the number, or the position of the symbol
-};
-
-struct InputCheck {
-  c10::ScalarType dtype = c10::ScalarType::Float;
-  c10::Device device = c10::Device(c10::kCPU);
-  bool is_number = false;
-  std::vector<SizeCheck> sizes;
-};
 
 /// Compiled code that takes some weights as inputs, behind those of the signature.
 struct Code {
@@ -70,25 +58,6 @@ struct FunctionState {
   }
   /// Fills the derived fields from the signature. Throws PackageError when a symbol cannot be bound.
   void prepare(const std::string& origin);
-};
-
-struct PackageState {
-  std::string origin;
-  std::vector<std::pair<std::string, Function>> functions;
-};
-
-struct Access {
-  static Function function(std::shared_ptr<const FunctionState> state) {
-    Function function;
-    function.state_ = std::move(state);
-    return function;
-  }
-  static const std::shared_ptr<const FunctionState>& state(const Function& function) { return function.state_; }
-  static Package package(std::shared_ptr<const PackageState> state) {
-    Package package;
-    package.state_ = std::move(state);
-    return package;
-  }
 };
 
 /// The compiled code of a package's functions, without their graphs. Throws PackageError.

@@ -51,6 +51,7 @@ from torchcc._torch.programs import (
     with_forward,
     without_own_containers,
 )
+from torchcc._torch.standalone import generate
 from torchcc._torch.symbols import (
     conditions,
     number_dtype,
@@ -85,6 +86,7 @@ __all__ = [
     "examples",
     "export",
     "flatten",
+    "generate",
     "gpus",
     "halves",
     "input_leaves",

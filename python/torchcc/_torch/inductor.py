@@ -24,10 +24,10 @@ from torchcc.errors import ArgumentError, message
 
 # Functions of torch's cpp_prefix.h that report a zero divisor through one pointer per process; code that calls them
 # must not run beside other compiled code. See Library::run in the runtime.
-_INTEGER_DIVISION = re.compile(r"\b(floor_divide_integral|remainder_integral|mod)\(")
+INTEGER_DIVISION = re.compile(r"\b(floor_divide_integral|remainder_integral|mod)\(")
 
 
-_SIMD_BITS = {"avx2": 256, "avx512": 512}
+SIMD_BITS = {"avx2": 256, "avx512": 512}
 
 
 # Up to this many elements, a loop is not worth a second thread; twice Inductor's own cpp.min_chunk_size.
@@ -89,7 +89,7 @@ def cpu_target(isa: str = "") -> tuple[str, str | None, tuple[str, ...]]:
     machine = platform.machine()
     if machine != "x86_64":
         return f"cpu-{machine}", None, ()
-    with config.patch({"cpp.simdlen": _SIMD_BITS[isa]} if isa else {}):
+    with config.patch({"cpp.simdlen": SIMD_BITS[isa]} if isa else {}):
         isa = str(pick_vec_isa())
     if not hasattr(config.cpp, "march"):
         name = next((level for level in ("avx512", "avx2") if isa.startswith(level)), "native")
@@ -167,7 +167,6 @@ def compile_graph(
     ``torch._inductor.aot_compile`` does before it calls the former (which cannot take symbolic sizes as they are). The
     other arguments are those of :func:`compile`.
     """
-    from torch._export.utils import _compiling_state_context
     from torch._inductor import config
     from torch._inductor.compile_fx import compile_fx_aot
 
@@ -185,16 +184,16 @@ def compile_graph(
         # thread.
         **(
             {"cpp.threads": 1}
-            if _is_small(module)
+            if is_small(module)
             else {"cpp.dynamic_threads": True, "cpp.threads": max(2, os.cpu_count() or 2)}
         ),
         **({"aot_inductor.enable_line_tables": False} if hasattr(config.aot_inductor, "enable_line_tables") else {}),
         **({"cpp.march": march} if march else {}),
-        **({"cpp.simdlen": _SIMD_BITS[isa]} if isa else {}),
+        **({"cpp.simdlen": SIMD_BITS[isa]} if isa else {}),
         **({"post_grad_custom_post_pass": _copying(count, copied)} if copied else {}),
         **options,
     }
-    with _compiling_state_context(), mended_decompositions(), _numbers_as_doubles(), _small_loops(), _numbers_of_gpus():
+    with inductor_writes():
         made: Any = without_guards_on_numbers(
             lambda patches: compile_fx_aot(module, fakes, config_patches={**settings, **patches})
         )
@@ -202,7 +201,16 @@ def compile_graph(
     kernels = "".join(Path(file).read_text() for file in files if file.endswith(".cpp"))
     # The sources name folders of this machine, and no loader reads them.
     shipped = tuple(file for file in files if not file.endswith(".cpp"))
-    return Compiled(shipped, bool(_INTEGER_DIVISION.search(kernels)))
+    return Compiled(shipped, bool(INTEGER_DIVISION.search(kernels)))
+
+
+@contextlib.contextmanager
+def inductor_writes() -> Iterator[None]:
+    """What has to hold while Inductor writes C++. Leans on ``torch._export.utils._compiling_state_context``."""
+    from torch._export.utils import _compiling_state_context
+
+    with _compiling_state_context(), mended_decompositions(), _numbers_as_doubles(), _small_loops(), _numbers_of_gpus():
+        yield
 
 
 def without_guards_on_numbers(run: Callable[[Mapping[str, Any]], Any]) -> Any:
@@ -520,7 +528,7 @@ def _take_weights_as_inputs(module: Any, program: ExportedProgram, weights: Sequ
     return bool(weights)
 
 
-def _is_small(module: Any) -> bool:
+def is_small(module: Any) -> bool:
     """Whether no tensor of the graph can have more than a few thousand elements."""
     for node in module.graph.nodes:
         for fake in flatten(node.meta.get("val")):
