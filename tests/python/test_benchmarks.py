@@ -233,7 +233,7 @@ def trained(compiled: int, peak: int, eager: str = "") -> contest.Samples:
 
 
 def limited(samples: contest.Samples, name: str) -> dict[str, tuple[float | None, float | None, bool | None]]:
-    cases = training.training_cases("net", samples, name)
+    cases = training.training_cases("net", samples, training.LIMITS[name])
     assert len({case.name for case in cases}) == len(cases)
     return {
         case.name.removeprefix("net: "): (case.value, case.limit, case.holds)
@@ -254,7 +254,7 @@ def test_cases_of_a_training() -> None:
     }
     for name in ("cnn", "gpt"):
         assert limited(samples, name) == {ran: (0, 0, True), memory: (1.05, 1.05, True)}
-    cases = {case.name: case for case in training.training_cases("net", samples, "mlp")}
+    cases = {case.name: case for case in training.training_cases("net", samples, training.LIMITS["mlp"])}
     assert cases[f"net: {memory}"].value == 1.05
     assert cases["net: peak of memory, compiled C++ step"].value == 1.05
     assert cases[f"net: {over}C++, loss compiled, optimiser eager"].value == 0.875
