@@ -22,7 +22,7 @@ def describe(file: Path) -> dict[str, Any]:
     """What a file holds, as JSON.
 
     Args:
-        file: A trace (``.json``) or a package (``.pt2``).
+        file: A trace, or segments of lazy mode (``.json``), or a package (``.pt2``).
 
     Raises:
         ArgumentError: It is neither.
@@ -30,7 +30,10 @@ def describe(file: Path) -> dict[str, Any]:
         PackageError: The package cannot be read.
     """
     if file.suffix == ".json":
-        return {"file": str(file), "trace": describe_trace(trace.read(file))}
+        content = trace.load(file)
+        if isinstance(content, Mapping) and content.get("format") == trace.SEGMENTS:
+            return {"file": str(file), "segments": [_segment(one, str(file)) for one in content["segments"]]}
+        return {"file": str(file), "trace": describe_trace(trace.parse(content, str(file)))}
     if file.suffix == ".pt2":
         return describe_package(file)
     raise ArgumentError(
@@ -49,6 +52,9 @@ def text(described: Mapping[str, Any]) -> str:
             lines.extend(_function_lines(function))
     if "trace" in described:
         lines.extend(_trace_lines(described["trace"]))
+    for segment in described.get("segments", ()):
+        lines.extend(_trace_lines(segment["trace"]))
+        lines.extend(_segment_lines(segment))
     return "\n".join(lines).lstrip("\n")
 
 
@@ -236,6 +242,19 @@ def _bytes(count: int) -> str:
     return f"{size:.1f} GiB"
 
 
+def _segment(content: Mapping[str, Any], origin: str) -> dict[str, Any]:
+    """One segment of lazy mode: what became of it, and its operators."""
+    return {**content, "trace": describe_trace(trace.parse(content["trace"], origin))}
+
+
+def _segment_lines(segment: Mapping[str, Any]) -> Iterable[str]:
+    place = f" at {segment['where']}" if segment["where"] else ""
+    more = f"; without that, {segment['next_ops']} more would be part of it" if segment["next_ops"] else ""
+    yield f"ended by {segment['end']}{place}{more}"
+    runs = f"{segment['replayed']} compiled runs, {segment['recorded']} recorded, {segment['eager']} eager"
+    yield f"{segment['state']}: {runs}" + (f"; {segment['reason']}" if segment["reason"] else "")
+
+
 def describe_trace(recorded: Trace) -> dict[str, Any]:
     """Inputs, operators and outputs of a trace; each operator also as the line that people read."""
     names = _names(recorded)
@@ -334,11 +353,26 @@ def constant(argument: Argument, names: Sequence[str]) -> str:
             return f"[{', '.join(constant(one, names) for one in content)}]"
         case "float":
             return repr(trace.number(content))
+        case "size":
+            return _size(content, names)
         case "complex":
             return repr(complex(*map(trace.number, content)))
         case "str":
             return repr(str(content))
     return str(content)
+
+
+def _size(content: Mapping[str, Any], names: Sequence[str]) -> str:
+    """A number that follows from sizes: ``x.size(0)*2 + 1``."""
+    terms = []
+    for term in content["terms"]:
+        product = [f"{names[value]}.size({dim})" for value, dim in term["product"]]
+        terms.append("*".join([*([str(term["times"])] if term["times"] != 1 else []), *product]))
+    text = " + ".join([*terms, *([str(content["plus"])] if content["plus"] else [])])
+    if content["over"] != 1:
+        text = f"({text})//{content['over']}"
+    forms = {"inverse": "1/({})", "root": "sqrt({})", "inverse_root": "1/sqrt({})", "floating": "float({})"}
+    return forms.get(content["form"], "{}").format(text)
 
 
 def _form(metadata: Metadata) -> str:

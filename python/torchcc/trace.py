@@ -19,6 +19,8 @@ import torch
 from torchcc.errors import CaptureError, message
 
 FORMAT = "torchcc-trace"
+#: Of what lazy mode recorded: several traces, and what became of them.
+SEGMENTS = "torchcc-segments"
 VERSION = 1
 
 #: An argument as JSON holds it: ``None``, a bool, an int, or a dict with one key that says what it is.
@@ -232,11 +234,19 @@ def read(file: Path) -> Trace:
     Raises:
         CaptureError: The file is missing, is no trace, or has another version.
     """
+    return parse(load(file), str(file))
+
+
+def load(file: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        CaptureError: The file is missing, or no JSON.
+    """
     try:
-        content = json.loads(file.read_text())
+        return json.loads(file.read_text())
     except (OSError, ValueError) as error:
         raise _unreadable(str(file), f"{type(error).__name__}: {error}") from error
-    return parse(content, str(file))
 
 
 def parse(content: Mapping[str, Any], origin: str) -> Trace:

@@ -82,6 +82,32 @@ def test_trace_as_lines(file: Path) -> None:
     ]
 
 
+def test_numbers_that_follow_from_sizes(file: Path) -> None:
+    content = json.loads(file.read_text())
+    expression = {
+        "terms": [{"product": [[0, 1], [0, 2]], "times": 3}, {"product": [[0, 3]], "times": 1}],
+        "plus": -1,
+        "over": 2,
+        "form": "inverse_root",
+    }
+    content["ops"][2]["args"][1] = {"size": expression}
+    file.write_text(json.dumps(content))
+    text = inspection.text(inspection.describe(file))
+    assert "%8 = aten::add_.Scalar(%8, 1/sqrt((3*x.size(1)*x.size(2) + x.size(3) + -1)//2))" in text
+
+
+def test_segments_of_lazy_mode(file: Path) -> None:
+    told = {"state": "compiled", "reason": "", "recorded": 2, "replayed": 5, "eager": 1}
+    ends = {"end": "aten::item", "where": "train.cpp:42", "next_ops": 7}
+    segment = {**ends, **told, "trace": json.loads(file.read_text())}
+    content = {"format": "torchcc-segments", "version": 1, "name": "step", "segments": [segment, segment]}
+    file.write_text(json.dumps(content))
+    text = inspection.text(inspection.describe(file))
+    assert text.count("operators\n") == 2
+    assert "ended by aten::item at train.cpp:42; without that, 7 more would be part of it" in text
+    assert "compiled: 5 compiled runs, 2 recorded, 1 eager" in text
+
+
 def test_operator_that_this_process_does_not_know(file: Path) -> None:
     content = json.loads(file.read_text())
     content["ops"][2]["op"] = "mine::add_.Scalar"

@@ -22,7 +22,8 @@ class CompiledBase {
   /// Returns when nothing is being compiled for this function. Safe from any thread.
   void wait() const { core_->wait(); }
 
-  /// The latest recording as JSON, which `torchcc inspect` prints readably. Throws CaptureError when there is none.
+  /// The latest recording as JSON, or all segments of a function that runs lazily; `torchcc inspect` prints it
+  /// readably. Throws CaptureError when there is none.
   std::string trace() const { return core_->trace(); }
 
  protected:

@@ -231,6 +231,7 @@ void Core::wait() const {
 }
 
 std::string Core::trace() const {
+  if (std::string segments = state_->segments.to_json(state_->options.name); !segments.empty()) return segments;
   const std::lock_guard lock(state_->mutex);
   if (state_->latest == nullptr) {
     throw CaptureError(message("trace of '" + state_->options.name + "': there is no recording",

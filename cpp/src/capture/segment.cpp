@@ -5,8 +5,11 @@
 #include <bit>
 #include <utility>
 
+#include <execinfo.h>
+
 #include <ATen/ScalarOps.h>
 #include <torch/csrc/profiler/unwind/unwind.h>
+#include <nlohmann/json.hpp>
 
 #include "background.h"
 #include "log.h"
@@ -67,6 +70,15 @@ std::shared_ptr<const Recording> without_tensors(const Recording& recording) {
     input.captured.reset();
   }
   return made;
+}
+
+/// Addresses of the calls that led here. Not by torch::unwind::unwind(), which trusts what it finds on the stack more
+/// than the C++ runtime does.
+std::vector<void*> stack_now() {
+  constexpr int kDeepest = 64;
+  std::vector<void*> stack(kDeepest);
+  stack.resize(static_cast<size_t>(::backtrace(stack.data(), kDeepest)));
+  return stack;
 }
 
 /// The line of the program in a stack, as "train.cpp:42", or the function that it is in; empty without symbols.
@@ -176,7 +188,7 @@ std::shared_ptr<Segment> Segments::commit(std::unique_ptr<Recording> made, std::
       segment->recording = without_tensors(*now);
       segment->recorded = 1;
       segment->end = std::move(end);
-      segment->stack = torch::unwind::unwind();
+      segment->stack = stack_now();
       add(segment);
       if (!now->refusal.empty()) stay_eager(*segment, now->refusal);
       return segment;
@@ -206,7 +218,7 @@ void Segments::replace(const std::shared_ptr<Segment>& segment, std::unique_ptr<
     next->recording = without_tensors(*now);
     next->state = Segment::State::compiling;
     next->end = std::move(end);
-    next->stack = torch::unwind::unwind();
+    next->stack = stack_now();
     next->recorded = segment->recorded;
     next->replayed = segment->replayed;
     next->eager = segment->eager;
@@ -283,28 +295,58 @@ void Segments::count(int64_t compiled, int64_t eager) {
   eager_ops_ += eager;
 }
 
+/// To be called with the mutex.
+std::vector<std::shared_ptr<Segment>> Segments::all() const {
+  std::vector<std::shared_ptr<Segment>> segments;
+  for (const auto& [first, alike] : by_first_) segments.insert(segments.end(), alike.begin(), alike.end());
+  return segments;
+}
+
+SegmentStats Segments::stats_of(const Segment& segment) {
+  SegmentStats one;
+  one.first = first_of(*segment.recording)->name;
+  one.ops = static_cast<int64_t>(segment.recording->trace.steps.size());
+  one.state = name_of(segment.state);
+  one.reason = segment.reason;
+  one.end = segment.end;
+  one.where = place_of(segment.stack);
+  one.next_ops = segment.next_ops;
+  one.recorded = segment.recorded;
+  one.replayed = segment.replayed;
+  one.eager = segment.eager;
+  one.compile_seconds = segment.compile_seconds;
+  one.from_cache = segment.from_cache;
+  return one;
+}
+
 void Segments::describe(CompileStats& stats) const {
   const std::lock_guard lock(mutex_);
   stats.compiled_ops = compiled_ops_;
   stats.eager_ops = eager_ops_;
-  for (const auto& [first, alike] : by_first_) {
-    for (const auto& segment : alike) {
-      SegmentStats& one = stats.segments.emplace_back();
-      one.first = first->name;
-      one.ops = static_cast<int64_t>(segment->recording->trace.steps.size());
-      one.state = name_of(segment->state);
-      one.reason = segment->reason;
-      one.end = segment->end;
-      one.where = place_of(segment->stack);
-      one.next_ops = segment->next_ops;
-      one.recorded = segment->recorded;
-      one.replayed = segment->replayed;
-      one.eager = segment->eager;
-      one.compile_seconds = segment->compile_seconds;
-      one.from_cache = segment->from_cache;
-      stats.compile_seconds += one.compile_seconds;
-    }
+  for (const auto& segment : all()) {
+    stats.segments.push_back(stats_of(*segment));
+    stats.compile_seconds += segment->compile_seconds;
   }
+}
+
+std::string Segments::to_json(const std::string& name) const {
+  const std::lock_guard lock(mutex_);
+  nlohmann::ordered_json segments = nlohmann::ordered_json::array();
+  for (const auto& segment : all()) {
+    const SegmentStats one = stats_of(*segment);
+    segments.push_back({{"end", one.end},
+                        {"where", one.where},
+                        {"next_ops", one.next_ops},
+                        {"state", one.state},
+                        {"reason", one.reason},
+                        {"recorded", one.recorded},
+                        {"replayed", one.replayed},
+                        {"eager", one.eager},
+                        {"trace", nlohmann::ordered_json::parse(detail::to_json(*segment->recording, name))}});
+  }
+  if (segments.empty()) return "";
+  return nlohmann::ordered_json{{"format", "torchcc-segments"}, {"version", 1}, {"name", name}, {"segments", segments}}
+      .dump();
 }
 
 }  // namespace torchcc::detail

@@ -73,8 +73,12 @@ class Segments {
 
   /// Adds what it knows.
   void describe(CompileStats& stats) const;
+  /// All segments with their recordings, as JSON; empty when there are none.
+  std::string to_json(const std::string& name) const;
 
  private:
+  std::vector<std::shared_ptr<Segment>> all() const;
+  static SegmentStats stats_of(const Segment& segment);
   void add(std::shared_ptr<Segment> segment);
   void compile(const std::shared_ptr<Segment>& segment, const std::shared_ptr<Recording>& recording);
   void stay_eager(Segment& segment, std::string reason);
