@@ -156,7 +156,9 @@ std::string Value::type() const {
   std::string text = dtype_name(dtype) + "[";
   for (size_t i = 0; i < sizes.size(); ++i) text += (i ? ", " : "") + sizes[i].text;
   text += "]";
+#ifndef TORCHCC_STANDALONE
   if (device != c10::DeviceType::CPU) text += " on " + c10::DeviceTypeName(device, /*lower_case=*/true);
+#endif
   return text;
 }
 
