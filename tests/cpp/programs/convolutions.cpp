@@ -146,7 +146,7 @@ BOOST_AUTO_TEST_CASE(grid_sampling, *boost::unit_test::label("slow")) {
   });
 }
 
-BOOST_AUTO_TEST_CASE(digits_in_eval_with_frozen_weights) {
+BOOST_AUTO_TEST_CASE(digits_in_eval_with_frozen_weights, *boost::unit_test::label("slow")) {
   check(
       [] {
         nn::Sequential net = digits();

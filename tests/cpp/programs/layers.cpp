@@ -202,7 +202,7 @@ BOOST_AUTO_TEST_CASE(module_by_shared_pointer, *boost::unit_test::label("slow"))
   });
 }
 
-BOOST_AUTO_TEST_CASE(module_list_with_frozen_weights) {
+BOOST_AUTO_TEST_CASE(module_list_with_frozen_weights, *boost::unit_test::label("slow")) {
   check(
       [] {
         nn::ModuleList blocks;

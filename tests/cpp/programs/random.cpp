@@ -248,7 +248,7 @@ BOOST_AUTO_TEST_CASE(eager_kernels_give_the_same_bits) {
 BOOST_AUTO_TEST_CASE(compiled_segments_agree) {
   const torch::NoGradGuard no_grad;
   const uint64_t first = setting("TORCHCC_RANDOM_SEED", 1), programs = setting("TORCHCC_RANDOM_PROGRAMS", kBundle);
-  for (uint64_t i = 0; i < std::max<uint64_t>(1, programs / 150); ++i)
+  for (uint64_t i = 0; i < std::max<uint64_t>(1, programs / 300); ++i)
     check_reads(std::make_shared<const Dag>(first + i), true);
 }
 

@@ -115,7 +115,7 @@ BOOST_AUTO_TEST_CASE(transformer_encoder) {
   });
 }
 
-BOOST_AUTO_TEST_CASE(transformer_encoder_layer_with_frozen_weights) {
+BOOST_AUTO_TEST_CASE(transformer_encoder_layer_with_frozen_weights, *boost::unit_test::label("slow")) {
   check(
       [] {
         nn::TransformerEncoderLayer net(nn::TransformerEncoderLayerOptions(16, 4).dim_feedforward(32));
@@ -159,7 +159,7 @@ BOOST_AUTO_TEST_CASE(key_value_cache_mutated_in_place) {
   });
 }
 
-BOOST_AUTO_TEST_CASE(leapfrog_100_steps) {
+BOOST_AUTO_TEST_CASE(leapfrog_100_steps, *boost::unit_test::label("slow")) {
   check([] {
     return program(
         [](Tensor position, Tensor velocity) {

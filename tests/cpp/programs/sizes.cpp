@@ -171,7 +171,7 @@ BOOST_AUTO_TEST_CASE(sizes_that_mislead) {
 BOOST_AUTO_TEST_CASE(random_sizes) {
   constexpr int kCalls = 2000;
   Options options = plain_options();
-  options.max_variants = 12;
+  options.max_variants = 2;
   nn::Linear linear(8, 6);
   Sized dense([linear](Tensor x) mutable { return torch::softmax(linear(x).flatten(0, -2), -1); }, options);
   Sized outer(
@@ -179,23 +179,17 @@ BOOST_AUTO_TEST_CASE(random_sizes) {
         return std::pair(torch::outer(a, b).mean(), torch::cat({a, b}) - 1.0 / static_cast<double>(b.numel()));
       },
       options);
-  Sized windows(
-      [](Tensor x) {
-        const int64_t size = x.size(-1);
-        return std::pair(x.unfold(-1, 2, 1).prod(-1).sum(), x.flip(-1).roll(size / 2, -1));
-      },
-      options);
   Random random;
   for (int call = 0; call < kCalls; ++call) {
     const int64_t n = random(0, 9) == 0 ? random(0, 1) : random(2, 24);
     const int64_t m = random(0, 9) == 0 ? n : random(1, 24);
-    switch (random(0, 2)) {
-      case 0: dense(torch::randn({n, m, 8})); break;
-      case 1: outer(torch::randn({n}, torch::kDouble), torch::randn({m}, torch::kDouble)); break;
-      default: windows(torch::randn({m, n + 2}, torch::kDouble)); break;
+    if (random(0, 1) == 0) {
+      dense(torch::randn({n, m, 8}));
+    } else {
+      outer(torch::randn({n}, torch::kDouble), torch::randn({m}, torch::kDouble));
     }
   }
-  for (const auto& stats : {dense.stats(), outer.stats(), windows.stats()}) {
+  for (const auto& stats : {dense.stats(), outer.stats()}) {
     BOOST_TEST(stats.replayed > stats.calls / 4, stats.str());
   }
 }
