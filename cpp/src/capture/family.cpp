@@ -84,7 +84,7 @@ std::string compare(const Recording& recording, const Artifact& code) {
   Handles handles;
   std::vector<at::Tensor> written;
   for (const Input& input : recording.inputs) {
-    const at::Tensor tensor = (input.before.defined() ? input.before : input.captured->tensor()).detach();
+    const at::Tensor tensor = input.content().detach();
     if (input.written) written.push_back(tensor);
     handles.push_back(tensor.resolve_conj().resolve_neg());
   }

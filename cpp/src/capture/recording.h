@@ -49,6 +49,9 @@ struct Input {
   bool is_held = false;        ///< if so: autograd's graph has it, and backward may fail when it is written into
   bool is_base = false;        ///< the whole storage as one dimension, of which several views are used
   std::string name;
+
+  /// What it was before the call.
+  const at::Tensor& content() const { return before.defined() ? before : captured->tensor(); }
 };
 
 /// How one tensor of the result is made after a replay.

@@ -34,10 +34,6 @@ constexpr size_t kMostVariants = 1024;
 // Times that code for many sizes is made, anew if other numbers turn out to differ.
 constexpr int64_t kGeneralizations = 3;
 
-const at::Tensor& content(const Input& input) {
-  return input.before.defined() ? input.before : input.captured->tensor();
-}
-
 bool compiler_is_off() {
   const char* variable = std::getenv("TORCHCC_COMPILER");
   return variable != nullptr && std::strcmp(variable, "off") == 0;
@@ -47,7 +43,7 @@ bool compiler_is_off() {
 
 void detach_from_program(Recording& recording) {
   for (Input& input : recording.inputs) {
-    if (input.kind != Input::Kind::constant) input.before = content(input).detach().clone();
+    if (input.kind != Input::Kind::constant) input.before = input.content().detach().clone();
   }
   for (at::Tensor& tensor : recording.expected) tensor = tensor.detach().clone();
   for (at::Tensor& tensor : recording.after) tensor = tensor.detach().clone();
@@ -67,7 +63,7 @@ std::vector<char> pickle(const Recording& recording) {
   std::vector<c10::IValue> outputs;
   std::vector<c10::IValue> mutated;
   std::vector<c10::IValue> random_state;
-  for (const Input& input : recording.inputs) inputs.emplace_back(content(input).detach());
+  for (const Input& input : recording.inputs) inputs.emplace_back(input.content().detach());
   for (const at::Tensor& tensor : recording.expected) outputs.emplace_back(tensor.detach());
   for (const at::Tensor& tensor : recording.after) mutated.emplace_back(tensor.detach());
   std::vector<c10::IValue> tangents(recording.tangents.begin(), recording.tangents.end());
@@ -385,7 +381,7 @@ std::string CoreState::key_text(const Recording& recording, bool freeze) const {
     torch::lazy::hash_t hash(uint64_t{0});
     for (const Input& input : recording.inputs) {
       if (input.kind == Input::Kind::argument || input.written) continue;
-      const c10::StorageImpl& storage = *content(input).storage().unsafeGetStorageImpl();
+      const c10::StorageImpl& storage = *input.content().storage().unsafeGetStorageImpl();
       hash = torch::lazy::HashCombine(hash, torch::lazy::DataHash(storage.data(), storage.nbytes()));
     }
     text += "weights " + torch::lazy::HashToString(hash) + "\n";
