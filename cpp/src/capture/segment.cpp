@@ -295,45 +295,46 @@ void Segments::count(int64_t compiled, int64_t eager) {
   eager_ops_ += eager;
 }
 
-/// To be called with the mutex.
-std::vector<std::shared_ptr<Segment>> Segments::all() const {
-  std::vector<std::shared_ptr<Segment>> segments;
-  for (const auto& [first, alike] : by_first_) segments.insert(segments.end(), alike.begin(), alike.end());
-  return segments;
-}
-
-SegmentStats Segments::stats_of(const Segment& segment) {
-  SegmentStats one;
-  one.first = first_of(*segment.recording)->name;
-  one.ops = static_cast<int64_t>(segment.recording->trace.steps.size());
-  one.state = name_of(segment.state);
-  one.reason = segment.reason;
-  one.end = segment.end;
-  one.where = place_of(segment.stack);
-  one.next_ops = segment.next_ops;
-  one.recorded = segment.recorded;
-  one.replayed = segment.replayed;
-  one.eager = segment.eager;
-  one.compile_seconds = segment.compile_seconds;
-  one.from_cache = segment.from_cache;
-  return one;
+std::vector<Segments::Snapshot> Segments::snapshots() const {
+  std::vector<Snapshot> taken;
+  {
+    const std::lock_guard lock(mutex_);
+    for (const auto& [first, alike] : by_first_) {
+      for (const auto& segment : alike) {
+        SegmentStats one;
+        one.first = first->name;
+        one.ops = static_cast<int64_t>(segment->recording->trace.steps.size());
+        one.state = name_of(segment->state);
+        one.reason = segment->reason;
+        one.end = segment->end;
+        one.next_ops = segment->next_ops;
+        one.recorded = segment->recorded;
+        one.replayed = segment->replayed;
+        one.eager = segment->eager;
+        one.compile_seconds = segment->compile_seconds;
+        one.from_cache = segment->from_cache;
+        taken.push_back({std::move(one), segment->recording, segment->stack});
+      }
+    }
+  }
+  // Symbols take long to read, and calls need the mutex.
+  for (Snapshot& one : taken) one.stats.where = place_of(one.stack);
+  return taken;
 }
 
 void Segments::describe(CompileStats& stats) const {
+  for (Snapshot& one : snapshots()) {
+    stats.compile_seconds += one.stats.compile_seconds;
+    stats.segments.push_back(std::move(one.stats));
+  }
   const std::lock_guard lock(mutex_);
   stats.compiled_ops = compiled_ops_;
   stats.eager_ops = eager_ops_;
-  for (const auto& segment : all()) {
-    stats.segments.push_back(stats_of(*segment));
-    stats.compile_seconds += segment->compile_seconds;
-  }
 }
 
 std::string Segments::to_json(const std::string& name) const {
-  const std::lock_guard lock(mutex_);
   nlohmann::ordered_json segments = nlohmann::ordered_json::array();
-  for (const auto& segment : all()) {
-    const SegmentStats one = stats_of(*segment);
+  for (const auto& [one, recording, stack] : snapshots()) {
     segments.push_back({{"end", one.end},
                         {"where", one.where},
                         {"next_ops", one.next_ops},
@@ -342,7 +343,7 @@ std::string Segments::to_json(const std::string& name) const {
                         {"recorded", one.recorded},
                         {"replayed", one.replayed},
                         {"eager", one.eager},
-                        {"trace", nlohmann::ordered_json::parse(detail::to_json(*segment->recording, name))}});
+                        {"trace", nlohmann::ordered_json::parse(detail::to_json(*recording, name))}});
   }
   if (segments.empty()) return "";
   return nlohmann::ordered_json{{"format", "torchcc-segments"}, {"version", 1}, {"name", name}, {"segments", segments}}

@@ -77,8 +77,13 @@ class Segments {
   std::string to_json(const std::string& name) const;
 
  private:
-  std::vector<std::shared_ptr<Segment>> all() const;
-  static SegmentStats stats_of(const Segment& segment);
+  /// All segments as they are now.
+  struct Snapshot {
+    SegmentStats stats;
+    std::shared_ptr<const Recording> recording;
+    std::vector<void*> stack;
+  };
+  std::vector<Snapshot> snapshots() const;
   void add(std::shared_ptr<Segment> segment);
   void compile(const std::shared_ptr<Segment>& segment, const std::shared_ptr<Recording>& recording);
   void stay_eager(Segment& segment, std::string reason);

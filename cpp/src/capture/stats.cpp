@@ -27,8 +27,9 @@ std::string sized_text(const Recording& recording, const Signature& signature) {
 
 CompileStats Core::stats() const {
   const CoreState& state = *state_;
-  const std::lock_guard lock(state.mutex);
   CompileStats stats;
+  state.segments.describe(stats);
+  const std::lock_guard lock(state.mutex);
   stats.guard_misses = state.guard_misses;
   stats.eager = state.surplus;
   stats.reason = state.reason;
@@ -70,7 +71,6 @@ CompileStats Core::stats() const {
     stats.variants.push_back(std::move(one));
   }
   stats.lazy = state.lazy;
-  state.segments.describe(stats);
   stats.calls = stats.recorded + stats.replayed + stats.eager + stats.lazy;
   return stats;
 }
