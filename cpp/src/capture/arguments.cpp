@@ -67,13 +67,6 @@ int16_t autocast_dtype() {
   return static_cast<int16_t>(at::autocast::get_autocast_dtype(at::kCPU));
 }
 
-bool is_written(const Operator& op, size_t position, const c10::IValue* arguments) {
-  const Operator::Argument& argument = op.arguments[position];
-  if (argument.is_written) return true;
-  return argument.is_hidden_state && op.training >= 0 && arguments[op.training].isBool() &&
-         arguments[op.training].toBool();
-}
-
 bool is_decided(const c10::IValue& a, const c10::IValue& b) {
   return a.isTensor() && b.isTensor() &&
          (a.toTensor().is_same(b.toTensor()) || a.toTensor().sizes() != b.toTensor().sizes());

@@ -23,7 +23,11 @@ bool draws(const Operator& op, const c10::IValue* arguments);
 int16_t autocast_dtype();
 
 /// Whether the call writes into an argument.
-bool is_written(const Operator& op, size_t position, const c10::IValue* arguments);
+inline bool is_written(const Operator& op, size_t position, const c10::IValue* arguments) {
+  const Operator::Argument& argument = op.arguments[position];
+  return argument.is_written || (argument.is_hidden_state && op.training >= 0 && arguments[op.training].isBool() &&
+                                 arguments[op.training].toBool());
+}
 
 /// Whether at::equal needs no data: for a tensor and itself, and for tensors of different sizes.
 bool is_decided(const c10::IValue& a, const c10::IValue& b);

@@ -451,9 +451,13 @@ std::unique_ptr<Recording> Recorder::finish_segment() {
   layout.memories.resize(trace_.value_begin.size());
   layout.externals.resize(trace_.value_begin.size());
   layout.roots.resize(memories_.size(), -1);
+  layout.bytes.resize(memories_.size());
   for (size_t memory = 0; memory < memories_.size(); ++memory) {
     for (const ValueId id : memories_[memory].values) layout.memories[static_cast<size_t>(id)] = memory;
-    if (!memories_[memory].is_external) layout.roots[memory] = memories_[memory].values.front();
+    if (memories_[memory].is_external) continue;
+    const ValueId root = memories_[memory].values.front();
+    layout.roots[memory] = root;
+    layout.bytes[memory] = static_cast<size_t>(extent(trace_.value(root)).second);
   }
   for (const External& external : externals_) {
     layout.externals[static_cast<size_t>(external.value)] = true;

@@ -20,18 +20,20 @@ namespace torchcc::detail {
 Follow::Follow(Segments::Known known, std::shared_ptr<Segment> segment)
     : known_(std::move(known)),
       segment_(std::move(segment)),
-      position_(recording().layout.prologue),
-      values_(recording().trace.value_begin.size()),
-      memories_(recording().layout.roots.size()) {}
+      trace_(recording().trace),
+      layout_(recording().layout),
+      position_(layout_.prologue),
+      is_known_(trace_.value_begin.size()),
+      held_(trace_.value_begin.size()),
+      memories_(layout_.roots.size()) {}
 
 bool Follow::matches(const Operator& op, const c10::IValue* arguments, int16_t autocast) {
-  const Trace& trace = recording().trace;
   differs_in_number_ = false;
   if (is_whole()) return false;
-  const Trace::Step& step = trace.steps[position_];
+  const Trace::Step& step = trace_.steps[position_];
   if (step.op != &op || step.autocast != autocast) return false;
   used_.clear();
-  word_ = trace.code.data() + step.begin;
+  word_ = trace_.code.data() + step.begin;
   for (size_t i = 0; i < op.arguments.size(); ++i) {
     if (!matches_argument(arguments[i], op.arguments[i].number, is_written(op, i, arguments))) return false;
   }
@@ -41,6 +43,11 @@ bool Follow::matches(const Operator& op, const c10::IValue* arguments, int16_t a
 bool Follow::matches_argument(const c10::IValue& value, Tag number, bool written) {
   const Tag tag = static_cast<Tag>(*word_);
   if (value.isTensor()) return matches_tensor(value.toTensor(), written);
+  if (value.isInt()) {
+    if (tag != number || word_[1] != value.toInt()) return false;
+    word_ += 2;
+    return true;
+  }
   if (value.isDouble()) {
     if (tag == Tag::floating || tag == Tag::number) return matches_number(value.toDouble());
     return false;
@@ -52,9 +59,15 @@ bool Follow::matches_argument(const c10::IValue& value, Tag number, bool written
     return std::all_of(elements.begin(), elements.end(),
                        [&](const c10::IValue& element) { return matches_argument(element, number, written); });
   }
-  Words words;
-  if (!write_constant(words, value, number) || !std::equal(words.begin(), words.end(), word_)) return false;
-  word_ += words.size();
+  constant_.clear();
+  return write_constant(constant_, value, number) && matches_constant();
+}
+
+/// Whether `constant_` is what comes next.
+bool Follow::matches_constant() {
+  for (const int64_t word : constant_) {
+    if (*word_++ != word) return false;
+  }
   return true;
 }
 
@@ -67,7 +80,7 @@ bool Follow::matches_number(double number) {
     differs_in_number_ = word != bits;
     return word == bits;
   }
-  at::Tensor& held = values_[static_cast<size_t>(word)].held;
+  at::Tensor& held = held_[static_cast<size_t>(word)];
   if (!held.defined()) {
     const Unrecorded unrecorded;
     held = at::scalar_tensor(number, at::kDouble);
@@ -90,30 +103,27 @@ bool Follow::matches_tensor(const at::Tensor& tensor, bool written) {
     if (number.isFloatingPoint() && (tag == Tag::floating || tag == Tag::number)) {
       return matches_number(number.toDouble());
     }
-    Words words;
-    write_number(words, number);
-    if (!std::equal(words.begin(), words.end(), word_)) return false;
-    word_ += words.size();
-    return true;
+    constant_.clear();
+    write_number(constant_, number);
+    return matches_constant();
   }
   const ValueId id = word_[1];
   word_ += 2;
-  const Value& known = values_[static_cast<size_t>(id)];
-  if (!tensor.has_storage()) return false;
-  if (known.impl != tensor.unsafeGetTensorImpl() &&
-      !(is_ordinary(tensor) && has_words(tensor, recording().trace.value(id)))) {
-    return false;
-  }
-  const bool has_place =
-      known.impl == nullptr ? matches_external(tensor, id) : memories_[memory_of(id)].storage == &storage_of(tensor);
+  if (!is_ordinary(tensor) || !has_words(tensor, trace_.value(id))) return false;
+  const bool has_place = is_known_[static_cast<size_t>(id)] != 0
+                             ? memories_[memory_of(id)].storage == &storage_of(tensor)
+                             : matches_external(tensor, id);
   if (!has_place) return false;
-  used_.push_back({id, &tensor, written});
+  Used& used = used_.emplace_back();  // filled in place: a copy would wait for what is being written
+  used.id = id;
+  used.tensor = &tensor;
+  used.is_written = written;
   return true;
 }
 
 /// A value that the segment takes from outside, seen for the first time.
 bool Follow::matches_external(const at::Tensor& tensor, ValueId id) {
-  if (!recording().layout.externals[static_cast<size_t>(id)]) return false;
+  if (!layout_.externals[static_cast<size_t>(id)]) return false;
   c10::StorageImpl* storage = &storage_of(tensor);
   Memory& memory = memories_[memory_of(id)];
   if (memory.storage != nullptr) {
@@ -124,9 +134,8 @@ bool Follow::matches_external(const at::Tensor& tensor, ValueId id) {
     memory.held = tensor.storage().getWeakStorageImpl().lock();
     memory_of_outside_[storage] = memory_of(id);
   }
-  Value& value = values_[static_cast<size_t>(id)];
-  value.impl = tensor.unsafeGetTensorImpl();
-  value.held = tensor;
+  is_known_[static_cast<size_t>(id)] = 1;
+  held_[static_cast<size_t>(id)] = tensor;
   return true;
 }
 
@@ -136,15 +145,21 @@ bool Follow::involves(const at::Tensor& tensor) const {
 
 void Follow::give(const Operator& op, torch::jit::Stack* stack, bool counts) {
   for (const Used& used : used_) {
-    if (!used.written) continue;
+    if (!used.is_written) continue;
     if (counts && !used.tensor->is_inference()) used.tensor->unsafeGetTensorImpl()->bump_version();
     park(used.id);
   }
-  c10::SmallVector<c10::IValue, 2> results;
+  ++position_;
+  if (op.returns == 1) {  // nearly always
+    c10::IValue result = given(counts && op.is_view);
+    torch::jit::drop(*stack, op.arguments.size());
+    stack->push_back(std::move(result));
+    return;
+  }
+  c10::SmallVector<c10::IValue, 4> results;
   for (size_t i = 0; i < op.returns; ++i) results.push_back(given(counts && op.is_view));
   torch::jit::drop(*stack, op.arguments.size());
   for (c10::IValue& result : results) stack->push_back(std::move(result));
-  ++position_;
 }
 
 c10::IValue Follow::given(bool is_view) {
@@ -152,7 +167,7 @@ c10::IValue Follow::given(bool is_view) {
     case Tag::tensor: {
       const ValueId id = *word_++;
       for (const Used& used : used_) {
-        if (used.written && used.id == id) return *used.tensor;
+        if (used.is_written && used.id == id) return *used.tensor;
       }
       return make(id, is_view);
     }
@@ -166,18 +181,18 @@ c10::IValue Follow::given(bool is_view) {
 }
 
 at::Tensor Follow::make(ValueId id, bool is_view) {
-  const Trace& trace = recording().trace;
   Memory& memory = memories_[memory_of(id)];
   c10::intrusive_ptr<c10::StorageImpl> storage = memory.held;
   if (memory.storage == nullptr) {
-    const ValueId root = recording().layout.roots[memory_of(id)];
-    storage = make_placeholder(static_cast<size_t>(extent(trace.value(root)).second));
+    sweep();
+    storage = make_placeholder(layout_.bytes[memory_of(id)]);
     memory.storage = storage.get();
-    memory.made.emplace(storage);
+    memory.made = c10::weak_intrusive_ptr<c10::StorageImpl>(storage);
+    living_.push_back(memory_of(id));
   } else if (storage == nullptr) {
-    storage = memory.made->lock();  // an argument of the operator has it
+    storage = memory.made.lock();  // an argument of the operator has it
   }
-  at::Tensor tensor = make_view(c10::Storage(std::move(storage)), trace.value(id));
+  at::Tensor tensor = make_view(c10::Storage(std::move(storage)), trace_.value(id));
   if (is_view && !tensor.is_inference()) {
     const auto base = std::find_if(used_.begin(), used_.end(), [&](const Used& used) {
       return memory_of(used.id) == memory_of(id) && !used.tensor->is_inference();
@@ -186,40 +201,47 @@ at::Tensor Follow::make(ValueId id, bool is_view) {
       tensor.unsafeGetTensorImpl()->set_version_counter(base->tensor->unsafeGetTensorImpl()->version_counter());
     }
   }
-  Value& value = values_[static_cast<size_t>(id)];
-  value.impl = tensor.unsafeGetTensorImpl();
-  value.weak.emplace(tensor.getIntrusivePtr());
+  is_known_[static_cast<size_t>(id)] = 1;
   return tensor;
+}
+
+/// Lets go of memories that the program no longer has, a few at a time: what is held weakly is not freed, and new memory
+/// costs more than memory that was used just before.
+void Follow::sweep() {
+  for (int left = 2; left > 0 && !living_.empty(); --left) {
+    if (sweep_ >= living_.size()) sweep_ = 0;
+    Memory& memory = memories_[living_[sweep_]];
+    if (memory.made.use_count() > 0) {
+      ++sweep_;
+      continue;
+    }
+    memory.made.reset();
+    memory.storage = nullptr;  // the address may come again
+    living_[sweep_] = living_.back();
+    living_.pop_back();
+    return;
+  }
 }
 
 /// Takes the data out of memory from outside that is to be written into.
 void Follow::park(ValueId id) {
   Memory& memory = memories_[memory_of(id)];
-  memory.is_written = true;
+  memory.is_written = has_written_ = true;
   if (!is_placeholder(*memory.storage)) parked_.push_back({memory.storage, take_data(*memory.storage)});
 }
 
 /// Which memories the program still has.
 std::vector<bool> Follow::needed() const {
   std::vector<bool> found(memories_.size());
-  for (size_t memory = 0; memory < memories_.size(); ++memory) {
-    found[memory] = memories_[memory].made.has_value() && memories_[memory].made->use_count() > 0;
-  }
+  for (const size_t memory : living_) found[memory] = memories_[memory].made.use_count() > 0;
   return found;
 }
 
-/// Values that the segment's operators take.
-std::vector<at::Tensor> Follow::inputs() const {
-  std::vector<at::Tensor> tensors(values_.size());
-  for (size_t id = 0; id < values_.size(); ++id) tensors[id] = values_[id].held;
-  for (const Input& input : recording().inputs) {
-    if (!input.is_base) continue;
-    const Memory& memory = memories_[memory_of(input.value)];
-    if (memory.held == nullptr) continue;
-    tensors[static_cast<size_t>(input.value)] =
-        make_view(c10::Storage(memory.held), recording().trace.value(input.value));
-  }
-  return tensors;
+/// What an input of the code is in this run; undefined when no operator so far takes it.
+at::Tensor Follow::tensor_of(const Input& input) const {
+  if (!input.is_base) return held_[static_cast<size_t>(input.value)];
+  const Memory& memory = memories_[memory_of(input.value)];
+  return memory.held == nullptr ? at::Tensor() : make_view(c10::Storage(memory.held), trace_.value(input.value));
 }
 
 void Follow::finish(Segments& segments, const std::string& end) {
@@ -228,15 +250,15 @@ void Follow::finish(Segments& segments, const std::string& end) {
   const c10::AutoGradMode no_grad(false);
   for (Parked& parked : parked_) set_data(*parked.storage, std::move(parked.data));
   parked_.clear();
-  if (position_ == recording().layout.prologue) return;
+  if (position_ == layout_.prologue) return;
   const std::vector<bool> needs = needed();
   std::vector<bool> is_output(memories_.size());
   for (const ValueId id : recording().outputs) is_output[memory_of(id)] = true;
   bool has_all = is_whole();
-  bool has_use = false;
-  for (size_t memory = 0; memory < needs.size(); ++memory) {
+  bool has_use = has_written_;
+  for (const size_t memory : living_) {
     has_all = has_all && (!needs[memory] || is_output[memory]);
-    has_use = has_use || needs[memory] || memories_[memory].is_written;
+    has_use = has_use || needs[memory];
   }
   if (!has_use) return;
   if (has_all) {
@@ -247,9 +269,8 @@ void Follow::finish(Segments& segments, const std::string& end) {
 }
 
 void Follow::compute(Segments& segments, const std::vector<bool>& needs) {
-  const std::vector<at::Tensor> tensors = inputs();
   Handles handles;
-  for (const Input& input : recording().inputs) handles.push_back(tensors[static_cast<size_t>(input.value)]);
+  for (const Input& input : recording().inputs) handles.push_back(tensor_of(input));
   const Library& library = *known_.code->library;
   c10::SmallVector<AtenTensorHandle, 8> outputs(library.outputs());
   handles.run(library, outputs.data());
@@ -259,37 +280,37 @@ void Follow::compute(Segments& segments, const std::vector<bool>& needs) {
     const size_t memory = memory_of(recording().outputs[i]);
     if (needs[memory]) bind(memory, made[i]);
   }
-  compiled_ = static_cast<int64_t>(position_ - recording().layout.prologue);
+  compiled_ = static_cast<int64_t>(position_ - layout_.prologue);
   segments.note_replayed(segment_);
 }
 
 /// Runs the operators so far. What ran then is the segment that later calls follow, but where only a number differed.
 void Follow::compute_one_by_one(Segments& segments, const std::vector<bool>& needs, const std::string& end) {
-  std::vector<at::Tensor> values = inputs();
+  std::vector<at::Tensor> values = held_;
   auto made = std::make_unique<Recording>(recording());
   made->outputs.clear();
   made->inputs.clear();
   for (const Input& input : recording().inputs) {
-    const at::Tensor& tensor = values[static_cast<size_t>(input.value)];
+    const at::Tensor tensor = values[static_cast<size_t>(input.value)] = tensor_of(input);
     if (!tensor.defined()) continue;  // used by later operators only
     Input& one = made->inputs.emplace_back(input);
     one.written = input.written && memories_[memory_of(input.value)].is_written;
     one.before = one.written ? tensor.clone() : tensor.detach();
   }
-  values = rerun(recording().trace, std::move(values), recording().layout.prologue, position_);
+  values = rerun(recording().trace, std::move(values), layout_.prologue, position_);
   for (size_t memory = 0; memory < needs.size(); ++memory) {
     if (!needs[memory]) continue;
-    const ValueId root = recording().layout.roots[memory];
+    const ValueId root = layout_.roots[memory];
     made->outputs.push_back(root);
     made->expected.push_back(values[static_cast<size_t>(root)].clone());
   }
   for (const Input& input : made->inputs) {
     if (input.written) made->after.push_back(values[static_cast<size_t>(input.value)].clone());
   }
-  eager_ = static_cast<int64_t>(position_ - recording().layout.prologue);
+  eager_ = static_cast<int64_t>(position_ - layout_.prologue);
   segments.note_eager(*segment_);
   for (size_t memory = 0; memory < needs.size(); ++memory) {
-    if (needs[memory]) bind(memory, values[static_cast<size_t>(recording().layout.roots[memory])]);
+    if (needs[memory]) bind(memory, values[static_cast<size_t>(layout_.roots[memory])]);
   }
   if (!is_whole()) {
     made->trace.code.resize(made->trace.end_of(position_ - 1));
@@ -297,14 +318,14 @@ void Follow::compute_one_by_one(Segments& segments, const std::vector<bool>& nee
   }
   if (differs_in_number_) {
     segments.forget_code(*segment_);
-  } else if (!end.empty() && (is_whole() || recording().layout.prologue == 0)) {
+  } else if (!end.empty() && (is_whole() || layout_.prologue == 0)) {
     segments.replace(segment_, std::move(made), end);
   }
 }
 
 /// Gives memory to placeholders.
 void Follow::bind(size_t memory, const at::Tensor& tensor) {
-  if (const auto storage = memories_[memory].made->lock()) set_data(*storage, take_data(storage_of(tensor)));
+  if (const auto storage = memories_[memory].made.lock()) set_data(*storage, take_data(storage_of(tensor)));
 }
 
 }  // namespace torchcc::detail

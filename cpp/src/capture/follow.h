@@ -9,7 +9,6 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/core/stack.h>
 #include <c10/core/StorageImpl.h>
-#include <c10/core/UndefinedTensorImpl.h>
 #include <c10/util/SmallVector.h>
 #include <c10/util/flat_hash_map.h>
 
@@ -26,6 +25,8 @@ class Follow {
  public:
   Follow(Segments::Known known, std::shared_ptr<Segment> segment);
 
+  /// The operator that comes next; null at the end.
+  const Operator* next() const { return is_whole() ? nullptr : trace_.steps[position_].op; }
   /// Whether a call is the next one. If so, give() is to be called before anything else.
   bool matches(const Operator& op, const c10::IValue* arguments, int16_t autocast);
   /// Whether the call that did not match differs from the recorded one in a number that all recordings have alike.
@@ -45,22 +46,16 @@ class Follow {
   int64_t eager() const { return eager_; }
 
  private:
-  using Weak = c10::weak_intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>;
-  struct Value {
-    c10::TensorImpl* impl = nullptr;  ///< the first tensor that was it
-    std::optional<Weak> weak;         ///< so that its address does not come again
-    at::Tensor held;                  ///< what came from outside, and numbers
-  };
   struct Memory {
     c10::StorageImpl* storage = nullptr;
-    std::optional<c10::weak_intrusive_ptr<c10::StorageImpl>> made;
-    c10::intrusive_ptr<c10::StorageImpl> held;  ///< from outside
+    c10::weak_intrusive_ptr<c10::StorageImpl> made{c10::intrusive_ptr<c10::StorageImpl>()};  ///< or null
+    c10::intrusive_ptr<c10::StorageImpl> held;                                               ///< from outside
     bool is_written = false;
   };
   struct Used {
-    ValueId id;
-    const at::Tensor* tensor;
-    bool written;
+    ValueId id = 0;
+    const at::Tensor* tensor = nullptr;
+    bool is_written = false;
   };
   /// Memory from outside that is to be written into: until that is done, nobody can read it.
   struct Parked {
@@ -69,32 +64,41 @@ class Follow {
   };
 
   const Recording& recording() const { return *known_.recording; }
-  size_t memory_of(ValueId id) const { return recording().layout.memories[static_cast<size_t>(id)]; }
+  size_t memory_of(ValueId id) const { return layout_.memories[static_cast<size_t>(id)]; }
   bool matches_argument(const c10::IValue& value, Tag number, bool written);
   bool matches_tensor(const at::Tensor& tensor, bool written);
   bool matches_external(const at::Tensor& tensor, ValueId id);
   bool matches_number(double number);
+  bool matches_constant();
   c10::IValue given(bool is_view);
   at::Tensor make(ValueId id, bool is_view);
   void park(ValueId id);
+  void sweep();
 
   std::vector<bool> needed() const;
-  std::vector<at::Tensor> inputs() const;
+  at::Tensor tensor_of(const Input& input) const;
   void compute(Segments& segments, const std::vector<bool>& needed);
   void compute_one_by_one(Segments& segments, const std::vector<bool>& needed, const std::string& end);
   void bind(size_t memory, const at::Tensor& tensor);
-  bool is_whole() const { return position_ == recording().trace.steps.size(); }
+  bool is_whole() const { return position_ == trace_.steps.size(); }
 
   Segments::Known known_;
   std::shared_ptr<Segment> segment_;
+  const Trace& trace_;  // of known_
+  const Recording::Layout& layout_;
   size_t position_;                // of the next operator
   const int64_t* word_ = nullptr;  // in the trace's code
   bool differs_in_number_ = false;
-  std::vector<Value> values_;
+  bool has_written_ = false;
+  std::vector<char> is_known_;     // per value: given to the program, or seen
+  std::vector<at::Tensor> held_;   // per value: what came from outside, and numbers
   std::vector<Memory> memories_;
+  std::vector<size_t> living_;  // memories made, but for those that sweep() found gone
+  size_t sweep_ = 0;            // where it goes on
   ska::flat_hash_map<const c10::StorageImpl*, size_t> memory_of_outside_;
   std::vector<Parked> parked_;
   c10::SmallVector<Used, 8> used_;
+  Words constant_;  // kept for its memory
   int64_t compiled_ = 0;
   int64_t eager_ = 0;
 };

@@ -94,6 +94,17 @@ void Lazy::step_below(const c10::OperatorHandle& handle, torch::jit::Stack* stac
   }
 }
 
+bool Lazy::step_quickly(const c10::OperatorHandle& handle, torch::jit::Stack* stack, bool is_below) {
+  if (state_ != State::following) return false;
+  const Operator* op = follow_->next();
+  if (op == nullptr || op->schema != &handle.schema()) return false;
+  const c10::IValue* arguments = stack->data() + (stack->size() - op->arguments.size());
+  if (!is_below && concerns_autograd(*op, arguments)) return false;
+  if (!follow_->matches(*op, arguments, is_below ? int16_t{-1} : autocast_dtype())) return false;
+  follow_->give(*op, stack, !is_below);
+  return true;
+}
+
 /// Whether an operator that does not wait touches something that is pending, or that pending operators use.
 bool Lazy::is_involved(const Call& call) const {
   if (call.op.ignores_data) return false;

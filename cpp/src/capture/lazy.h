@@ -34,6 +34,7 @@ class Lazy final : public Mode {
 
   void step(const c10::OperatorHandle& handle, torch::jit::Stack* stack) override;
   void step_below(const c10::OperatorHandle& handle, torch::jit::Stack* stack) override;
+  bool step_quickly(const c10::OperatorHandle& handle, torch::jit::Stack* stack, bool is_below) override;
   /// At the end of the program's code: computes what is pending, and throws what that throws.
   void finish();
   /// The same at any time.

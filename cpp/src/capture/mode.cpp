@@ -25,11 +25,13 @@ using Step = void (Mode::*)(const c10::OperatorHandle&, torch::jit::Stack*);
 
 template <c10::DispatchKey key, Step step>
 void fallback(const c10::OperatorHandle& op, c10::DispatchKeySet, torch::jit::Stack* stack) {
+  Mode* const mode = current_mode;
+  if (mode != nullptr && mode->step_quickly(op, stack, key == kBelow)) return;
   const c10::impl::ExcludeDispatchKeyGuard inside(key);
-  if (current_mode == nullptr) {
+  if (mode == nullptr) {
     op.callBoxed(stack);
   } else {
-    (current_mode->*step)(op, stack);
+    (mode->*step)(op, stack);
   }
 }
 
@@ -63,6 +65,8 @@ void Mode::enter() {
 }
 
 void Mode::step_below(const c10::OperatorHandle& handle, torch::jit::Stack* stack) { handle.callBoxed(stack); }
+
+bool Mode::step_quickly(const c10::OperatorHandle&, torch::jit::Stack*, bool) { return false; }
 
 void Mode::call_through_autograd(const c10::OperatorHandle& handle, torch::jit::Stack* stack) {
   const c10::impl::IncludeDispatchKeyGuard below(kBelow);

@@ -26,6 +26,8 @@ class Mode {
   virtual void step(const c10::OperatorHandle& handle, torch::jit::Stack* stack) = 0;
   /// The same for calls that come out of call_through_autograd().
   virtual void step_below(const c10::OperatorHandle& handle, torch::jit::Stack* stack);
+  /// Asked before either: handles a call for which no operator has to be called, or returns false and leaves it.
+  virtual bool step_quickly(const c10::OperatorHandle& handle, torch::jit::Stack* stack, bool is_below);
 
  protected:
   /// From here on. Throws CaptureError when something else in the process uses the key.

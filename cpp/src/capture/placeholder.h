@@ -8,7 +8,10 @@ namespace torchcc::detail {
 // Storages whose memory is not there yet. Access to their data is an error of PyTorch's (before torch 2.13:
 // storage().data() is null).
 
-inline c10::StorageImpl& storage_of(const at::Tensor& tensor) { return *tensor.storage().unsafeGetStorageImpl(); }
+/// The storage of a tensor that has one.
+inline c10::StorageImpl& storage_of(const at::Tensor& tensor) {
+  return *tensor.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl();
+}
 
 /// What PyTorch's error says when somebody reads the memory of placeholders that this thread makes from now on; null:
 /// PyTorch's own words. Returns what it was. Before torch 2.13 without effect.

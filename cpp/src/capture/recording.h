@@ -114,6 +114,7 @@ struct Recording {
   struct Layout {
     std::vector<size_t> memories;  ///< per value, numbers
     std::vector<ValueId> roots;    ///< per memory, the value that is all of it; -1 where it came from outside
+    std::vector<size_t> bytes;     ///< per memory that has a root
     std::vector<bool> externals;   ///< per value, whether it came from outside
     size_t prologue = 0;           ///< steps in the beginning that the program did not call: views of whole storages
   } layout;

@@ -1,40 +1,16 @@
 #include "tensors.h"
 
 namespace torchcc::detail {
-namespace {
-
-int64_t flags_of(const at::Tensor& tensor) {
-  return (tensor.is_conj() ? kConjugate : 0) | (tensor.is_neg() ? kNegative : 0);
-}
-
-}  // namespace
 
 void append_words(Words& to, const at::Tensor& tensor) {
   const at::IntArrayRef sizes = tensor.sizes();
   const at::IntArrayRef strides = tensor.strides();
   to.push_back(static_cast<int64_t>(tensor.scalar_type()));
-  to.push_back(flags_of(tensor));
+  to.push_back(conjugation_of(tensor));
   to.push_back(tensor.storage_offset());
   to.push_back(static_cast<int64_t>(sizes.size()));
   for (const int64_t size : sizes) to.push_back(size);
   for (const int64_t stride : strides) to.push_back(stride);
-}
-
-bool has_words(const at::Tensor& tensor, const int64_t* words) {
-  const at::IntArrayRef sizes = tensor.sizes();
-  const at::IntArrayRef strides = tensor.strides();
-  if (words[kRank] != static_cast<int64_t>(sizes.size()) || words[kOffset] != tensor.storage_offset() ||
-      words[kDtype] != static_cast<int64_t>(tensor.scalar_type()) || words[kFlags] != flags_of(tensor)) {
-    return false;
-  }
-  const int64_t* given = words + kSizes;  // a loop, since these are too few for the call that std::equal becomes
-  for (const int64_t size : sizes) {
-    if (*given++ != size) return false;
-  }
-  for (const int64_t stride : strides) {
-    if (*given++ != stride) return false;
-  }
-  return true;
 }
 
 std::pair<int64_t, int64_t> extent(const int64_t* words) {
@@ -47,10 +23,10 @@ std::pair<int64_t, int64_t> extent(const int64_t* words) {
   return {words[kOffset] * size, (last + 1) * size};
 }
 
-at::Tensor make_view(const c10::Storage& storage, const int64_t* words) {
+at::Tensor make_view(c10::Storage storage, const int64_t* words) {
   const auto dtype = static_cast<c10::ScalarType>(words[kDtype]);
   at::Tensor tensor = at::detail::make_tensor<c10::TensorImpl>(
-      c10::Storage(storage), c10::DispatchKeySet(c10::DispatchKey::CPU), c10::scalarTypeToTypeMeta(dtype));
+      std::move(storage), c10::DispatchKeySet(c10::DispatchKey::CPU), c10::scalarTypeToTypeMeta(dtype));
   const auto rank = static_cast<size_t>(words[kRank]);
   tensor.unsafeGetTensorImpl()->set_sizes_and_strides({words + kSizes, rank}, {words + kSizes + rank, rank},
                                                       words[kOffset]);

@@ -17,19 +17,40 @@ inline constexpr c10::DispatchKeySet kOrdinaryKeys({c10::DispatchKey::ADInplaceO
                                                     c10::DispatchKey::Negative});
 
 inline bool is_ordinary(const at::Tensor& tensor) {
-  return tensor.key_set() - kOrdinaryKeys == c10::DispatchKeySet(c10::DispatchKey::CPU) && tensor.has_storage();
+  return tensor.key_set() - kOrdinaryKeys == c10::DispatchKeySet(c10::DispatchKey::CPU) &&
+         tensor.unsafeGetTensorImpl()->unsafe_storage();
 }
 
 /// Appends what makes a value, besides its storage: dtype, flags, offset, rank, sizes, strides (see ValueWord).
 void append_words(Words& to, const at::Tensor& tensor);
 
+/// Conjugation and negation that a tensor's readers have to do.
+inline int64_t conjugation_of(const at::Tensor& tensor) {
+  return (tensor.is_conj() ? kConjugate : 0) | (tensor.is_neg() ? kNegative : 0);
+}
+
 /// Whether a tensor is what the words say.
-bool has_words(const at::Tensor& tensor, const int64_t* words);
+inline bool has_words(const at::Tensor& tensor, const int64_t* words) {
+  const at::IntArrayRef sizes = tensor.sizes();
+  const at::IntArrayRef strides = tensor.strides();
+  if (words[kRank] != static_cast<int64_t>(sizes.size()) || words[kOffset] != tensor.storage_offset() ||
+      words[kDtype] != static_cast<int64_t>(tensor.scalar_type()) || words[kFlags] != conjugation_of(tensor)) {
+    return false;
+  }
+  const int64_t* given = words + kSizes;  // a loop, since these are too few for the call that std::equal becomes
+  for (const int64_t size : sizes) {
+    if (*given++ != size) return false;
+  }
+  for (const int64_t stride : strides) {
+    if (*given++ != stride) return false;
+  }
+  return true;
+}
 
 /// The bytes of a storage between the first element and behind the last; equal numbers when there are none.
 std::pair<int64_t, int64_t> extent(const int64_t* words);
 
 /// A tensor over an existing storage.
-at::Tensor make_view(const c10::Storage& storage, const int64_t* words);
+at::Tensor make_view(c10::Storage storage, const int64_t* words);
 
 }  // namespace torchcc::detail

@@ -108,6 +108,7 @@ bool is_tensor(const c10::Argument& argument) {
 Operator read(const c10::OperatorHandle& handle) {
   const c10::FunctionSchema& schema = handle.schema();
   Operator op;
+  op.schema = &schema;
   op.name = schema.name() + (schema.overload_name().empty() ? "" : "." + schema.overload_name());
   op.returns = schema.returns().size();
   std::string_view base = schema.name();
