@@ -205,8 +205,8 @@ at::Tensor Follow::make(ValueId id, bool is_view) {
   return tensor;
 }
 
-/// Lets go of memories that the program no longer has, a few at a time: what is held weakly is not freed, and new memory
-/// costs more than memory that was used just before.
+/// Lets go of memories that the program no longer has, a few at a time: what is held weakly is not freed, and new
+/// memory costs more than memory that was used just before.
 void Follow::sweep() {
   for (int left = 2; left > 0 && !living_.empty(); --left) {
     if (sweep_ >= living_.size()) sweep_ = 0;

@@ -90,8 +90,8 @@ class Follow {
   const int64_t* word_ = nullptr;  // in the trace's code
   bool differs_in_number_ = false;
   bool has_written_ = false;
-  std::vector<char> is_known_;     // per value: given to the program, or seen
-  std::vector<at::Tensor> held_;   // per value: what came from outside, and numbers
+  std::vector<char> is_known_;    // per value: given to the program, or seen
+  std::vector<at::Tensor> held_;  // per value: what came from outside, and numbers
   std::vector<Memory> memories_;
   std::vector<size_t> living_;  // memories made, but for those that sweep() found gone
   size_t sweep_ = 0;            // where it goes on
