@@ -18,7 +18,7 @@ import torch
 
 from torchcc import _torch, generated, header, package, paths, sizes, workers
 from torchcc.errors import ArgumentError, CompileError, message, no_such
-from torchcc.signature import Signature, Value
+from torchcc.signature import Guard, Signature, Value
 
 #: What ``weights`` may be.
 WEIGHTS = ("embedded", "file")
@@ -26,6 +26,7 @@ WEIGHTS = ("embedded", "file")
 _ALIGNMENT = 64
 _MAX_RANK = 8  # Tensor::kMaxRank in C++
 _STEPS = {"+": "add", "*": "mul", "//": "floordiv", "%": "mod", "max": "max", "min": "min", "**": "pow"}
+_RELATIONS = {"==": "equal", "!=": "not_equal", "<": "less", "<=": "less_equal"}
 _SCALARS = {
     "uint8": "Byte",
     "int8": "Char",
@@ -286,15 +287,6 @@ def _describe(one: Source, code: generated.Code, blob: _Blob, isa: str, exclusiv
     """What the templates take of a function."""
     signature, program = one.function.signature, one.function.program
     assert program is not None
-    if signature.guards:
-        raise CompileError(
-            message(
-                f"function {signature.name}: standalone code cannot check what it relies on",
-                expected="sizes with ranges, and no other conditions",
-                got=", ".join(guard.text() for guard in signature.guards),
-                fix="export it for sizes for which the code does the same, or with LibTorch (target native)",
-            )
-        )
     starts = [constant.start for constant in code.constants]
     ends = [*starts[1:], len(code.weights)] if starts else []
     tables: list[str] = []
@@ -318,6 +310,7 @@ def _describe(one: Source, code: generated.Code, blob: _Blob, isa: str, exclusiv
             "SymbolTable",
             [f'{{"{s.name}", {s.minimum}, {_limit(s.maximum, "INT64_MAX")}}}' for s in signature.symbols],
         ),
+        "guards": ("GuardTable", [_guard_table(tables, signature, guard) for guard in signature.guards]),
         "constants": ("ConstantTable", constants),
         "states": ("ConstantTable", kept),
     }
@@ -326,7 +319,7 @@ def _describe(one: Source, code: generated.Code, blob: _Blob, isa: str, exclusiv
         lines.append(_array(title, kind, rows))
     lines.append(
         f'constexpr FunctionTable table{{"{signature.name}", "standalone {_target(isa)[0]}", inputs, outputs, symbols, '
-        f"constants, states, run, {str(exclusive).lower()}}};"
+        f"guards, constants, states, run, {str(exclusive).lower()}}};"
     )
     known = all(size is not None for value in signature.outputs for size in value.sizes)
     return {
@@ -397,6 +390,11 @@ def _size_table(tables: list[str], signature: Signature, size: sizes.Size) -> st
     rows = [f"SizeStep{{SizeStep::Kind::{kind}, {number}}}" for kind, number in steps(size, symbols)]
     tables.append(_array(name, "SizeStep", rows))
     return f'{{"{sizes.text(size)}", {name}}}'
+
+
+def _guard_table(tables: list[str], signature: Signature, guard: Guard) -> str:
+    left, right = (_size_table(tables, signature, size) for size in (guard.left, guard.right))
+    return f'{{"{guard.text()}", SizeGuard::Kind::{_RELATIONS[guard.relation]}, {left}, {right}}}'
 
 
 def steps(size: sizes.Size, symbols: Sequence[str]) -> list[tuple[str, int]]:
