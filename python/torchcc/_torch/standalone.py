@@ -50,7 +50,7 @@ def generate(
     from torch._inductor.compile_fx import compile_fx_aot
 
     # Inductor asks the compiler once per process what vectors there are, and takes the answer for all that follows.
-    cpu_target(isa)
+    cpu_target()
     module, _ = flat(program, weights)
     module.graph.set_codegen(torch.fx.graph.CodeGen())
     module.recompile()
