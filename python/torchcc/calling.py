@@ -133,9 +133,10 @@ def run(
     is_mobile = file.suffix == ".pte"
     known = mobile.signatures(file) if is_mobile else signatures(file)
     signature = known[choose(file, list(known), function)]
-    tensors = _read_inputs(signature, inputs)
     if is_mobile:
         _refuse_options(file, portable, operators)
+    tensors = _read_inputs(signature, inputs)
+    if is_mobile:
         results, report = mobile.run(file, signature, tensors)
     else:
         (results,), report = call_cpp(file, signature.name, [tensors], portable=portable, operators=operators)
