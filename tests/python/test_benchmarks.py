@@ -207,11 +207,13 @@ def test_capture(tmp_path: Path) -> None:
 @pytest.mark.slow  # it exports four models twice
 def test_footprint(tmp_path: Path) -> None:
     file = tmp_path / "cases.json"
-    run("footprint", "--quick", "--json", file)
+    run("footprint", "--quick", "--json", file, "--plot", tmp_path / "footprint.png")
+    assert (tmp_path / "footprint.png").read_bytes().startswith(b"\x89PNG")
     cases = {case["case"]: case for case in json.loads(file.read_text())["cases"]}
     limits = [case["limit"] for case in cases.values() if case["limit"] is not None]
     assert limits == [3, 5, 8, 4, 20, 1.1, 0.6, 1.1]
-    assert all(case["value"] is not None for case in cases.values())
+    assert all(case["value"] is not None for name, case in cases.items() if "ONNX" not in name)
+    assert sum("ExecuTorch" in name for name in cases) == 16
     assert (
         cases["digits classifier: size, standalone"]["value"] < 3 < cases["digits classifier: size, libtorch"]["value"]
     )
