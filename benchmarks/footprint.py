@@ -72,7 +72,7 @@ def _models() -> dict[str, tuple[nn.Module, torch.Tensor]]:
 
 
 #: What each contender is measured by, and the units.
-_QUANTITIES = {"size": "MB", "start": "ms", "memory": "MiB", "time of a call": "ns"}
+QUANTITIES = {"size": "MB", "start": "ms", "memory": "MiB", "time of a call": "ns"}
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def run(quick: bool = False) -> Report:
             cases += [
                 Case(f"{title}: {quantity}, {kind}", None, unit)
                 for kind in missing
-                for quantity, unit in _QUANTITIES.items()
+                for quantity, unit in QUANTITIES.items()
             ]
     notes = [
         f"start: from exec to the first result, {starts} times, files in the page cache; memory: VmHWM after it",

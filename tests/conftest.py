@@ -92,15 +92,14 @@ def built() -> Path:
 @pytest.fixture(scope="session")
 def standalone() -> Path:
     """The folder with packages and sources of the models of standalone_models.py, and ``checks.json``."""
-    import standalone_models
-
-    sources = [TESTS / "standalone_models.py", TESTS / "models.py", *_compiler_sources()]
-    folder = _cache() / "standalone" / _key(*sources)
+    models = TESTS / "standalone_models.py"
+    folder = _cache() / "standalone" / _key(models, TESTS / "models.py", *_compiler_sources())
     with paths.locked(_cache() / "standalone.lock"):
         _forget_old(folder.parent)
         if not (folder / "finished").exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            standalone_models.export_all(folder)
+            shutil.rmtree(folder, ignore_errors=True)  # of a run that was ended
+            folder.mkdir(parents=True)
+            _run(sys.executable, models, folder)
             (folder / "finished").touch()
     return folder
 

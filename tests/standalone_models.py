@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import json
 import struct
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -168,3 +169,7 @@ def read_results(file: Path, like: Sequence[Tensor]) -> list[Tensor]:
         found.append(torch.frombuffer(content, dtype=one.dtype, count=one.numel(), offset=start).view(one.shape))
         start += one.numel() * one.element_size()
     return found
+
+
+if __name__ == "__main__":
+    export_all(Path(sys.argv[1]))

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from standalone_models import Call, calls, export, read_results, write_calls
 
 from torchcc import calling
 from torchcc.errors import ArgumentError, CompileError
+from torchcc.standalone import isa_of
 
 HERE = Path(__file__).resolve().parent / "standalone"
 
@@ -200,3 +202,9 @@ def test_one_instruction_set(tmp_path: Path) -> None:
         export(tmp_path, "classifier", targets=["standalone", "standalone-avx2"])
     with pytest.raises(ArgumentError, match="weights cannot be 'here'"):
         export(tmp_path, "classifier", weights="here")
+    with pytest.raises(ArgumentError, match=r"(?s)simdlen cannot be 128.*expected: +one of: 0, 256, 512"):
+        isa_of(128)
+    command = [sys.executable, "-m", "torchcc", "export", "x.py:build", "-o", "x.pt2", "--simdlen", "0"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.returncode == 1
+    assert "--simdlen 0: there are no sources" in ran.stderr and "write --target standalone" in ran.stderr

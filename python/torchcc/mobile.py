@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -178,7 +178,7 @@ def check_inputs(signature: Signature, tensors: Sequence[torch.Tensor]) -> None:
             )
 
 
-def _refuse(signature: Signature, value: Value, tensor: torch.Tensor) -> None:
+def _refuse(signature: Signature, value: Value, tensor: torch.Tensor) -> NoReturn:
     raise ArgumentError(
         message(
             f"{signature.name}: argument '{value.name}' does not fit",
@@ -228,7 +228,7 @@ def _check_form(function: package.Function) -> None:
     signature, program = function.signature, function.program
     assert program is not None
 
-    def refuse(subject: str, expected: str, got: str, fix: str) -> None:
+    def refuse(subject: str, expected: str, got: str, fix: str) -> NoReturn:
         raise ArgumentError(message(f"function {signature.name}: {subject}", expected=expected, got=got, fix=fix))
 
     for value in signature.inputs:

@@ -15,7 +15,7 @@ from torchcc import CompileError
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import capture, contest, harness, training  # noqa: E402
+from benchmarks import capture, contest, footprint, harness, training  # noqa: E402
 
 CALLS = [
     "torchcc, typed function",
@@ -202,6 +202,19 @@ def test_capture(tmp_path: Path) -> None:
     limits = [case["limit"] for case in cases.values() if case["limit"] is not None]
     assert limits == [500, 500, 500, 500, 1000, 0, 1, 1]
     assert all(case["value"] is not None for name, case in cases.items() if "ONNX" not in name)
+
+
+def test_footprint_is_drawn(tmp_path: Path) -> None:
+    """Also where something could not be measured."""
+    cases = [
+        harness.Case(f"{model}: {quantity}, {kind}", None if kind == "ExecuTorch" else 2.0, unit, 3.0)
+        for model in ("digits classifier", "MLP 128-256, batch 1")
+        for quantity, unit in footprint.QUANTITIES.items()
+        for kind in ("standalone", "libtorch", "ExecuTorch")
+    ]
+    ratio = harness.Case("digits classifier: time of a call, standalone over libtorch", 0.5, "ratio")
+    footprint.draw(tmp_path / "footprint.png", [*cases, ratio])
+    assert (tmp_path / "footprint.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.slow  # it exports four models twice
