@@ -312,12 +312,11 @@ def _describe(one: Source, code: generated.Code, blob: _Blob, isa: str, exclusiv
     """What the templates take of a function."""
     signature, program = one.function.signature, one.function.program
     assert program is not None
-    starts = [constant.start for constant in code.constants]
-    ends = [*starts[1:], len(code.weights)] if starts else []
     tables: list[str] = []
     constants = []
-    for constant, end in zip(code.constants, ends, strict=True):
-        position = blob.add(code.weights[constant.start : end]) + constant.offset * _element_size(constant.dtype)
+    for constant in code.constants:
+        content = code.weights[constant.start : constant.start + constant.size]
+        position = blob.add(content) + constant.offset * _element_size(constant.dtype)
         constants.append(
             _tensor_table(tables, constant.name, constant.dtype, position, constant.sizes, constant.strides)
         )

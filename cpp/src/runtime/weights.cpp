@@ -10,6 +10,7 @@
 #include <nlohmann/json.hpp>
 
 #include "archive.h"
+#include "message.h"
 #include "refusal.h"
 
 namespace torchcc::detail {
