@@ -81,9 +81,7 @@ def write(
     for position, function in enumerate(functions):
         tell(f"comparing {function.signature.name}", position + 1, len(functions) + 1)
         name = function.signature.name
-        checks[f"{name}, {TARGET}"] = agreement.compare(
-            function, lambda tensors, name=name: _Method(content, name)(tensors), ()
-        )
+        checks[f"{name}, {TARGET}"] = agreement.compare(function, _fresh(content, name), ())
         if _written_buffers(function):
             _compare_steps(function, _Method(content, name))
     temporary = file.with_name(f".{file.name}.tmp")
@@ -208,6 +206,11 @@ class _Method:
             return [
                 one.clone() if isinstance(one, torch.Tensor) else one for one in self._method.execute(list(tensors))
             ]
+
+
+def _fresh(content: bytes, name: str) -> agreement.Run:
+    """Calls of a method, each of which begins with the state that the file has."""
+    return lambda tensors: _Method(content, name)(tensors)
 
 
 @contextlib.contextmanager
