@@ -92,22 +92,31 @@ def run(quick: bool = False) -> Report:
     Raises:
         CompileError: A program or a model cannot be built, or failed.
     """
+    with tempfile.TemporaryDirectory(prefix="torchcc-benchmark-") as work:
+        missing = find_missing()
+        built = prepare(Path(work), missing)
+        return measure(Path(work), built, missing, quick)
+
+
+def prepare(folder: Path, missing: Collection[str]) -> Path:
+    """Exports the models into a folder, and builds the programs; gives the folder of these."""
+    for name, (module, x) in _models().items():
+        _export(folder, name, module, x, missing)
+    definitions = [f"TORCHCC_BENCHMARK_MODELS={folder}", f"TORCHCC_BENCHMARK_EXECUTORCH={_executorch(missing)}"]
+    return harness.build("all", "cpp/footprint", definitions)
+
+
+def measure(folder: Path, built: Path, missing: Mapping[str, str], quick: bool) -> Report:
+    """Measures what :func:`prepare` left."""
     starts, rounds = (3, 3) if quick else (30, 60)
     cases: list[Case] = []
-    missing = _missing()
-    with tempfile.TemporaryDirectory(prefix="torchcc-benchmark-") as work:
-        folder = Path(work)
-        for name, (module, x) in _models().items():
-            _export(folder, name, module, x, missing)
-        definitions = [f"TORCHCC_BENCHMARK_MODELS={folder}", f"TORCHCC_BENCHMARK_EXECUTORCH={_executorch(missing)}"]
-        built = harness.build("all", "cpp/footprint", definitions)
-        for name, title in _TITLES.items():
-            cases += _cases(name, title, _contenders(folder, built, name, missing), starts, rounds)
-            cases += [
-                Case(f"{title}: {quantity}, {kind}", None, unit)
-                for kind in missing
-                for quantity, unit in QUANTITIES.items()
-            ]
+    for name, title in _TITLES.items():
+        cases += _cases(name, title, _contenders(folder, built, name, missing), starts, rounds)
+        cases += [
+            Case(f"{title}: {quantity}, {kind}", None, unit)
+            for kind in missing
+            for quantity, unit in QUANTITIES.items()
+        ]
     notes = [
         f"start: from exec to the first result, {starts} times, files in the page cache; memory: VmHWM after it",
         "size: the stripped program, and the libraries that it loads, without the system's; of ONNX Runtime its own",
@@ -118,7 +127,7 @@ def run(quick: bool = False) -> Report:
     return Report(cases, notes)
 
 
-def _missing() -> dict[str, str]:
+def find_missing() -> dict[str, str]:
     """Contenders that cannot be measured here, and why."""
     missing = {}
     try:
