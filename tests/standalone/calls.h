@@ -59,8 +59,9 @@ inline void make(const char* file, const char* results,
   while (!reader.at_end()) {
     const auto length = static_cast<size_t>(reader.number());
     const torchcc::Function& function = find(std::string(reader.take(length), length));
-    std::vector<torchcc::Argument> arguments;
-    for (const torchcc::Value& input : function.signature().inputs) arguments.emplace_back(read(reader, input.dtype));
+    std::vector<torchcc::Tensor> tensors;  // which arguments only refer to
+    for (const torchcc::Value& input : function.signature().inputs) tensors.push_back(read(reader, input.dtype));
+    const std::vector<torchcc::Argument> arguments(tensors.begin(), tensors.end());
     for (const torchcc::Tensor& result : function.call(arguments)) {
       const torchcc::Tensor plain = result.contiguous();
       out.write(static_cast<const char*>(plain.const_data_ptr()), static_cast<std::streamsize>(bytes_of(plain)));
