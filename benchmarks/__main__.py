@@ -1,4 +1,4 @@
-"""``python -m benchmarks NAME [--json FILE] [--quick]`` runs one benchmark; without a name, lists them."""
+"""``python -m benchmarks NAME [--json FILE] [--plot FILE] [--quick]`` runs one benchmark; without a name, lists all."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from rich.console import Console
 
 import torchcc
 from benchmarks import harness
+from torchcc import loss_plot
 
 #: Name of the module in this folder, perhaps with what it takes behind a dash, and what it measures.
 BENCHMARKS = {
@@ -18,7 +19,7 @@ BENCHMARKS = {
     "packages": "the portable engine, compiled packages against the plain loader, and swaps of weights",
     "capture": "what recording and replay cost, and compiled C++ against other ways to run a model",
     "lazy": "what lazy mode costs an operator, and a loop over time steps",
-    "footprint": "programs with libtorch and without: size, start, memory, time of a call",
+    "footprint": "programs with libtorch and without, ExecuTorch, ONNX Runtime: size, start, memory, time of a call",
     "training": "compiled steps of training in C++ against eager ones and Python's, and their memory",
     "cuda-mlp": "on a GPU: a small MLP from C++ with CUDA graphs against Python's torch.compile",
     "cuda-decode": "the same for a step of GPT-2 with a cache",
@@ -32,14 +33,20 @@ def main() -> int:
     parser.add_argument("name", nargs="?", choices=BENCHMARKS, help="the benchmark to run")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the cases to this file")
     parser.add_argument("--quick", action="store_true", help="measure too little to judge by; to try the benchmark out")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="also draw the cases into this PNG file (footprint)")
     arguments = parser.parse_args()
     if arguments.name is None:
         for name, title in BENCHMARKS.items():
             print(f"{name:<16}{title}")
         return 0
     name, _, part = arguments.name.partition("-")
-    run: harness.Benchmark = importlib.import_module(f"benchmarks.{name}").run
+    module = importlib.import_module(f"benchmarks.{name}")
+    run: harness.Benchmark = module.run
+    if arguments.plot is not None and not hasattr(module, "draw"):
+        parser.error(f"{name} draws nothing: leave --plot out")
     try:
+        if arguments.plot is not None:
+            loss_plot.require(arguments.plot)
         report = run(arguments.quick, part) if part else run(arguments.quick)
     except torchcc.Error as error:
         Console(stderr=True).print(str(error), style="red", markup=False, highlight=False)
@@ -47,6 +54,8 @@ def main() -> int:
     harness.show(report, arguments.name)
     if arguments.json is not None:
         harness.write_json(report, arguments.json)
+    if arguments.plot is not None:
+        module.draw(arguments.plot, report.cases)
     return 0
 
 

@@ -1,12 +1,18 @@
-"""Programs with libtorch and without: how large they are, how soon they answer, and what memory and time they take."""
+"""Programs with libtorch and without: how large they are, how soon they answer, and what memory and time they take.
+
+Beside them ExecuTorch, and ONNX Runtime in Python.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,7 +20,9 @@ from torch import nn
 
 import torchcc
 from benchmarks import harness, models
+from benchmarks.footprint_plot import draw
 from benchmarks.harness import Case, Report
+from torchcc import mobile
 from torchcc.examples.digits import digits
 
 #: What the issue names: sizes in MB, times in ms, memory in MiB.
@@ -30,7 +38,9 @@ _TITLES = {
     "mlp": models.MODELS["mlp_1"].title,
     "cnn": "CNN, 4 convolutions of width 32 with batch norm, 64 x 64 pixels",
 }
-_OWN = "standalone"
+_OWN, _EXECUTORCH, _ONNX = "standalone", "ExecuTorch", "ONNX Runtime in Python"
+
+__all__ = ["draw", "run"]
 
 #: Time of a call over the same model's with libtorch.
 _RATIOS = {"classifier": None, "encoder": 1.1, "mlp": 0.6, "cnn": 1.1}
@@ -61,6 +71,18 @@ def _models() -> dict[str, tuple[nn.Module, torch.Tensor]]:
     }
 
 
+#: What each contender is measured by, and the units.
+QUANTITIES = {"size": "MB", "start": "ms", "memory": "MiB", "time of a call": "ns"}
+
+
+@dataclass(frozen=True)
+class _Contender:
+    """A program, and the bytes that have to be shipped with it."""
+
+    command: Sequence[Path | str]
+    size: int
+
+
 def run(quick: bool = False) -> Report:
     """Exports the models, builds the programs, and measures them in turns.
 
@@ -70,52 +92,108 @@ def run(quick: bool = False) -> Report:
     Raises:
         CompileError: A program or a model cannot be built, or failed.
     """
+    with tempfile.TemporaryDirectory(prefix="torchcc-benchmark-") as work:
+        missing = find_missing()
+        built = prepare(Path(work), missing)
+        return measure(Path(work), built, missing, quick)
+
+
+def prepare(folder: Path, missing: Collection[str]) -> Path:
+    """Exports the models into a folder, and builds the programs; gives the folder of these."""
+    for name, (module, x) in _models().items():
+        _export(folder, name, module, x, missing)
+    definitions = [f"TORCHCC_BENCHMARK_MODELS={folder}", f"TORCHCC_BENCHMARK_EXECUTORCH={_executorch(missing)}"]
+    return harness.build("all", "cpp/footprint", definitions)
+
+
+def measure(folder: Path, built: Path, missing: Mapping[str, str], quick: bool) -> Report:
+    """Measures what :func:`prepare` left."""
     starts, rounds = (3, 3) if quick else (30, 60)
     cases: list[Case] = []
-    with tempfile.TemporaryDirectory(prefix="torchcc-benchmark-") as work:
-        folder = Path(work)
-        for name, (module, x) in _models().items():
-            weights = "file" if name == "encoder" else "embedded"
-            torchcc.export(
-                folder / f"{name}.pt2",
-                module,
-                (x,),
-                targets=["native", "standalone"],
-                weights=weights,
-                libraries=["onednn"],
-            )
-        built = harness.build("all", "cpp/footprint", [f"TORCHCC_BENCHMARK_MODELS={folder}"])
-        for name, title in _TITLES.items():
-            programs = {
-                _OWN: (built / f"{name}_standalone", folder / f"{name}.standalone" / f"{name}.weights"),
-                "libtorch": (built / f"{name}_libtorch", folder / f"{name}.pt2"),
-            }
-            cases += _cases(name, title, programs, starts, rounds)
+    for name, title in _TITLES.items():
+        cases += _cases(name, title, _contenders(folder, built, name, missing), starts, rounds)
+        cases += [
+            Case(f"{title}: {quantity}, {kind}", None, unit)
+            for kind in missing
+            for quantity, unit in QUANTITIES.items()
+        ]
     notes = [
         f"start: from exec to the first result, {starts} times, files in the page cache; memory: VmHWM after it",
-        "size: the stripped program, and for libtorch the libraries that it loads, without those of the system",
+        "size: the stripped program, and the libraries that it loads, without the system's; of ONNX Runtime its own",
         "time of a call: one thread, in turns",
         "CNN: with oneDNN, whose library is loaded and counted",
+        *(f"{kind} was not measured: {reason}" for kind, reason in missing.items()),
     ]
     return Report(cases, notes)
 
 
-def _cases(name: str, title: str, programs: dict[str, tuple[Path, Path]], starts: int, rounds: int) -> list[Case]:
+def find_missing() -> dict[str, str]:
+    """Contenders that cannot be measured here, and why."""
+    missing = {}
+    try:
+        mobile.require()
+    except torchcc.CompileError as error:
+        missing[_EXECUTORCH] = str(error).splitlines()[0]
+    if absent := [name for name in ("onnxruntime", "onnxscript") if importlib.util.find_spec(name) is None]:
+        missing[_ONNX] = f"{' and '.join(absent)} not found: pip install -e '.[benchmark]'"
+    return missing
+
+
+def _export(folder: Path, name: str, module: nn.Module, x: torch.Tensor, missing: Collection[str]) -> None:
+    torchcc.export(
+        folder / f"{name}.pt2",
+        module,
+        (x,),
+        targets=["native", "standalone", *([] if _EXECUTORCH in missing else ["mobile"])],
+        weights="file" if name == "encoder" else "embedded",
+        libraries=["onednn"],
+    )
+    if _ONNX not in missing:
+        torch.onnx.export(module, (x,), folder / f"{name}.onnx", dynamo=True, verbose=False)
+
+
+def _executorch(missing: Collection[str]) -> str:
+    """The folder of ExecuTorch's package, or nothing."""
+    found = None if _EXECUTORCH in missing else importlib.util.find_spec("executorch")
+    return next(iter(found.submodule_search_locations or ()), "") if found else ""
+
+
+def _contenders(folder: Path, built: Path, name: str, missing: Collection[str]) -> dict[str, _Contender]:
+    own, libtorch = built / f"{name}_standalone", built / f"{name}_libtorch"
+    found = {
+        _OWN: _Contender((own, folder / f"{name}.standalone" / f"{name}.weights"), _size(own)),
+        "libtorch": _Contender((libtorch, folder / f"{name}.pt2"), _size(libtorch)),
+    }
+    if _EXECUTORCH not in missing:
+        program = built / "executorch_program"
+        found[_EXECUTORCH] = _Contender((program, folder / f"{name}.pte"), _size(program))
+    if _ONNX not in missing:
+        spec = importlib.util.find_spec("onnxruntime")
+        package = Path(spec.origin).parent if spec and spec.origin else Path()
+        size = sum(file.stat().st_size for file in package.glob("capi/*.so*"))
+        script = Path(__file__).with_name("footprint_onnx.py")
+        found[_ONNX] = _Contender((sys.executable, script, folder / f"{name}.onnx"), size)
+    return found
+
+
+def _cases(name: str, title: str, contenders: dict[str, _Contender], starts: int, rounds: int) -> list[Case]:
     limits = _LIMITS[name]
-    cases = []
-    for kind, (program, _) in programs.items():
-        own = kind == _OWN
-        cases.append(Case(f"{title}: size, {kind}", _size(program) / 1e6, "MB", limits["size"] if own else None))
-    samples: dict[str, list[tuple[float, float]]] = {kind: [] for kind in programs}
+
+    def limit(kind: str, quantity: str) -> float | None:
+        return limits[quantity] if kind == _OWN else None
+
+    cases = [
+        Case(f"{title}: size, {kind}", one.size / 1e6, "MB", limit(kind, "size")) for kind, one in contenders.items()
+    ]
+    samples: dict[str, list[tuple[float, float]]] = {kind: [] for kind in contenders}
     for _ in range(starts):
-        for kind, (program, file) in programs.items():
-            samples[kind].append(_start(program, file))
+        for kind, one in contenders.items():
+            samples[kind].append(_start(one.command))
     for kind, values in samples.items():
-        own = kind == _OWN
         times, memory = [one for one, _ in values], [one for _, one in values]
-        cases.append(harness.case(f"{title}: start, {kind}", times, "ms", limits["start"] if own else None))
-        cases.append(harness.case(f"{title}: memory, {kind}", memory, "MiB", limits["memory"] if own else None))
-    calls = _calls(programs, _CALLS[name], rounds)
+        cases.append(harness.case(f"{title}: start, {kind}", times, "ms", limit(kind, "start")))
+        cases.append(harness.case(f"{title}: memory, {kind}", memory, "MiB", limit(kind, "memory")))
+    calls = _calls({kind: one.command for kind, one in contenders.items()}, _CALLS[name], rounds)
     cases += [harness.case(f"{title}: time of a call, {kind}", values, "ns") for kind, values in calls.items()]
     cases.append(
         harness.case(
@@ -145,30 +223,30 @@ def _size(program: Path) -> int:
     return size
 
 
-def _start(program: Path, file: Path) -> tuple[float, float]:
+def _start(command: Sequence[Path | str]) -> tuple[float, float]:
     """Milliseconds from exec to the first result, and MiB of memory at most until then."""
     begin = time.perf_counter()
     with subprocess.Popen(
-        [str(program), str(file)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=_environment()
+        [*map(str, command)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=_environment()
     ) as process:
         assert process.stdout is not None
         first = process.stdout.readline()
         elapsed = time.perf_counter() - begin
         peak = process.stdout.readline()
     if process.returncode != 0 or not first:
-        raise torchcc.CompileError(f"{program} {file}: it ended with status {process.returncode}")
+        raise torchcc.CompileError(f"{' '.join(map(str, command))}: it ended with status {process.returncode}")
     return elapsed * 1e3, int(peak) / 1024
 
 
-def _calls(programs: dict[str, tuple[Path, Path]], calls: int, rounds: int) -> dict[str, Sequence[float]]:
+def _calls(commands: Mapping[str, Sequence[Path | str]], calls: int, rounds: int) -> dict[str, Sequence[float]]:
     """Nanoseconds a call, one value for each round, of programs that wait for their turn."""
     processes = {
         kind: subprocess.Popen(
-            [str(program), str(file)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=_environment()
+            [*map(str, command)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=_environment()
         )
-        for kind, (program, file) in programs.items()
+        for kind, command in commands.items()
     }
-    times: dict[str, list[float]] = {kind: [] for kind in programs}
+    times: dict[str, list[float]] = {kind: [] for kind in commands}
     try:
         for process in processes.values():
             assert process.stdout is not None

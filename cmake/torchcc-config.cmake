@@ -6,7 +6,7 @@
 #   torchcc::standalone call functions that were generated as sources; needs no LibTorch
 # Functions
 #   torchcc_add_region(<target> SOURCES <file.py>... NAMESPACE <namespace> [PARAMS <key=value>...] [NO_OUT] [STANDALONE ...])
-#   torchcc_add_standalone(<target> [FOLDER <folder>] [MARCH <march>] [OPENMP])
+#   torchcc_add_standalone(<target> [FOLDER <folder>] [MARCH <march>] [OPENMP] [ONEDNN])
 #
 # find_package(torchcc COMPONENTS standalone) looks for no LibTorch, and gives torchcc::standalone alone.
 #

@@ -132,7 +132,7 @@ function(_torchcc_import_libraries folder cpp)
 endfunction()
 
 # torchcc_add_region(<target> SOURCES <file.py>... NAMESPACE <namespace> [PARAMS <key=value>...] [NO_OUT]
-#                    [STANDALONE [ISA <avx2|avx512>] [MARCH <march>] [WEIGHTS <embedded|file>] [OPENMP] [ONEDNN]])
+#                    [STANDALONE [ISA <avx2|avx512|scalar>] [MARCH <march>] [WEIGHTS <embedded|file>] [OPENMP] [ONEDNN]])
 #
 # Compiles the regions of Python files into the static library <target>. Linking it gives the header "<target>.h" with
 # one typed function per region in <namespace>; the compiled code is inside the library, so nothing else needs to be
@@ -140,7 +140,7 @@ endfunction()
 #   PARAMS  constants for arguments of the regions, as `torchcc build --param`
 #   NO_OUT  leave out the variants that write into given outputs; builds in half the time
 #   STANDALONE  generate sources that need no LibTorch, and link torchcc::standalone
-#     ISA      the instruction set to generate for; by default this machine's
+#     ISA      the instruction set to generate for: avx2, avx512, or scalar, for any machine; by default this machine's
 #     MARCH    the compiler's -march for them; by default the least that they need
 #     WEIGHTS  file: not in the program, which gives them before the first call; see the header
 #     OPENMP   let large loops use several threads; by default they use one

@@ -60,25 +60,73 @@ def _key(*files: Path) -> str:
     return hashlib.sha256("\n".join([*parts, *(file.read_text() for file in files)]).encode()).hexdigest()[:16]
 
 
+def _compiler_sources() -> list[Path]:
+    """What packages are made by."""
+    return sorted(file for file in Path(torchcc.__file__).parent.rglob("*") if file.suffix in (".py", ".jinja"))
+
+
+def _forget_old(folder: Path) -> None:
+    for old in folder.glob("*"):
+        if time.time() - old.stat().st_mtime > _KEPT:
+            shutil.rmtree(old)
+
+
 @pytest.fixture(scope="session")
 def built() -> Path:
     """The folder with ``regions.pt2``, ``regions.h``, ``regions.cpp``, ``twin.pt2`` and what cpp/network.py writes."""
     sources = {TESTS / "regions.py": "regions", TESTS / "cpp" / "twin.py": "twin"}
     models = TESTS / "cpp" / "network.py"
-    compiler = (file for file in Path(torchcc.__file__).parent.rglob("*") if file.suffix in (".py", ".jinja"))
-    folder = _cache() / "packages" / _key(*sources, models, *sorted(compiler))
+    folder = _cache() / "packages" / _key(*sources, models, *_compiler_sources())
     finished = folder / "finished"
     with paths.locked(_cache() / "lock"):
         if finished.exists():
             return folder
-        for old in folder.parent.glob("*"):
-            if time.time() - old.stat().st_mtime > _KEPT:
-                shutil.rmtree(old)
+        _forget_old(folder.parent)
         for source, namespace in sources.items():
             _run(sys.executable, "-m", "torchcc", "build", source, "--out", folder, "--namespace", namespace)
         _run(sys.executable, models, folder)
         finished.touch()
     return folder
+
+
+@pytest.fixture(scope="session")
+def standalone() -> Path:
+    """The folder with packages and sources of the models of standalone_models.py, and ``checks.json``."""
+    models = TESTS / "standalone_models.py"
+    folder = _cache() / "standalone" / _key(models, TESTS / "models.py", *_compiler_sources())
+    with paths.locked(_cache() / "standalone.lock"):
+        _forget_old(folder.parent)
+        if not (folder / "finished").exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of a run that was ended
+            folder.mkdir(parents=True)
+            _run(sys.executable, models, folder)
+            (folder / "finished").touch()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def standalone_build(standalone: Path) -> Callable[..., Path]:
+    """Builds programs of standalone/CMakeLists.txt; gives their folder.
+
+    Called with the name of a build, the names of its targets, and CMake's definitions as keywords.
+    """
+
+    def build(name: str, targets: Sequence[str], models: Path = standalone, **definitions: str | Path) -> Path:
+        folder = _cache() / "cpp" / f"standalone-{name}-{_key()}"
+        # A toolchain file brings its own.
+        own = {} if "CMAKE_TOOLCHAIN_FILE" in definitions else {"CMAKE_CXX_COMPILER": shutil.which(toolchain.cxx())}
+        with paths.locked(_cache() / "standalone.lock"):
+            _run(
+                *(native.cmake(), "-S", TESTS / "standalone", "-B", folder, "-G", "Ninja"),
+                *(f"-DCMAKE_MAKE_PROGRAM={native.ninja()}", f"-DCMAKE_PREFIX_PATH={paths.cmake_dir()}"),
+                *(f"-DTORCHCC_PYTHON={sys.executable}", f"-DTORCHCC_TEST_MODELS={models}"),
+                *("-DTORCHCC_WARNINGS_AS_ERRORS=ON", "-DCMAKE_BUILD_TYPE=Release"),
+                *(f"-D{key}={value}" for key, value in {**own, **definitions}.items()),
+            )
+            _run(native.cmake(), "--build", folder, "--target", *targets)
+        return folder
+
+    return build
 
 
 @pytest.fixture(scope="session")

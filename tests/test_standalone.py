@@ -2,117 +2,106 @@
 
 from __future__ import annotations
 
-import importlib.util
+import json
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from errors.test_cpp_mistakes import GOLDEN
-from sanitizers import SETTINGS
+from sanitizers import SETTINGS, fix_addresses
+from standalone_models import Call, calls, export, read_results, write_calls
 
-import torchcc
-from torchcc import native, paths, toolchain
+from torchcc import calling
 from torchcc.errors import ArgumentError, CompileError
+from torchcc.standalone import isa_of
 
 HERE = Path(__file__).resolve().parent / "standalone"
 
 
-def _models() -> Any:
-    spec = importlib.util.spec_from_file_location("standalone_models", HERE / "models.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-MODELS = _models()
-
-
-def export(folder: Path, name: str, **options: Any) -> Any:
-    given = getattr(MODELS, name)()
-    return torchcc.export(folder / f"{name}.pt2", **given, **{"targets": ["standalone"], **options})
-
-
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    exported = export(folder, "classifier")
-    # The sources are compared with the graph before anybody gets them, at several sizes.
-    assert re.match(r"\d sets of sizes$", exported.checks["forward, standalone"])
-    assert not exported.package.exists()
-    export(folder, "cache", weights="file")
-    return folder
+def release(standalone_build: Callable[..., Path]) -> Path:
+    return standalone_build("release", ("app", "app_static", "single_convolutions", "mistakes"))
 
 
-def build(models: Path, folder: Path, targets: Sequence[str], *definitions: str) -> Path:
-    command = [
-        *(native.cmake(), "-S", HERE, "-B", folder, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={native.ninja()}"),
-        *(f"-DCMAKE_CXX_COMPILER={shutil.which(toolchain.cxx())}", f"-DCMAKE_PREFIX_PATH={paths.cmake_dir()}"),
-        *(f"-DTORCHCC_PYTHON={sys.executable}", f"-DTORCHCC_TEST_MODELS={models}"),
-        *("-DTORCHCC_WARNINGS_AS_ERRORS=ON", *definitions),
-    ]
-    for one in (command, [native.cmake(), "--build", folder, "--target", *targets]):
-        done = subprocess.run([str(part) for part in one], capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            pytest.fail(f"{one}\n{done.stdout[-8000:]}{done.stderr[-8000:]}", pytrace=False)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def release(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    targets = ("app", "app_static", "mistakes")
-    return build(models, tmp_path_factory.mktemp("release"), targets, "-DCMAKE_BUILD_TYPE=Release")
-
-
-def run(program: Path, *arguments: str | Path, **environment: str) -> str:
-    done = subprocess.run(
-        [str(one) for one in (program, *arguments)], env=environment, capture_output=True, text=True, check=False
-    )
+def run(*command: str | Path, **environment: str) -> str:
+    done = subprocess.run([str(one) for one in command], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return done.stdout
 
 
-def check_app(program: Path, models: Path, work: Path, **environment: str) -> list[str]:
-    """Runs both models in C++, and compares with eager PyTorch; gives what the program prints."""
-    classifier, cache = MODELS.classifier()["module"], MODELS.cache()["module"]
-    images = torch.randint(0, 17, (7, 8, 8), dtype=torch.uint8)
-    tokens = torch.randn(5, 1, 32)
-    for name, tensor in (("images", images), ("tokens", tokens)):
-        (work / name).write_bytes(tensor.numpy().tobytes())
-    (work / "logits").unlink(missing_ok=True)
-    (work / "steps").unlink(missing_ok=True)
-    weights = models / "cache.standalone" / "cache.weights"
-    printed = run(program, *(work / one for one in ("images", "logits", "tokens", "steps")), weights, **environment)
-    with torch.no_grad():
-        logits = classifier(images)
-        steps = torch.stack([cache(token, torch.tensor([step])) for step, token in enumerate(tokens)])
-    for name, expected in (("logits", logits), ("steps", steps)):
-        got = torch.frombuffer(bytearray((work / name).read_bytes()), dtype=torch.float32).view(expected.shape)
-        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
-    return printed.splitlines()
+def portable(folder: Path, made: Sequence[Call]) -> list[torch.Tensor]:
+    """What the portable engine of the libtorch runtime gives."""
+    results: dict[tuple[str, str], list[list[torch.Tensor]]] = {}
+    for package, function, _ in made:
+        given = [tensors for one, other, tensors in made if (one, other) == (package, function)]
+        if (package, function) not in results:
+            results[package, function], _ = calling.call_cpp(folder / f"{package}.pt2", function, given, portable=True)
+    return [tensor for package, function, _ in made for tensor in results[package, function].pop(0)]
 
 
-@pytest.mark.parametrize("program", ["app", "app_static"])
-def test_two_models_in_a_program_without_libtorch(release: Path, models: Path, tmp_path: Path, program: str) -> None:
-    printed = check_app(release / program, models, tmp_path)
-    assert printed[0] == "cache: it is used before its weights were given"
+def check_calls(
+    program: Sequence[str | Path], made: Sequence[Call], expected: Sequence[torch.Tensor], work: Path, *others: Path
+) -> str:
+    """Makes calls in a program, and compares; gives what it prints."""
+    write_calls(work / "calls", made)
+    printed = run(*program, work / "calls", work / "results", *others)
+    for got, wanted in zip(read_results(work / "results", expected), expected, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
+    return printed
+
+
+@pytest.fixture(scope="module")
+def expected(standalone: Path, libraries: Path) -> list[torch.Tensor]:
+    return portable(standalone, calls(["classifier", "zoo"]))
+
+
+@pytest.mark.parametrize("name", ["app", "app_static"])
+def test_two_models_in_a_program_without_libtorch(
+    release: Path, standalone: Path, expected: list[torch.Tensor], tmp_path: Path, name: str
+) -> None:
+    """The classifier, MiniLM, an LSTM and a GPT's steps give what the portable engine gives, at several sizes."""
+    weights = standalone / "zoo.standalone" / "zoo.weights"
+    made = calls(["classifier", "zoo"])
+    printed = check_calls([release / name], made, expected, tmp_path, weights).splitlines()
+    assert printed[0] == "zoo: it is used before its weights were given"
     assert "allocations 0" in printed
     assert "threads agree" in printed
     assert printed[-2:] == ["forward(images: uint8[n, 8, 8]) -> float32[n, 10] with 1 <= n", "compiled"]
 
 
+def test_convolutions(release: Path, standalone: Path, libraries: Path, tmp_path: Path) -> None:
+    """A CNN, with oneDNN; nothing is left of its batch norm."""
+    made = calls(["convolutions"])
+    check_calls([release / "single_convolutions"], made, portable(standalone, made), tmp_path)
+    source = (standalone / "convolutions.standalone/convolutions.cpp").read_text()
+    assert "aoti_torch_cpu_convolution" in source and "running_var" not in source and "rsqrt" not in source
+
+
+def test_sources_are_compared_before_anybody_gets_them(standalone: Path) -> None:
+    checks = json.loads((standalone / "checks.json").read_text())
+    zoo = ("zoo: embed", "zoo: predict", "zoo: decode")
+    names = ("classifier: forward", *zoo, "convolutions: forward", "scalar: forward")
+    assert set(checks) == {f"{name}, standalone" for name in names}
+    assert all(re.match(r"\d sets of sizes$", one) for one in checks.values())
+
+
+def needed(program: Path) -> list[str]:
+    return [line.split()[0] for line in run(shutil.which("ldd") or "ldd", program).splitlines()]
+
+
 def test_needs_no_libraries_but_those_of_the_languages(release: Path) -> None:
-    needed = [line.split()[0] for line in run(Path(shutil.which("ldd") or "ldd"), release / "app").splitlines()]
     known = ("linux-vdso", "libstdc++", "libm.", "libmvec", "libgcc_s", "libc.", "/lib64/ld-")
-    assert needed and all(one.startswith(known) for one in needed), needed
+    found = needed(release / "app")
+    assert found and all(one.startswith(known) for one in found), found
+    onednn = [one for one in needed(release / "single_convolutions") if not one.startswith(known)]
+    assert onednn and all(one.startswith(("libdnnl", "libgomp", "libdl.", "libpthread.")) for one in onednn), onednn
     for program in ("app", "app_static"):
-        headers = run(Path(shutil.which("readelf") or "readelf"), "-lW", release / program)
+        headers = run(shutil.which("readelf") or "readelf", "-lW", release / program)
         (stack,) = [line for line in headers.splitlines() if "GNU_STACK" in line]
         assert "RWE" not in stack and " RW " in stack
 
@@ -124,7 +113,7 @@ def entries(text: str) -> dict[str, str]:
 def test_messages_of_the_libtorch_runtime(release: Path) -> None:
     printed, own = run(release / "mistakes").split("# of these tensors\n\n")
     got, expected = entries(printed), entries(GOLDEN.read_text())
-    assert len(got) == 31
+    assert len(got) == 37
     for title, text in got.items():
         text = re.sub(r"torchcc::(k[A-Z]|empty)", r"at::\1", text)
         assert re.sub(r"reason: .*", "reason: ...", text) == expected[title], title
@@ -137,11 +126,68 @@ def test_messages_of_the_libtorch_runtime(release: Path) -> None:
 
 
 @pytest.mark.slow
-def test_sanitizers(models: Path, tmp_path: Path) -> None:
-    flags = "-O1 -g1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all"
-    folder = build(models, tmp_path / "asan", ("app", "mistakes"), f"-DCMAKE_CXX_FLAGS={flags}")
-    check_app(folder / "app", models, tmp_path, **SETTINGS["asan-ubsan"])
-    assert "blend -4 -16" in run(folder / "mistakes", **SETTINGS["asan-ubsan"])
+@pytest.mark.parametrize(("preset", "flag"), [("asan-ubsan", "address,undefined"), ("tsan", "thread")])
+def test_sanitizers(
+    standalone: Path,
+    standalone_build: Callable[..., Path],
+    release: Path,
+    expected: list[torch.Tensor],
+    tmp_path: Path,
+    preset: str,
+    flag: str,
+) -> None:
+    fix_addresses()
+    flags = f"-O1 -g1 -fno-omit-frame-pointer -fsanitize={flag} -fno-sanitize-recover=all"
+    # The regions need not be generated again.
+    shutil.copytree(standalone, tmp_path / "models", ignore=shutil.ignore_patterns("*.pt2"))
+    shutil.copytree(release / "regions.torchcc", tmp_path / "models", dirs_exist_ok=True)
+    for file in (tmp_path / "models").rglob("*.flags"):  # sanitizers and optimisation take minutes together
+        file.write_text(file.read_text().replace("-O3", "-O1"))
+    build = standalone_build(preset, ("app", "mistakes"), tmp_path / "models", CMAKE_CXX_FLAGS=flags)
+    command = ["env", *(f"{key}={value}" for key, value in SETTINGS[preset].items())]
+    weights = tmp_path / "models/zoo.standalone/zoo.weights"
+    printed = check_calls([*command, build / "app"], calls(["classifier", "zoo"]), expected, tmp_path, weights)
+    assert "threads agree" in printed
+    assert "blend -4 -16" in run(*command, build / "mistakes")
+
+
+def test_any_machine(standalone: Path, standalone_build: Callable[..., Path], libraries: Path, tmp_path: Path) -> None:
+    """Sources without vectors of their own; and conditions on sizes, which the program checks."""
+    models = standalone / "scalar"
+    assert [file.name for file in models.iterdir()] == ["classifier.standalone"]  # no package for sources alone
+    assert (models / "classifier.standalone/classifier.flags").read_text().startswith("-march=armv8-a ")
+    program = (
+        standalone_build("scalar", ["single_classifier"], models, TORCHCC_TEST_MARCH="x86-64") / "single_classifier"
+    )
+    made = calls(["classifier"])
+    check_calls([program], made, portable(standalone, made), tmp_path)
+    write_calls(tmp_path / "calls", [("classifier", "forward", (torch.zeros(3, 8, 8, dtype=torch.uint8),))])
+    refused = subprocess.run(
+        [program, tmp_path / "calls", tmp_path / "results"], capture_output=True, text=True, check=False
+    )
+    assert refused.returncode == 1
+    assert refused.stderr == (
+        "forward: the code is not for these sizes\n"
+        "  signature: forward(images: uint8[n, 8, 8]) -> float32[n, 10] with 1 <= n, n != 3\n"
+        "  expected:  n != 3\n"
+        "  got:       n = 3\n"
+        "  fix:       pass sizes for which this holds, or export the function with sizes like these\n"
+    )
+
+
+def test_another_machine(
+    standalone: Path, standalone_build: Callable[..., Path], libraries: Path, tmp_path: Path
+) -> None:
+    """The same sources are built for 64-bit ARM, with a toolchain file, and run in an emulator."""
+    tools = {"aarch64-linux-gnu-g++": "g++-aarch64-linux-gnu", "qemu-aarch64-static": "qemu-user-static"}
+    missing = [package for tool, package in tools.items() if shutil.which(tool) is None]
+    if missing:
+        pytest.skip(f"it needs the Debian packages {' and '.join(missing)}, which .ci/run installs")
+    options = {"CMAKE_TOOLCHAIN_FILE": HERE / "aarch64.cmake", "CMAKE_EXE_LINKER_FLAGS": "-static"}
+    program = standalone_build("aarch64", ["single_classifier"], standalone / "scalar", **options) / "single_classifier"
+    assert "AArch64" in run(shutil.which("readelf") or "readelf", "-h", program)
+    made = calls(["classifier"])
+    check_calls([shutil.which("qemu-aarch64-static") or "", program], made, portable(standalone, made), tmp_path)
 
 
 def test_operators_of_libtorch_are_refused(tmp_path: Path) -> None:
@@ -158,11 +204,9 @@ def test_one_instruction_set(tmp_path: Path) -> None:
         export(tmp_path, "classifier", targets=["standalone", "standalone-avx2"])
     with pytest.raises(ArgumentError, match="weights cannot be 'here'"):
         export(tmp_path, "classifier", weights="here")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["convolutions", "encoder", "recurrent"])
-@pytest.mark.filterwarnings("ignore:The tensor attributes:UserWarning")  # torch.export, of an LSTM
-def test_other_models(name: str, tmp_path: Path) -> None:
-    exported = export(tmp_path, name, libraries=["onednn"])
-    assert "sets of sizes" in exported.checks["forward, standalone"]
+    with pytest.raises(ArgumentError, match=r"(?s)simdlen cannot be 128.*expected: +one of: 0, 256, 512"):
+        isa_of(128)
+    command = [sys.executable, "-m", "torchcc", "export", "x.py:build", "-o", "x.pt2", "--simdlen", "0"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.returncode == 1
+    assert "--simdlen 0: there are no sources" in ran.stderr and "write --target standalone" in ran.stderr

@@ -77,7 +77,7 @@ def compare(function: Function, library: str | Run, weights: Sequence[str]) -> s
 
 
 def size_sets(function: Function) -> Iterator[Mapping[str, int]]:
-    """Values for the symbols: those of the example, the smallest, and others."""
+    """Values for the symbols that the guards allow: those of the example, the smallest, and others."""
     symbols = function.signature.symbols
     own = _own_sizes(function)
     seen: list[Mapping[str, int]] = []
@@ -88,7 +88,7 @@ def size_sets(function: Function) -> Iterator[Mapping[str, int]]:
             else symbol.clamp(wanted + position if wanted > 2 else wanted)
             for position, symbol in enumerate(symbols)
         }
-        if values not in seen:
+        if values not in seen and all(guard.holds(values) for guard in function.signature.guards):
             seen.append(values)
             yield values
 

@@ -107,6 +107,7 @@ def build_sources(
     weights: str = "embedded",
     isa: str = "",
     libraries: Sequence[str] = (),
+    march: str = "",
     depfile: Path | str | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> standalone.Emitted:
@@ -120,8 +121,9 @@ def build_sources(
         params: Constants for arguments, by argument name.
         weights: Where the program has the weights: ``"embedded"``, or in a ``"file"``, which it gives before the first
             call.
-        isa: ``"avx2"`` or ``"avx512"``; by default what this machine has.
+        isa: ``"avx2"`` or ``"avx512"``; ``"scalar"`` for any machine; by default what this machine has.
         libraries: What the program may link for operators that Inductor does not generate: ``"onednn"``.
+        march: The compiler's ``-march`` for them; by default the least that they need.
         depfile: Where to write a Make-style list of the Python files that the sources import.
         progress: Called with a title, the steps done and the steps in all.
 
@@ -170,6 +172,7 @@ def build_sources(
             weights=weights,
             isa=isa,
             libraries=libraries,
+            march=march,
             log_folder=Path(logs),
             progress=progress,
             check=check,

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from torchcc import native, package
+from torchcc import mobile, native, package
 from torchcc.errors import ArgumentError, CompileError, PackageError, message
 from torchcc.signature import Signature
 
@@ -115,10 +115,10 @@ def run(
     portable: bool = False,
     operators: Sequence[Path] = (),
 ) -> Ran:
-    """Calls a function in C++ on inputs from files.
+    """Calls a function in C++ on inputs from files; one of a ``.pte`` file in ExecuTorch's runtime.
 
     Args:
-        file: The package.
+        file: The package, or a ``.pte`` file.
         function: Name of the function; may be left out where there is one.
         inputs: Per input a file, ``.npy`` or ``.pt``, in the signature's order, or ``name=file``; for a number also the
             number itself.
@@ -127,15 +127,33 @@ def run(
 
     Raises:
         ArgumentError: An input is missing, unknown, cannot be read, or does not fit.
-        PackageError: The package cannot be loaded.
-        CompileError: The program cannot be built.
+        PackageError: The file cannot be loaded.
+        CompileError: The program cannot be built, or ExecuTorch is missing.
     """
-    known = signatures(file)
+    is_mobile = file.suffix == ".pte"
+    known = mobile.signatures(file) if is_mobile else signatures(file)
     signature = known[choose(file, list(known), function)]
+    if is_mobile:
+        _refuse_options(file, portable, operators)
     tensors = _read_inputs(signature, inputs)
-    (results,), report = call_cpp(file, signature.name, [tensors], portable=portable, operators=operators)
+    if is_mobile:
+        results, report = mobile.run(file, signature, tensors)
+    else:
+        (results,), report = call_cpp(file, signature.name, [tensors], portable=portable, operators=operators)
     names = [value.name for value in signature.outputs]
     return Ran(signature, dict(zip(names, results, strict=True)), report)
+
+
+def _refuse_options(file: Path, portable: bool, operators: Sequence[Path]) -> None:
+    if portable or operators:
+        raise ArgumentError(
+            message(
+                f"{file}: ExecuTorch runs it, and takes no such option",
+                expected="--input, --function, --output, --json",
+                got="--portable" if portable else "--operators",
+                fix="leave it out, or run a package (.pt2)",
+            )
+        )
 
 
 def _read_inputs(signature: Signature, inputs: Sequence[str]) -> list[torch.Tensor]:

@@ -105,6 +105,10 @@ def _progress(verbose: bool) -> Iterator[Callable[[str, int, int], None]]:
 
 _Weights = Annotated[str, typer.Option(help="Where a standalone program has its weights: embedded, or file.")]
 _Libraries = Annotated[list[str] | None, typer.Option("--library", help="A library that it may link: onednn.")]
+_March = Annotated[str, typer.Option(help="The compiler's -march for standalone sources. Default: the least.")]
+_Simdlen = Annotated[
+    int | None, typer.Option(help="Bits of vectors in standalone sources: 512, 256, or 0 for any machine.")
+]
 
 
 @app.command()
@@ -118,7 +122,11 @@ def build(
     depfile: Annotated[Path | None, typer.Option(help="Write a Make-style list of imported files here.")] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print each step and the compiler's log.")] = False,
     standalone: Annotated[bool, typer.Option("--standalone", help="Write C++ sources that need no libtorch.")] = False,
-    isa: Annotated[str, typer.Option(help="Of standalone sources: avx2 or avx512. Default: this machine's.")] = "",
+    isa: Annotated[
+        str, typer.Option(help="Of standalone sources: avx2, avx512, or scalar. Default: this machine's.")
+    ] = "",
+    simdlen: _Simdlen = None,
+    march: _March = "",
     weights: _Weights = "embedded",
     library: _Libraries = None,
 ) -> None:
@@ -126,7 +134,8 @@ def build(
     from torchcc import builder, exporter
 
     if standalone:
-        exporter.check_targets([f"standalone-{isa}" if isa else "standalone"])
+        (target,) = _with_simdlen([f"standalone-{isa}" if isa else "standalone"], simdlen)
+        exporter.check_targets([target])
         with _progress(verbose) as tell:
             emitted = builder.build_sources(
                 sources,
@@ -135,8 +144,9 @@ def build(
                 namespace=namespace,
                 params=_parse_params(param or []),
                 weights=weights,
-                isa=isa,
+                isa=exporter.STANDALONE_TARGETS[target],
                 libraries=library or [],
+                march=march,
                 depfile=depfile,
                 progress=tell,
             )
@@ -161,6 +171,25 @@ def build(
     for function, checked in built.checks.items():
         print(f"{function}: equal to Python on {checked}")
     print(f"{built.package}\n{built.header}\n{built.implementation}")
+
+
+def _with_simdlen(targets: list[str], simdlen: int | None) -> list[str]:
+    """The targets, with the vectors that ``--simdlen`` names in the standalone one."""
+    from torchcc import standalone
+
+    if simdlen is None:
+        return targets
+    if "standalone" not in targets:
+        raise ArgumentError(
+            message(
+                f"--simdlen {simdlen}: there are no sources that it could be for",
+                expected="the target standalone, without another instruction set",
+                got=", ".join(targets),
+                fix="write --target standalone, or leave --simdlen out",
+            )
+        )
+    isa = standalone.isa_of(simdlen)
+    return [f"standalone-{isa}" if one == "standalone" else one for one in targets]
 
 
 def _print_sources(emitted: Emitted, checks: Mapping[str, str], reference: str) -> None:
@@ -231,7 +260,9 @@ def inspect(
 _Out = Annotated[Path, typer.Option("--out", "-o", help="The package to write (.pt2).")]
 _Targets = Annotated[
     list[str] | None,
-    typer.Option("--target", help="portable, native, avx2, avx512, standalone ...; may be repeated. Default: native."),
+    typer.Option(
+        "--target", help="portable, native, avx2, avx512, standalone ..., mobile; may be repeated. Default: native."
+    ),
 ]
 _Train = Annotated[bool, typer.Option("--train", help="Also compile forward and backward for training.")]
 _Updatable = Annotated[bool, typer.Option("--updatable", help="Compile code whose weights can be replaced.")]
@@ -270,8 +301,10 @@ def export(
     imports: _Imports = None,
     weights: _Weights = "embedded",
     library: _Libraries = None,
+    march: _March = "",
+    simdlen: _Simdlen = None,
 ) -> None:
-    """Exports a model: a package with its graph and compiled code for the targets, or C++ sources (standalone)."""
+    """Exports a model: its graph and code for the targets, C++ sources (standalone), or a .pte file (mobile)."""
     from torchcc import packaging
 
     options = _parse_params(option or [], "--option")
@@ -279,7 +312,7 @@ def export(
         exported = packaging.export_file(
             source,
             out,
-            target or ["native"],
+            _with_simdlen(target or ["native"], simdlen),
             updatable,
             options,
             [*(imports or []), *(operators or [])],
@@ -287,6 +320,7 @@ def export(
             train,
             weights,
             library or [],
+            march,
         )
     _print_exported(exported)
 
@@ -301,6 +335,10 @@ def compile_(
     option: _Options = None,
     operators: _Operators = None,
     imports: _Imports = None,
+    weights: _Weights = "embedded",
+    library: _Libraries = None,
+    march: _March = "",
+    simdlen: _Simdlen = None,
 ) -> None:
     """Adds compiled code for this machine, or other targets, to a package."""
     from torchcc import packaging
@@ -308,7 +346,17 @@ def compile_(
     options = _parse_params(option or [], "--option")
     with _progress(verbose=False) as tell, _writing(out):
         exported = packaging.compile_file(
-            file, out, target or ["native"], updatable, options, [*(imports or []), *(operators or [])], tell, train
+            file,
+            out,
+            _with_simdlen(target or ["native"], simdlen),
+            updatable,
+            options,
+            [*(imports or []), *(operators or [])],
+            tell,
+            train,
+            weights,
+            library or [],
+            march,
         )
     _print_exported(exported)
 
@@ -322,6 +370,8 @@ def _print_exported(exported: Exported) -> None:
         print(exported.package)
     if exported.sources:
         _print_sources(exported.sources, {}, "")
+    if exported.mobile:
+        print(exported.mobile)
 
 
 @app.command()
@@ -343,7 +393,7 @@ def merge(
 
 @app.command()
 def run(
-    file: Annotated[Path, typer.Argument(help="A package.")],
+    file: Annotated[Path, typer.Argument(help="A package, or a .pte file of the target mobile.")],
     inputs: Annotated[
         list[str] | None, typer.Option("--input", "-i", help="x.npy or x.pt in order, or name=x.npy.")
     ] = None,

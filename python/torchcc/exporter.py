@@ -12,12 +12,26 @@ from typing import Any
 import torch
 from torch.export import Dim, ExportedProgram
 
-from torchcc import _torch, agreement, gradients, package, sizes, standalone, standalone_check, toolchain, workers
+from torchcc import (
+    _torch,
+    agreement,
+    gradients,
+    mobile,
+    package,
+    sizes,
+    standalone,
+    standalone_check,
+    toolchain,
+    workers,
+)
 from torchcc.errors import ArgumentError, CaptureError, message, no_such, reason
 from torchcc.signature import Signature, Symbol, Value
 
 #: What ``targets`` may hold.
-TARGETS = ("portable", "native", "avx2", "avx512", "standalone", "standalone-avx2", "standalone-avx512")
+TARGETS = (
+    *("portable", "native", "avx2", "avx512"),
+    *("standalone", "standalone-avx2", "standalone-avx512", "standalone-scalar", mobile.TARGET),
+)
 
 
 @dataclass(frozen=True)
@@ -39,13 +53,15 @@ class Method:
 class Exported:
     """What an export wrote: the file, how the code of each function and target was checked, and the signatures.
 
-    With a standalone target there are ``sources``; with no other one, there is no file.
+    With a standalone target there are ``sources``, with ``mobile`` a file for ExecuTorch; with no other target, there
+    is no package.
     """
 
     package: Path
     checks: Mapping[str, str]
     signatures: tuple[Signature, ...]
     sources: standalone.Emitted | None = None
+    mobile: Path | None = None
 
 
 def export(
@@ -65,6 +81,7 @@ def export(
     progress: Callable[[str, int, int], None] | None = None,
     weights: str = "embedded",
     libraries: Sequence[str] = (),
+    march: str = "",
 ) -> Exported:
     """Exports a module with ``torch.export`` and writes a package.
 
@@ -82,8 +99,9 @@ def export(
             Default: 1 and up, or 2 and up where the code does something else for 1.
         targets: What to compile for: ``"native"`` (this machine), ``"avx2"``, ``"avx512"``; ``"portable"`` compiles
             nothing. At run time the first that fits is used, else the portable graph. ``"standalone"``, or
-            ``"standalone-avx2"`` and ``"standalone-avx512"``, writes C++ sources that need no libtorch into the folder
-            ``model.standalone`` beside the package, which is left out if there is no other target.
+            ``"standalone-avx2"``, ``"standalone-avx512"`` and, for any machine, ``"standalone-scalar"``, writes C++
+            sources that need no libtorch into the folder ``model.standalone`` beside the package; ``"mobile"`` writes
+            ``model.pte`` for ExecuTorch there. The package is left out if there is no other target.
         methods: Methods to export in place of ``forward``, each under its name; they share their weights.
         updatable: Compile code that takes the weights as inputs, so that they can be replaced at run time. By default
             they are folded and packed into it, which is faster, and a weight that is replaced leaves the portable graph
@@ -98,6 +116,7 @@ def export(
         progress: Called with a title, the steps done and the steps in all.
         weights: Where a standalone program has its weights: ``"embedded"``, or in a ``"file"``.
         libraries: What a standalone program may link for operators that Inductor does not generate: ``"onednn"``.
+        march: The compiler's ``-march`` for standalone sources; by default the least that they need.
 
     Raises:
         ArgumentError: A target, a method or a range makes no sense.
@@ -133,7 +152,17 @@ def export(
         )
     functions = [_function(call, ranges or {}) for call in calls]
     return write(
-        Path(file), functions, targets, updatable, dict(options or {}), imports, progress, train, weights, libraries
+        Path(file),
+        functions,
+        targets,
+        updatable,
+        dict(options or {}),
+        imports,
+        progress,
+        train,
+        weights,
+        libraries,
+        march,
     )
 
 
@@ -148,6 +177,7 @@ def write(
     train: bool = False,
     weights: str = "embedded",
     libraries: Sequence[str] = (),
+    march: str = "",
 ) -> Exported:
     """Writes functions for all targets: a package, and sources. The arguments are those of :func:`export`.
 
@@ -159,11 +189,14 @@ def write(
     """
     wanted, isa = check_targets(targets), standalone_isa(targets)
     exported = Exported(file, {}, tuple(one.signature for one in functions))
-    if isa is None or set(targets) - STANDALONE_TARGETS.keys():
+    if not targets or set(targets) - STANDALONE_TARGETS.keys() - {mobile.TARGET}:
         exported = compile_functions(file, functions, wanted, updatable, options, imports, progress, train)
-    if isa is None:
-        return exported
-    return _with_sources(exported, functions, isa, options, imports, weights, libraries, progress)
+    if isa is not None:
+        exported = _with_sources(exported, functions, isa, options, imports, weights, libraries, progress, march)
+    if mobile.TARGET in targets:
+        written = mobile.write(file.with_suffix(".pte"), functions, progress)
+        exported = replace(exported, checks={**exported.checks, **written.checks}, mobile=written.file)
+    return exported
 
 
 def _with_sources(
@@ -175,6 +208,7 @@ def _with_sources(
     weights: str,
     libraries: Sequence[str],
     progress: Callable[[str, int, int], None] | None,
+    march: str,
 ) -> Exported:
     """Writes the sources of functions beside their package."""
     files = tuple(str(one if workers.is_module(Path(one)) else Path(one).resolve()) for one in imports)
@@ -205,6 +239,7 @@ def _with_sources(
             weights=weights,
             isa=isa,
             libraries=libraries,
+            march=march,
             log_folder=Path(logs),
             progress=progress,
             check=check,
@@ -217,6 +252,7 @@ STANDALONE_TARGETS: Mapping[str, str] = {
     "standalone": "",
     "standalone-avx2": "avx2",
     "standalone-avx512": "avx512",
+    "standalone-scalar": "scalar",
 }
 
 
@@ -240,17 +276,18 @@ def standalone_isa(targets: Sequence[str]) -> str | None:
 
 
 def refuse_sources(targets: Sequence[str]) -> None:
-    """Raises ArgumentError for targets that are sources, where a package alone is written."""
-    if standalone_isa(targets) is not None:
-        raise ArgumentError(
-            message(
-                "sources cannot be written here",
-                expected="targets of a package",
-                got="standalone",
-                fix="export a package (portable), and make sources of it: torchcc compile model.pt2 -o model.pt2 "
-                "--target standalone",
+    """Raises ArgumentError for targets that are files beside a package, where a package alone is written."""
+    for target in targets:
+        if target in STANDALONE_TARGETS or target == mobile.TARGET:
+            raise ArgumentError(
+                message(
+                    f"the target '{target}' cannot be written here",
+                    expected="targets of a package",
+                    got=target,
+                    fix=f"export a package (portable), and make it of that: torchcc compile model.pt2 -o model.pt2 "
+                    f"--target {target}",
+                )
             )
-        )
 
 
 def check_targets(targets: Sequence[str]) -> tuple[str, ...]:
@@ -258,16 +295,19 @@ def check_targets(targets: Sequence[str]) -> tuple[str, ...]:
 
     Raises:
         ArgumentError: One is unknown, or cannot be compiled for here.
+        CompileError: ExecuTorch, which one needs, is missing.
     """
     wanted = []
     for target in dict.fromkeys(targets):
         if target not in TARGETS:
             raise ArgumentError(no_such(f"unknown target '{target}'", target, TARGETS))
         isa = STANDALONE_TARGETS.get(target, "" if target == "native" else target)
-        if target == "portable":
+        if target == mobile.TARGET:
+            mobile.require()
+        if target in ("portable", mobile.TARGET):
             continue
         name, _, _ = _torch.cpu_target(isa)
-        if isa and not name.endswith(isa):
+        if isa not in ("", "scalar") and not name.endswith(isa):
             raise ArgumentError(
                 message(
                     f"the target '{target}' cannot be compiled on this machine",

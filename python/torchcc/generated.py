@@ -20,6 +20,7 @@ class Constant:
         name: As the code calls it.
         dtype: PyTorch's name of its dtype.
         start: Where its memory begins among the code's weights, in bytes.
+        size: Bytes of that memory.
         offset: Where it begins in that memory, in elements.
         sizes, strides: In elements.
     """
@@ -27,6 +28,7 @@ class Constant:
     name: str
     dtype: str
     start: int
+    size: int
     offset: int
     sizes: tuple[int, ...]
     strides: tuple[int, ...]
@@ -69,7 +71,8 @@ def read(title: str, files: Sequence[str], libraries: Collection[str] = ()) -> C
     (source,) = [Path(file) for file in files if file.endswith(".cpp")]
     text = re.sub(r"^// (?:Compile|Link) cmd\n//.*\n?", "", source.read_text(), flags=re.MULTILINE)
     before, run, kernels = _parts(text)
-    body = "\n".join([*_declarations(before), _run(run), _kernels(kernels)])
+    function, constants = _without_unused(_run(run), _constants(before))
+    body = "\n".join([*_declarations(before), function, _kernels(kernels)])
     used = frozenset(one for one in libraries if _called(body) & _declared(LIBRARIES[one]) - _declared("generated.h"))
     missing = _missing(body, files, libraries)
     if missing:
@@ -85,7 +88,7 @@ def read(title: str, files: Sequence[str], libraries: Collection[str] = ()) -> C
         )
     blobs = [Path(file) for file in files if file.endswith(".blob")]
     includes = tuple(dict.fromkeys(re.findall(r"^#include .*$", kernels, re.MULTILINE)))
-    return Code(body, _constants(before), blobs[0].read_bytes() if blobs else b"", used, includes)
+    return Code(body, constants, blobs[0].read_bytes() if blobs else b"", used, includes)
 
 
 def _parts(text: str) -> tuple[str, str, str]:
@@ -129,6 +132,20 @@ def _run(body: str) -> str:
         "    AtenTensorHandle* input_handles, AtenTensorHandle* output_handles, const Tensor* torchcc_weights) {\n"
         f"    [[maybe_unused]] const Constants torchcc_constants(torchcc_weights);\n{text}\n}}"
     )
+
+
+def _without_unused(run: str, constants: Sequence[Constant]) -> tuple[str, tuple[Constant, ...]]:
+    """Leaves out weights that the code names but does not use: it has them in another form, packed for its products."""
+    kept: list[Constant] = []
+    lines = []
+    for line in run.splitlines():
+        found = re.search(r"const auto (\w+) = torchcc_constants\.at\((\d+)\);", line)
+        if found is None:
+            lines.append(line)
+        elif len(re.findall(rf"\b{found[1]}\b", run)) > 1:
+            lines.append(line.replace(f".at({found[2]})", f".at({len(kept)})"))
+            kept.append(constants[int(found[2])])
+    return "\n".join(lines), tuple(kept)
 
 
 def _kernels(text: str) -> str:
@@ -194,6 +211,7 @@ def _constant(fields: Mapping[str, str], start: int) -> Constant:
         name=fields["name"].strip('"'),
         dtype=re.sub(r"^cached_torch_dtype_|^aoti_torch_dtype_|\(\)$", "", fields["dtype"]),
         start=start,
+        size=int(fields["data_size"]),
         offset=int(fields["offset"]),
         sizes=numbers("shape"),
         strides=numbers("stride"),

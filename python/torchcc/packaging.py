@@ -32,6 +32,7 @@ def export_file(
     train: bool = False,
     weights: str = "embedded",
     libraries: Sequence[str] = (),
+    march: str = "",
 ) -> Exported:
     """Exports what a function of a Python file gives: ``model.py:build``.
 
@@ -48,6 +49,7 @@ def export_file(
         train: Whether to compile forward and backward for training too.
         weights: Where a standalone program has its weights.
         libraries: What it may link beside.
+        march: The compiler's ``-march`` for its sources.
 
     Raises:
         ArgumentError: The file, the function or its result is not as described, or as :func:`torchcc.export`.
@@ -72,6 +74,7 @@ def export_file(
         progress=progress,
         weights=weights,
         libraries=libraries,
+        march=march,
     )
 
 
@@ -205,6 +208,9 @@ def compile_file(
     imports: Sequence[Path] = (),
     progress: Callable[[str, int, int], None] | None = None,
     train: bool = False,
+    weights: str = "embedded",
+    libraries: Sequence[str] = (),
+    march: str = "",
 ) -> Exported:
     """Adds compiled code to a package, or to a file by ``torch.export.save``.
 
@@ -218,6 +224,9 @@ def compile_file(
         imports: Python files, names of modules, and shared libraries that define custom operators of the graphs.
         progress: Called with a title, the steps done and the steps in all.
         train: Whether to compile forward and backward for training too.
+        weights: As :func:`export_file`, like ``libraries`` and ``march``.
+        libraries: What a standalone program may link beside.
+        march: The compiler's ``-march`` for its sources.
 
     Raises:
         ArgumentError: A function has no graph, or code that this would not replace in full; or a target makes no sense.
@@ -233,7 +242,19 @@ def compile_file(
         functions = package.read(file, Path(folder))
         for function in functions:
             _check_compilable(file, function, wanted)
-        return exporter.write(out, functions, targets, updatable, dict(options or {}), imports, progress, train)
+        return exporter.write(
+            out,
+            functions,
+            targets,
+            updatable,
+            dict(options or {}),
+            imports,
+            progress,
+            train,
+            weights,
+            libraries,
+            march,
+        )
 
 
 def _check_compilable(file: Path, function: package.Function, wanted: Sequence[str]) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import operator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +11,14 @@ from torchcc import sizes
 
 #: C++ types of numbers, by dtype.
 NUMBER_TYPES = {"float64": "double", "int64": "int64_t", "bool": "bool"}
+
+#: What a guard may state, and how it is computed.
+RELATIONS: Mapping[str, Callable[[int, int], bool]] = {
+    "==": operator.eq,
+    "!=": operator.ne,
+    "<": operator.lt,
+    "<=": operator.le,
+}
 
 
 @dataclass(frozen=True)
@@ -100,6 +109,11 @@ class Guard:
     def text(self) -> str:
         """``"n % 4 == 0"``."""
         return f"{sizes.text(self.left)} {self.relation} {sizes.text(self.right)}"
+
+    def holds(self, values: Mapping[str, int]) -> bool:
+        """Whether it is so for these values of the symbols."""
+        left, right = sizes.evaluate(self.left, values), sizes.evaluate(self.right, values)
+        return RELATIONS[self.relation](left, right)
 
     def to_json(self) -> dict[str, Any]:
         """The manifest's form."""

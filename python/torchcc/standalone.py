@@ -18,14 +18,18 @@ import torch
 
 from torchcc import _torch, generated, header, package, paths, sizes, workers
 from torchcc.errors import ArgumentError, CompileError, message, no_such
-from torchcc.signature import Signature, Value
+from torchcc.signature import Guard, Signature, Value
 
 #: What ``weights`` may be.
 WEIGHTS = ("embedded", "file")
 
+#: Instruction sets by the bits of their vectors, as Inductor's ``cpp.simdlen`` has them.
+SIMDLEN = {0: "scalar", 256: "avx2", 512: "avx512"}
+
 _ALIGNMENT = 64
 _MAX_RANK = 8  # Tensor::kMaxRank in C++
 _STEPS = {"+": "add", "*": "mul", "//": "floordiv", "%": "mod", "max": "max", "min": "min", "**": "pow"}
+_RELATIONS = {"==": "equal", "!=": "not_equal", "<": "less", "<=": "less_equal"}
 _SCALARS = {
     "uint8": "Byte",
     "int8": "Char",
@@ -47,7 +51,7 @@ _FLAGS = (
     *("-O3", "-DNDEBUG", "-fno-trapping-math", "-fno-signed-zeros", "-fno-math-errno", "-ffp-contract=off"),
     *("-Wno-unused-variable", "-Wno-unknown-pragmas", "-Wno-unused-but-set-variable", "-Wno-unused-function"),
 )
-_VECTOR_FLAGS = ("-fno-tree-loop-vectorize",)  # the loops are vectors already
+_VECTOR_FLAGS = ("-fno-tree-loop-vectorize",)  # the loops are vectors already, unless the code is scalar
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,18 @@ def check_weights(weights: str) -> None:
         raise ArgumentError(no_such(f"weights cannot be '{weights}'", weights, WEIGHTS))
 
 
+def isa_of(simdlen: int) -> str:
+    """The instruction set whose vectors have so many bits.
+
+    Raises:
+        ArgumentError: There is none.
+    """
+    if simdlen not in SIMDLEN:
+        known = [str(bits) for bits in SIMDLEN]
+        raise ArgumentError(no_such(f"simdlen cannot be {simdlen}", str(simdlen), known, "choose one; 0 is no vectors"))
+    return SIMDLEN[simdlen]
+
+
 def check_libraries(libraries: Collection[str]) -> None:
     """Raises ArgumentError unless all are in :data:`torchcc.generated.LIBRARIES`."""
     for one in libraries:
@@ -101,6 +117,7 @@ def emit(
     weights: str = "embedded",
     isa: str = "",
     libraries: Collection[str] = (),
+    march: str = "",
     log_folder: Path,
     progress: Callable[[str, int, int], None] | None = None,
     check: Callable[[Emitted], Mapping[str, str]] | None = None,
@@ -116,6 +133,7 @@ def emit(
         weights: ``"embedded"`` into the program, or ``"file"``: the program gives them before the first call.
         isa: As in :func:`torchcc._torch.cpu_target`.
         libraries: Libraries of :data:`torchcc.generated.LIBRARIES` that the program may link.
+        march: The compiler's ``-march``, which may be another machine's; by default the least that the code needs.
         log_folder: For the compiler's logs.
         progress: Called with a title, the steps done and the steps in all.
         check: Compares the sources with the graphs, and says how; it is given them in a temporary folder, before they
@@ -146,7 +164,7 @@ def emit(
             used |= code.libraries
             includes.update(dict.fromkeys(code.includes))
             described.append(_describe(one, code, blob, isa, result.exclusive))
-        _, march, features = _target(isa)
+        features = _target(isa)[2]
         content = blob.content()
         folder.mkdir(parents=True, exist_ok=True)
         weights_file = _put(folder / f"{name}.weights", content)
@@ -161,18 +179,17 @@ def emit(
             "includes": list(includes),
             "headers": [generated.LIBRARIES[one] for one in sorted(used)],
         }
-        flags = " ".join([f"-march={march or 'native'}", *_capability(features), *_FLAGS, *_VECTOR_FLAGS])
-        flags_file = _put(folder / f"{name}.flags", f"{flags}\n".encode())
+        flags_file = _put(folder / f"{name}.flags", _flags(isa).encode())  # with which they are checked here
         written = header.write(folder, name, namespace, origins, described, standalone)
     emitted = Emitted(*written, weights_file, flags_file, {})
-    if check is None:
-        return emitted
     try:
-        checks = check(emitted)
+        checks = check(emitted) if check else {}
     except Exception:
         for file in (*written, weights_file, flags_file):
             file.unlink(missing_ok=True)  # nobody shall build what is wrong
         raise
+    if march:
+        _put(flags_file, _flags(isa, march).encode())
     return Emitted(*written, weights_file, flags_file, checks)
 
 
@@ -203,6 +220,15 @@ def _target(isa: str) -> tuple[str, str | None, tuple[str, ...]]:
 def _required_macros(features: Sequence[str]) -> list[str]:
     """Macros of the compiler that say that it may use what the code needs."""
     return [f"__{one.upper()}__" for one in features if one in ("avx2", "fma", "avx512f", "avx512bw", "avx512vl")]
+
+
+def _flags(isa: str, march: str = "") -> str:
+    """The flags for the sources, as a line; without ``march``, with the least ``-march`` that they need."""
+    if isa == "scalar":
+        machine = [f"-march={march}"] if march else []
+        return " ".join([*machine, *_FLAGS]) + "\n"
+    _, own, features = _target(isa)
+    return " ".join([f"-march={march or own or 'native'}", *_capability(features), *_FLAGS, *_VECTOR_FLAGS]) + "\n"
 
 
 def _capability(features: Sequence[str]) -> list[str]:
@@ -286,21 +312,11 @@ def _describe(one: Source, code: generated.Code, blob: _Blob, isa: str, exclusiv
     """What the templates take of a function."""
     signature, program = one.function.signature, one.function.program
     assert program is not None
-    if signature.guards:
-        raise CompileError(
-            message(
-                f"function {signature.name}: standalone code cannot check what it relies on",
-                expected="sizes with ranges, and no other conditions",
-                got=", ".join(guard.text() for guard in signature.guards),
-                fix="export it for sizes for which the code does the same, or with LibTorch (target native)",
-            )
-        )
-    starts = [constant.start for constant in code.constants]
-    ends = [*starts[1:], len(code.weights)] if starts else []
     tables: list[str] = []
     constants = []
-    for constant, end in zip(code.constants, ends, strict=True):
-        position = blob.add(code.weights[constant.start : end]) + constant.offset * _element_size(constant.dtype)
+    for constant in code.constants:
+        content = code.weights[constant.start : constant.start + constant.size]
+        position = blob.add(content) + constant.offset * _element_size(constant.dtype)
         constants.append(
             _tensor_table(tables, constant.name, constant.dtype, position, constant.sizes, constant.strides)
         )
@@ -318,6 +334,7 @@ def _describe(one: Source, code: generated.Code, blob: _Blob, isa: str, exclusiv
             "SymbolTable",
             [f'{{"{s.name}", {s.minimum}, {_limit(s.maximum, "INT64_MAX")}}}' for s in signature.symbols],
         ),
+        "guards": ("GuardTable", [_guard_table(tables, signature, guard) for guard in signature.guards]),
         "constants": ("ConstantTable", constants),
         "states": ("ConstantTable", kept),
     }
@@ -326,7 +343,7 @@ def _describe(one: Source, code: generated.Code, blob: _Blob, isa: str, exclusiv
         lines.append(_array(title, kind, rows))
     lines.append(
         f'constexpr FunctionTable table{{"{signature.name}", "standalone {_target(isa)[0]}", inputs, outputs, symbols, '
-        f"constants, states, run, {str(exclusive).lower()}}};"
+        f"guards, constants, states, run, {str(exclusive).lower()}}};"
     )
     known = all(size is not None for value in signature.outputs for size in value.sizes)
     return {
@@ -397,6 +414,11 @@ def _size_table(tables: list[str], signature: Signature, size: sizes.Size) -> st
     rows = [f"SizeStep{{SizeStep::Kind::{kind}, {number}}}" for kind, number in steps(size, symbols)]
     tables.append(_array(name, "SizeStep", rows))
     return f'{{"{sizes.text(size)}", {name}}}'
+
+
+def _guard_table(tables: list[str], signature: Signature, guard: Guard) -> str:
+    left, right = (_size_table(tables, signature, size) for size in (guard.left, guard.right))
+    return f'{{"{guard.text()}", SizeGuard::Kind::{_RELATIONS[guard.relation]}, {left}, {right}}}'
 
 
 def steps(size: sizes.Size, symbols: Sequence[str]) -> list[tuple[str, int]]:

@@ -15,7 +15,7 @@ from torchcc import CompileError
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import capture, contest, harness, training  # noqa: E402
+from benchmarks import capture, contest, footprint, harness, training  # noqa: E402
 
 CALLS = [
     "torchcc, typed function",
@@ -204,14 +204,29 @@ def test_capture(tmp_path: Path) -> None:
     assert all(case["value"] is not None for name, case in cases.items() if "ONNX" not in name)
 
 
+def test_footprint_is_drawn(tmp_path: Path) -> None:
+    """Also where something could not be measured."""
+    cases = [
+        harness.Case(f"{model}: {quantity}, {kind}", None if kind == "ExecuTorch" else 2.0, unit, 3.0)
+        for model in ("digits classifier", "MLP 128-256, batch 1")
+        for quantity, unit in footprint.QUANTITIES.items()
+        for kind in ("standalone", "libtorch", "ExecuTorch")
+    ]
+    ratio = harness.Case("digits classifier: time of a call, standalone over libtorch", 0.5, "ratio")
+    footprint.draw(tmp_path / "footprint.png", [*cases, ratio])
+    assert (tmp_path / "footprint.png").read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.slow  # it exports four models twice
 def test_footprint(tmp_path: Path) -> None:
     file = tmp_path / "cases.json"
-    run("footprint", "--quick", "--json", file)
+    run("footprint", "--quick", "--json", file, "--plot", tmp_path / "footprint.png")
+    assert (tmp_path / "footprint.png").read_bytes().startswith(b"\x89PNG")
     cases = {case["case"]: case for case in json.loads(file.read_text())["cases"]}
     limits = [case["limit"] for case in cases.values() if case["limit"] is not None]
     assert limits == [3, 5, 8, 4, 20, 1.1, 0.6, 1.1]
-    assert all(case["value"] is not None for case in cases.values())
+    assert all(case["value"] is not None for name, case in cases.items() if "ONNX" not in name)
+    assert sum("ExecuTorch" in name for name in cases) == 16
     assert (
         cases["digits classifier: size, standalone"]["value"] < 3 < cases["digits classifier: size, libtorch"]["value"]
     )

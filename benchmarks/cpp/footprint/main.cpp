@@ -1,14 +1,11 @@
-// `main <file>`: loads a model from a package, or is one with weights in the file, calls it once, and prints a number
-// of the result. Then it reads how many calls to make, a line each, and answers with nanoseconds a call. Prints its own
-// peak of memory first, in KiB.
-#include <chrono>
+// `main <file>`: loads a model from a package, or is one with weights in the file, calls it, and serves calls.
 #include <cstdint>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
 
 #include <torchcc/function.h>
 #include <torchcc/package.h>
+
+#include "serve.h"
 
 #define JOIN_OF(a, b) a##b
 #define JOIN(a, b) JOIN_OF(a, b)
@@ -43,18 +40,6 @@ torchcc::Tensor input() {
   return x;
 }
 
-/// VmHWM of /proc/self/status.
-long peak() {
-  std::FILE* file = std::fopen("/proc/self/status", "r");
-  char line[256];
-  long found = 0;
-  while (file != nullptr && std::fgets(line, sizeof line, file) != nullptr) {
-    if (std::strncmp(line, "VmHWM:", 6) == 0) found = std::strtol(line + 6, nullptr, 10);
-  }
-  if (file != nullptr) std::fclose(file);
-  return found;
-}
-
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -62,16 +47,5 @@ int main(int argc, char** argv) {
   const torchcc::Function function = load(argv[1]);
   const torchcc::Tensor x = input();
   const torchcc::Tensor y = function(x);
-  std::printf("%g\n", static_cast<double>(*y.data_ptr<float>()));
-  std::fflush(stdout);
-  std::printf("%ld\n", peak());
-  std::fflush(stdout);
-  long calls = 0;
-  while (std::scanf("%ld", &calls) == 1) {
-    const auto start = std::chrono::steady_clock::now();
-    for (long i = 0; i < calls; ++i) function(x);
-    const std::chrono::duration<double, std::nano> elapsed = std::chrono::steady_clock::now() - start;
-    std::printf("%g\n", elapsed.count() / static_cast<double>(calls));
-    std::fflush(stdout);
-  }
+  footprint::serve(*y.data_ptr<float>(), [&] { function(x); });
 }

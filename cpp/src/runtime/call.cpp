@@ -167,16 +167,8 @@ void bind(const FunctionState& state, std::span<const Argument> arguments, Bound
     if (checks[i].is_number) check_number_tensor(signature, i, tensor);
     bound.tensors[i] = &tensor;
   }
-  if (state.has_expressions) [[unlikely]] {
-    for (size_t i = 0; i < checks.size(); ++i) {
-      if (checks[i].has_expressions) {
-        check_expressions(signature, i, checks[i], *bound.tensors[i], bound.symbols.data());
-      }
-    }
-  }
-  for (const SizeGuard& guard : signature.guards) {
-    if (!guard.holds(bound.symbols.data())) [[unlikely]]
-      refuse_guard(signature, guard, bound.symbols.data());
+  if (state.has_relations) [[unlikely]] {
+    check_relations(signature, checks, bound.tensors.data(), bound.symbols.data());
   }
 }
 
@@ -478,8 +470,8 @@ void FunctionState::prepare(const std::string& origin) {
   checks = input_checks(signature, origin);
   for (size_t i = 0; i < checks.size(); ++i) {
     checks[i].device = device_of(signature.inputs[i]);
-    has_expressions = has_expressions || checks[i].has_expressions;
   }
+  has_relations = detail::has_relations(signature, checks);
   for (const Value& input : signature.inputs) mutates = mutates || input.mutated;
 }
 

@@ -1,8 +1,22 @@
 #include "checks.h"
 
+#include <algorithm>
+
 #include <torchcc/error.h>
 
 namespace torchcc::detail {
+namespace {
+
+void check_expressions(const Signature& signature, size_t index, const InputCheck& check, const Tensor& tensor,
+                       const int64_t* symbols) {
+  for (size_t d = 0; d < check.sizes.size(); ++d) {
+    if (check.sizes[d].kind != SizeCheck::Kind::expression) continue;
+    const int64_t expected = signature.inputs[index].sizes[d].evaluate(symbols);
+    if (tensor.sizes()[d] != expected) refuse_expression(signature, index, d, tensor, expected);
+  }
+}
+
+}  // namespace
 
 std::vector<InputCheck> input_checks(const Signature& signature, const std::string& origin) {
   std::vector<InputCheck> checks;
@@ -32,12 +46,18 @@ std::vector<InputCheck> input_checks(const Signature& signature, const std::stri
   return checks;
 }
 
-void check_expressions(const Signature& signature, size_t index, const InputCheck& check, const Tensor& tensor,
-                       const int64_t* symbols) {
-  for (size_t d = 0; d < check.sizes.size(); ++d) {
-    if (check.sizes[d].kind != SizeCheck::Kind::expression) continue;
-    const int64_t expected = signature.inputs[index].sizes[d].evaluate(symbols);
-    if (tensor.sizes()[d] != expected) refuse_expression(signature, index, d, tensor, expected);
+bool has_relations(const Signature& signature, std::span<const InputCheck> checks) {
+  return !signature.guards.empty() ||
+         std::any_of(checks.begin(), checks.end(), [](const InputCheck& check) { return check.has_expressions; });
+}
+
+void check_relations(const Signature& signature, std::span<const InputCheck> checks, const Tensor* const* tensors,
+                     const int64_t* symbols) {
+  for (size_t i = 0; i < checks.size(); ++i) {
+    if (checks[i].has_expressions) check_expressions(signature, i, checks[i], *tensors[i], symbols);
+  }
+  for (const SizeGuard& guard : signature.guards) {
+    if (!guard.holds(symbols)) refuse_guard(signature, guard, symbols);
   }
 }
 

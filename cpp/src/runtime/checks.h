@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -30,7 +31,7 @@ struct InputCheck {
 /// One for each input. Throws PackageError, which names `origin`, when a symbol cannot be bound.
 std::vector<InputCheck> input_checks(const Signature& signature, const std::string& origin);
 
-/// Checks sizes and binds symbols; the rank is right. Expressions come after all symbols: check_expressions().
+/// Checks sizes and binds symbols; the rank is right. Expressions come after all symbols: check_relations().
 inline void check_sizes(const Signature& signature, size_t index, const InputCheck& check, const Tensor& tensor,
                         int64_t* symbols) {
   const IntArrayRef sizes = tensor.sizes();
@@ -60,9 +61,12 @@ inline void check_sizes(const Signature& signature, size_t index, const InputChe
   }
 }
 
-/// Checks the sizes of an input that are expressions of symbols.
-void check_expressions(const Signature& signature, size_t index, const InputCheck& check, const Tensor& tensor,
-                       const int64_t* symbols);
+/// Whether check_relations() has anything to check in a call of this function.
+bool has_relations(const Signature& signature, std::span<const InputCheck> checks);
+
+/// Checks what a call can only check once all symbols are bound: sizes that are expressions, and the signature's guards.
+void check_relations(const Signature& signature, std::span<const InputCheck> checks, const Tensor* const* tensors,
+                     const int64_t* symbols);
 
 /// A number of the caller's, as the compiled code takes it: the first where the input's dtype is Double, else the
 /// second. Throws ArgumentError when the input takes no such number.

@@ -76,8 +76,12 @@ std::string scalar_text(ScalarType dtype) { return std::string(kNamespace) + "k"
 
 #ifdef TORCHCC_STANDALONE
 Device memory_of(const Tensor&) { return {}; }
+
+std::string memory_text(const Tensor&) { return "cpu"; }
 #else
 Device memory_of(const Tensor& tensor) { return tensor.device(); }
+
+std::string memory_text(const Tensor& tensor) { return tensor.device().str(); }
 #endif
 
 std::string make_text(const Value& value, IntArrayRef sizes, [[maybe_unused]] Device device) {
@@ -263,6 +267,30 @@ void refuse_weights(const Signature& signature) {
   refuse(signature, signature.name + ": it has no weights that can be set",
          "a function of a package that holds torch.export's graph", "compiled code alone, with its weights in it",
          "make the package with `torchcc export`");
+}
+
+namespace {
+
+std::string weight_subject(std::string_view function, const std::string& name) {
+  return std::string(function) + ": the weight '" + name + "' cannot be set";
+}
+
+}  // namespace
+
+void refuse_weight_name(std::string_view function, const std::string& name) {
+  throw ArgumentError(message(
+      weight_subject(function, name),
+      {{"expected", "the name of a weight, as weights() gives them"}, {"got", name}, {"fix", "correct the name"}}));
+}
+
+void refuse_weight_form(std::string_view function, const std::string& name, const Tensor& old, const Tensor& tensor) {
+  const auto form = [](const Tensor& one) {
+    if (!one.defined()) return std::string("an undefined tensor");
+    return dtype_name(one.scalar_type()) + "[" + list_text(one.sizes()) + "] on " + memory_text(one);
+  };
+  throw ArgumentError(
+      message(weight_subject(function, name),
+              {{"expected", form(old)}, {"got", form(tensor)}, {"fix", "convert it, or export again"}}));
 }
 
 void refuse_self_overlap(const Signature& signature, size_t index, const Tensor& tensor) {

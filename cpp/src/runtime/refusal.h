@@ -80,6 +80,13 @@ constexpr c10::DispatchKeySet kWrappers({c10::DispatchKey::Python, c10::Dispatch
 /// New weights for a function that has none.
 [[noreturn, gnu::cold]] void refuse_weights(const Signature& signature);
 
+/// A new weight of a name that the function does not have.
+[[noreturn, gnu::cold]] void refuse_weight_name(std::string_view function, const std::string& name);
+
+/// A new weight that does not have the form of the one that it should replace.
+[[noreturn, gnu::cold]] void refuse_weight_form(std::string_view function, const std::string& name, const Tensor& old,
+                                                const Tensor& tensor);
+
 /// Outputs for a function that has no variant which writes into them.
 [[noreturn, gnu::cold]] void refuse_outputs(const Signature& signature);
 

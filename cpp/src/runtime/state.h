@@ -31,7 +31,7 @@ struct FunctionState {
   Stats stats;
   c10::Device device = c10::Device(c10::kCPU);  ///< where its tensors are, but for those that are on the CPU always
   std::vector<InputCheck> checks;               ///< one per input
-  bool has_expressions = false;                 ///< some input size is an expression of symbols
+  bool has_relations = false;                   ///< see check_relations()
   bool mutates = false;                         ///< some input is written to
   bool converts = false;                        ///< LoadOptions::convert
   bool is_plain = false;                        ///< `library` runs all calls, and takes nothing but the arguments

@@ -11,6 +11,7 @@
 
 #include "archive.h"
 #include "message.h"
+#include "refusal.h"
 
 namespace torchcc::detail {
 namespace {
@@ -158,23 +159,11 @@ void Weights::replace(std::string_view function, std::span<const NamedTensor> we
   const c10::AutoGradMode no_grad(false);
   for (const auto& [name, tensor] : weights) {
     const auto position = static_cast<size_t>(std::find(names_.begin(), names_.end(), name) - names_.begin());
-    const std::string subject = std::string(function) + ": the weight '" + name + "' cannot be set";
-    if (position == names_.size()) {
-      throw ArgumentError(message(
-          subject,
-          {{"expected", "the name of a weight, as weights() gives them"}, {"got", name}, {"fix", "correct the name"}}));
-    }
+    if (position == names_.size()) refuse_weight_name(function, name);
     const at::Tensor& old = set->tensors[position];
-    const auto form = [](const at::Tensor& one) {
-      if (!one.defined()) return std::string("an undefined tensor");
-      std::string text = dtype_name(one.scalar_type()) + "[";
-      for (int64_t d = 0; d < one.dim(); ++d) text += (d == 0 ? "" : ", ") + std::to_string(one.size(d));
-      return text + "] on " + one.device().str();
-    };
     if (!tensor.defined() || tensor.scalar_type() != old.scalar_type() || tensor.sizes() != old.sizes() ||
         tensor.device() != old.device() || tensor.layout() != at::kStrided) {
-      throw ArgumentError(
-          message(subject, {{"expected", form(old)}, {"got", form(tensor)}, {"fix", "convert it, or export again"}}));
+      refuse_weight_form(function, name, old, tensor);
     }
     const bool is_kept =
         tensor.strides() == old.strides() && !is_written_[position] && !tensor.is_conj() && !tensor.is_neg();

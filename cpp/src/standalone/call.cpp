@@ -2,6 +2,7 @@
 // and their messages are those of ../runtime.
 #include "call.h"
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <exception>
@@ -104,11 +105,8 @@ void bind(const FunctionState& state, std::span<const Argument> arguments, Bound
     if (check.is_number && check.dtype == kLong) checked_number(signature, i, Argument(tensor.item<int64_t>()));
     bound.tensors[i] = &tensor;
   }
-  if (!state.has_expressions) return;
-  for (size_t i = 0; i < state.checks.size(); ++i) {
-    if (state.checks[i].has_expressions) {
-      check_expressions(signature, i, state.checks[i], *bound.tensors[i], bound.symbols.data());
-    }
+  if (state.has_relations) [[unlikely]] {
+    check_relations(signature, state.checks, bound.tensors.data(), bound.symbols.data());
   }
 }
 
@@ -239,28 +237,17 @@ std::vector<NamedTensor> Function::weights() const { return detail::require(stat
 
 void Function::set_weights(std::span<const NamedTensor> weights) const {
   const detail::FunctionState& state = detail::require(state_);
-  if (state.states.empty()) detail::refuse_weights(state.signature);
   const std::lock_guard lock(state.writing);
   std::vector<const Tensor*> found;
   for (const auto& [name, tensor] : weights) {
-    const Tensor* target = nullptr;
-    std::string names;
-    for (const auto& [known, one] : state.states) {
-      if (known == name) target = &one;
-      names += (names.empty() ? "" : ", ") + known;
+    const auto target = std::find_if(state.states.begin(), state.states.end(),
+                                     [&name = name](const NamedTensor& one) { return one.first == name; });
+    if (target == state.states.end()) detail::refuse_weight_name(state.signature.name, name);
+    const Tensor& old = target->second;
+    if (!tensor.defined() || tensor.scalar_type() != old.scalar_type() || !(tensor.sizes() == old.sizes())) {
+      detail::refuse_weight_form(state.signature.name, name, old, tensor);
     }
-    if (target == nullptr) {
-      throw ArgumentError(
-          detail::message(state.signature.name + ": there is no weight '" + name + "'",
-                          {{"expected", "one of: " + names}, {"got", name}, {"fix", "correct the name"}}));
-    }
-    if (!tensor.defined() || tensor.scalar_type() != target->scalar_type() || !(tensor.sizes() == target->sizes())) {
-      throw ArgumentError(detail::message(state.signature.name + ": the weight '" + name + "' has another form",
-                                          {{"expected", "the dtype and sizes of the one that it replaces"},
-                                           {"got", tensor.defined() ? "others" : "an undefined tensor"},
-                                           {"fix", "make it like weights() gives it"}}));
-    }
-    found.push_back(target);
+    found.push_back(&old);
   }
   for (size_t i = 0; i < weights.size(); ++i) found[i]->copy_(weights[i].second);
 }

@@ -46,6 +46,9 @@ Signature made(const generated::FunctionTable& table) {
   for (const generated::ValueTable& value : table.inputs) signature.inputs.push_back(made(value));
   for (const generated::ValueTable& value : table.outputs) signature.outputs.push_back(made(value));
   for (const generated::SymbolTable& one : table.symbols) signature.symbols.push_back({one.name, one.min, one.max});
+  for (const generated::GuardTable& one : table.guards) {
+    signature.guards.push_back({one.text, one.kind, made(one.left), made(one.right)});
+  }
   return signature;
 }
 
@@ -60,8 +63,7 @@ std::shared_ptr<const FunctionState> made(const generated::PackageTable& package
   auto state = std::make_shared<FunctionState>();
   state->signature = made(table);
   state->checks = input_checks(state->signature, package.name);
-  for (const InputCheck& check : state->checks)
-    state->has_expressions = state->has_expressions || check.has_expressions;
+  state->has_relations = has_relations(state->signature, state->checks);
   for (const Value& input : state->signature.inputs) state->mutates = state->mutates || input.mutated;
   state->stats.backend = "compiled";
   state->stats.target = table.target;

@@ -13,7 +13,7 @@ struct FunctionState {
   Signature signature;
   Stats stats;
   std::vector<InputCheck> checks;  ///< one per input
-  bool has_expressions = false;    ///< some input size is an expression of symbols
+  bool has_relations = false;      ///< see check_relations()
   bool mutates = false;            ///< some input is written to
   bool is_exclusive = false;       ///< see FunctionTable
   generated::Run run = nullptr;

@@ -27,7 +27,7 @@ from torchcc.errors import ArgumentError, message
 INTEGER_DIVISION = re.compile(r"\b(floor_divide_integral|remainder_integral|mod)\(")
 
 
-SIMD_BITS = {"avx2": 256, "avx512": 512}
+SIMD_BITS = {"avx2": 256, "avx512": 512, "scalar": 0}
 
 
 # Up to this many elements, a loop is not worth a second thread; twice Inductor's own cpp.min_chunk_size.
@@ -78,7 +78,8 @@ def target(device: str, isa: str = "") -> tuple[str, tuple[str, ...]]:
 def cpu_target(isa: str = "") -> tuple[str, str | None, tuple[str, ...]]:
     """What compiled code for this CPU is called, the ``-march`` value for it, and the CPU features that it needs.
 
-    With ``isa``, ``"avx2"`` or ``"avx512"``, the same for this instruction set, as far as Inductor would use it here.
+    With ``isa``, ``"avx2"`` or ``"avx512"``, the same for this instruction set, as far as Inductor would use it here;
+    with ``"scalar"``, for code without vectors of its own, which any machine can compile.
 
     Leans on ``torch._inductor.cpu_vec_isa``. Inductor's default is ``-march=native``, which needs whatever this machine
     happens to have; a named level runs on more machines. Before torch 2.13 there is no choice (``None``).
@@ -86,6 +87,8 @@ def cpu_target(isa: str = "") -> tuple[str, str | None, tuple[str, ...]]:
     from torch._inductor import config
     from torch._inductor.cpu_vec_isa import pick_vec_isa
 
+    if isa == "scalar":
+        return "cpu-any", None, ()
     machine = platform.machine()
     if machine != "x86_64":
         return f"cpu-{machine}", None, ()

@@ -21,6 +21,7 @@ from torchcc._torch.inductor import (
     is_small,
     without_guards_on_numbers,
 )
+from torchcc.errors import CompileError
 
 
 def generate(
@@ -50,7 +51,7 @@ def generate(
     from torch._inductor.compile_fx import compile_fx_aot
 
     # Inductor asks the compiler once per process what vectors there are, and takes the answer for all that follows.
-    cpu_target(isa)
+    cpu_target()
     module, _ = flat(program, weights)
     module.graph.set_codegen(torch.fx.graph.CodeGen())
     module.recompile()
@@ -72,14 +73,49 @@ def generate(
         **({"cpp.simdlen": SIMD_BITS[isa]} if isa else {}),
         **options,
     }
-    with inductor_writes(), _only_matrix_products():
-        made: Any = without_guards_on_numbers(
-            lambda patches: compile_fx_aot(module, fakes, config_patches={**settings, **patches})
-        )
+    with inductor_writes(), _only_matrix_products(), _products_of_any_size():
+        try:
+            made: Any = without_guards_on_numbers(
+                lambda patches: compile_fx_aot(module, fakes, config_patches={**settings, **patches})
+            )
+        except Exception as error:
+            if "NoValidChoicesError" not in str(error):
+                raise
+            raise CompileError(
+                "Inductor generates no matrix product (mm, addmm) in float64, or whose inner or last size varies"
+            ) from error
     files = [str(file) for file in made if file]
     (source,) = [file for file in files if file.endswith(".wrapper.cpp")]
     kept = [file for file in files if file.endswith((".blob", "extern_kernel_nodes.json"))]
     return Compiled((source, *kept), bool(INTEGER_DIVISION.search(Path(source).read_text())))
+
+
+@contextlib.contextmanager
+def _products_of_any_size() -> Iterator[None]:
+    """Takes batched products apart whose inner or last size varies, as attention's do where the length varies.
+
+    The GEMM template has none of these. Inductor itself does the same where one of the two sizes is 1. Leans on
+    ``torch._inductor.lowering`` and its table ``lowerings``.
+    """
+    from torch._inductor import lowering
+    from torch._inductor.utils import has_free_symbols
+
+    bmm = torch.ops.aten.bmm.default
+    original = lowering.lowerings[bmm]
+
+    def product(one: Any, other: Any, *args: Any, **options: Any) -> Any:
+        if not has_free_symbols((one.get_size()[2], other.get_size()[2])):
+            return original(one, other, *args, **options)
+        for operand in (one, other):
+            operand.realize()  # else each element of it would be computed for each of the product's that needs it
+        elements = lowering.mul(lowering.unsqueeze(one, -1), lowering.unsqueeze(other, 1))
+        return lowering.sum_(elements, axis=2)
+
+    lowering.lowerings[bmm] = product
+    try:
+        yield
+    finally:
+        lowering.lowerings[bmm] = original
 
 
 @contextlib.contextmanager

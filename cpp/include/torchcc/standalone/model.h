@@ -34,6 +34,13 @@ struct SymbolTable {
   int64_t max;
 };
 
+struct GuardTable {
+  const char* text;
+  SizeGuard::Kind kind;
+  SizeTable left;
+  SizeTable right;
+};
+
 /// A tensor in the file of weights.
 struct ConstantTable {
   const char* name;
@@ -52,6 +59,7 @@ struct FunctionTable {
   std::span<const ValueTable> inputs;
   std::span<const ValueTable> outputs;
   std::span<const SymbolTable> symbols;
+  std::span<const GuardTable> guards;
   std::span<const ConstantTable> constants;
   std::span<const ConstantTable>
       states;  ///< buffers that the code writes into; its inputs behind those of the signature
