@@ -14,7 +14,11 @@
 
 namespace torchcc::detail {
 
-/// Calls of a function that differ in sizes alone, and code for all of them. Belongs to CoreState::mutex.
+/// Times that code for many sizes is made, anew if other numbers turn out to differ.
+inline constexpr int64_t kGeneralizations = 3;
+
+/// Calls of a function that differ in sizes alone, and code for all of them. Belongs to CoreState::mutex; that of
+/// segments to Segments::mutex_.
 ///
 /// Compiled code for many sizes is right where the function calls the same operators with numbers that follow from the
 /// sizes. Only running it shows that, so the first call of each size runs the function and is recorded; it then gets
@@ -42,8 +46,8 @@ std::shared_ptr<const Sizes> explain(Family& family, const Recording& now, const
 /// Whether a recording may get code that serves other sizes.
 bool may_be_sized(const Recording& recording);
 
-/// Runs code on what a call got, and compares with what it gave. Returns what differs; empty when nothing does.
-/// Arguments that the call wrote into get changed in the recording.
-std::string compare(const Recording& recording, const Artifact& code);
+/// Runs code on what a call got, backward too where it has one, and compares with what the call gave. Returns what
+/// differs; empty when nothing does. Arguments that the call wrote into get changed in the recording.
+std::string compare(const std::shared_ptr<const Recording>& recording, const Artifact& code);
 
 }  // namespace torchcc::detail

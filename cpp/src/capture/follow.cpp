@@ -170,6 +170,7 @@ at::Tensor Follow::make(ValueId id, bool is_view) {
   Memory& memory = memories_[memory_of(id)];
   c10::intrusive_ptr<c10::StorageImpl> storage = memory.held;
   if (memory.storage == nullptr) {
+    has_work_ = true;
     const ValueId root = recording().layout.roots[memory_of(id)];
     storage = make_placeholder(static_cast<size_t>(extent(trace.value(root)).second));
     memory.storage = storage.get();
@@ -195,7 +196,7 @@ at::Tensor Follow::make(ValueId id, bool is_view) {
 /// Takes the data out of memory from outside that is to be written into.
 void Follow::park(ValueId id) {
   Memory& memory = memories_[memory_of(id)];
-  memory.is_written = true;
+  has_work_ = memory.is_written = true;
   if (!is_placeholder(*memory.storage)) parked_.push_back({memory.storage, take_data(*memory.storage)});
 }
 

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
 #include <utility>
 
 #include <ATen/Parallel.h>
@@ -31,8 +32,6 @@ constexpr int64_t kDisagreements = 6;
 constexpr int64_t kStaleCalls = 16;
 // Variants, those that share code among them, each with a recording of its own; calls of further sizes run eagerly.
 constexpr size_t kMostVariants = 1024;
-// Times that code for many sizes is made, anew if other numbers turn out to differ.
-constexpr int64_t kGeneralizations = 3;
 
 bool compiler_is_off() {
   const char* variable = std::getenv("TORCHCC_COMPILER");
@@ -185,7 +184,13 @@ void CoreState::keep_promises(Variant& variant) {
   auto sizes = PromisedSizes::of(dynamic, plan);
   if (sizes == nullptr) return;
   promises.push_back(std::make_unique<const Promised>(Promised{&variant, &plan, std::move(sizes)}));
-  promised.store(promises.back().get(), std::memory_order_release);
+  auto all = std::make_unique<AllPromised>(1, promises.back().get());
+  if (const AllPromised* before = promised.load(std::memory_order_relaxed)) {
+    std::copy_if(before->begin(), before->end(), std::back_inserter(*all),
+                 [&](const Promised* other) { return other->plan->code() != plan.code(); });
+  }
+  promised.store(all.get(), std::memory_order_release);
+  promise_lists.push_back(std::move(all));
 }
 
 bool CoreState::may_be_dropped(const Leaves& arguments) const {
@@ -247,11 +252,11 @@ Variant* CoreState::find_recorded(const Guards& guards, const Recording& made) {
   return nullptr;
 }
 
-/// The family of calls that differ in sizes alone from those with the given guards; null when there are none.
-std::shared_ptr<Family> CoreState::family_of(const Guards& guards) const {
+/// The family of calls that differ in sizes alone from one with the given guards; null when there are none.
+std::shared_ptr<Family> CoreState::family_of(const Guards& guards, const Recording& made) const {
   std::shared_ptr<Family> family;
   for (const auto& variant : variants) {
-    if (variant->last == nullptr || !may_be_sized(*variant->last)) continue;
+    if (variant->last == nullptr || !may_be_sized(*variant->last) || !same_conditions(*variant->last, made)) continue;
     if (!variant->guards.same_but_for_sizes(guards) || !watch.same(variant->guards.closure(), guards.closure())) {
       continue;
     }
@@ -298,7 +303,7 @@ CoreState::Work CoreState::commit(Guards guards, std::unique_ptr<Recording> made
   Work::Kind kind = Work::Kind::none;
   if (variant == nullptr) {
     const bool may_share = options.automatic_dynamic_shapes || !dynamic.empty();
-    const std::shared_ptr<Family> family = may_share ? family_of(guards) : nullptr;
+    const std::shared_ptr<Family> family = may_share ? family_of(guards, *now) : nullptr;
     if (family != nullptr) {
       kind = place(*family, *now);
       if (kind == Work::Kind::none && may_be_sized(*now)) family->add(now);
@@ -565,7 +570,7 @@ void CoreState::join(Variant& variant, const std::shared_ptr<Recording>& recordi
   }
   std::string differs;
   try {
-    differs = compare(*recording, *code);
+    differs = compare(recording, *code);
   } catch (const std::exception& failure) {
     differs = first_line(failure.what());
   }
