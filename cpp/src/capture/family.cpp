@@ -114,6 +114,17 @@ void Family::add(std::shared_ptr<const Recording> recording) {
   samples.push_back(std::move(recording));
 }
 
+const Family::Code* Family::code_for(Recording& now) {
+  for (const Code& code : codes) {
+    reason = departure(*code.sample, *code.sample->sizes, now);
+    if (reason.empty()) reason = misfit(code.artifact->signature, now);
+    if (!reason.empty()) continue;
+    now.sizes = code.sample->sizes;
+    return &code;
+  }
+  return nullptr;
+}
+
 bool may_be_sized(const Recording& recording) {
   return recording.refusal.empty() && recording.has_work() && recording.shared.empty() &&
          std::none_of(recording.inputs.begin(), recording.inputs.end(),

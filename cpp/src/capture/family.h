@@ -24,10 +24,14 @@ inline constexpr int64_t kGeneralizations = 3;
 /// sizes. Only running it shows that, so the first call of each size runs the function and is recorded; it then gets
 /// the family's code, if its recording is what the sizes explain, and if the code gives the same results.
 struct Family {
+  /// Code for many sizes: not all, where the compiler has other kernels for some.
+  struct Code {
+    std::shared_ptr<const Artifact> artifact;
+    std::shared_ptr<const Recording> sample{};  ///< that it was made of
+    std::shared_ptr<Packed> packed{};
+  };
+  std::vector<Code> codes;
   std::vector<std::shared_ptr<const Recording>> samples;  ///< of different sizes, the latest last; without tensors
-  std::shared_ptr<const Artifact> code;                   ///< null while there is none
-  std::shared_ptr<const Recording> sample;                ///< that the code was made of
-  std::shared_ptr<Packed> packed;                         ///< of the code
   std::string reason;                                     ///< why sizes have code of their own; else empty
   int64_t compilations = 0;
   int64_t failures = 0;  ///< recordings that the family could not serve
@@ -35,6 +39,8 @@ struct Family {
 
   /// Keeps a recording to explain others by.
   void add(std::shared_ptr<const Recording> recording);
+  /// The code for a recording, which gets the explanation of its numbers. Null, with the reason, when there is none.
+  const Code* code_for(Recording& now);
   /// Whether it is worth while to try further sizes.
   bool may_serve() const { return failures < 4; }
 };

@@ -202,7 +202,7 @@ std::shared_ptr<Segment> Segments::commit(std::unique_ptr<Recording> made, std::
     ++segment->recorded;
     segment->code.reset();
     if (sized.recording != nullptr) {
-      if (!sized.has_code) sized.family->is_compiling = true;
+      if (sized.code == nullptr) sized.family->is_compiling = true;
       segment->family = sized.family;
       segment->is_sized = true;
     } else if (!is_new) {
@@ -216,7 +216,7 @@ std::shared_ptr<Segment> Segments::commit(std::unique_ptr<Recording> made, std::
     if (!now->refusal.empty()) stay_eager(*segment, now->refusal);
     if (waits) return segment;
   }
-  if (sized.has_code) {
+  if (sized.code != nullptr) {
     join(*segment, sized);
   } else {
     compile(segment, sized.recording != nullptr ? sized.recording : now);

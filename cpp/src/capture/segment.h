@@ -101,7 +101,7 @@ class Segments {
   struct Sized {
     std::shared_ptr<Recording> recording{};  ///< null: none
     std::shared_ptr<Family> family{};
-    bool has_code = false;  ///< that of the family, if it gives the same results
+    std::shared_ptr<const Artifact> code{};  ///< the family's, to be used if it gives the same results; null: none
   };
   Sized place(const Recording& now, const Segment* same);
   void join(Segment& segment, const Sized& sized);

@@ -59,14 +59,7 @@ Segments::Sized Segments::place(const Recording& now, const Segment* same) {
     if (one->family == nullptr) one->family = std::make_shared<Family>();
     const std::shared_ptr<Family> family = one->family;
     if (!seen.insert(family.get()).second || family->is_compiling || !family->may_serve()) continue;
-    if (family->code != nullptr) {
-      family->reason = departure(*family->sample, *family->sample->sizes, *made);
-      if (family->reason.empty()) family->reason = misfit(family->code->signature, *made);
-      if (family->reason.empty()) {
-        made->sizes = family->sample->sizes;
-        return {std::move(made), family, true};
-      }
-    }
+    if (const Family::Code* code = family->code_for(*made)) return {std::move(made), family, code->artifact};
     family->samples.clear();
     for (const auto& other : alike) {
       const bool is_relative = other->family == family && other.get() != same;
@@ -75,7 +68,7 @@ Segments::Sized Segments::place(const Recording& now, const Segment* same) {
       }
     }
     if (family->compilations < kGeneralizations) made->sizes = explain(*family, *made, {});
-    if (made->sizes != nullptr) return {std::move(made), family, false};
+    if (made->sizes != nullptr) return {std::move(made), family};
     log(Topic::capture, core_.options.name, "one code cannot serve these sizes of a segment: " + family->reason);
   }
   return {};
@@ -86,13 +79,13 @@ void Segments::join(Segment& segment, const Sized& sized) {
   std::string differs;
   try {
     const Unrecorded unrecorded;
-    differs = compare(sized.recording, *sized.family->code);
+    differs = compare(sized.recording, *sized.code);
   } catch (const std::exception& failure) {
     differs = first_line(failure.what());
   }
   const std::lock_guard lock(mutex_);
   if (differs.empty()) {
-    segment.code = sized.family->code;
+    segment.code = sized.code;
     segment.state = Segment::State::compiled;
     sized.family->failures = 0;
     return;
@@ -111,8 +104,8 @@ void Segments::take_in(Segment& segment, const std::shared_ptr<const Artifact>& 
   ++family.compilations;
   if (code != nullptr) reason = misfit(code->signature, *segment.recording);
   if (code != nullptr && reason.empty()) {
-    family.code = segment.code = code;
-    family.sample = segment.recording;
+    segment.code = code;
+    family.codes.push_back({code, segment.recording});
     family.failures = 0;
     segment.state = Segment::State::compiled;
     log(Topic::compile, core_.options.name, "a segment is compiled for other sizes too");

@@ -143,6 +143,7 @@ struct CoreState : std::enable_shared_from_this<CoreState> {
     Kind kind = Kind::none;
     Variant* variant = nullptr;
     std::shared_ptr<Recording> recording{};
+    Family::Code code{};  ///< to join
   };
   /// Takes in a recorded call.
   Work commit(Guards guards, std::unique_ptr<Recording> recording);
@@ -169,12 +170,12 @@ struct CoreState : std::enable_shared_from_this<CoreState> {
  private:
   Variant* find_recorded(const Guards& guards, const Recording& made);
   std::shared_ptr<Family> family_of(const Guards& guards, const Recording& made) const;
-  Work::Kind place(Family& family, Recording& recording);
+  Work::Kind place(Family& family, Recording& recording, Family::Code& found);
   void note_broken_promise(const Recording& sample, const Recording& now, const std::string& why);
   void keep_promises(Variant& variant);
   void compile(Variant& variant, const std::shared_ptr<Recording>& recording);
   void generalize(Variant& variant, const std::shared_ptr<Recording>& recording);
-  void join(Variant& variant, const std::shared_ptr<Recording>& recording);
+  void join(Variant& variant, const std::shared_ptr<Recording>& recording, const Family::Code& code);
   void serve(Variant& variant, std::unique_ptr<Plan> plan);
   void leave_family(Variant& variant, const std::shared_ptr<Recording>& recording, std::string why);
   Variant& add_variant(Guards guards);

@@ -40,7 +40,7 @@ def with_symbols(tensors: Sequence[torch.Tensor], free: Sequence[Collection[int]
     from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
     mode = FakeTensorMode(shape_env=ShapeEnv())
-    made = []
+    made: list[torch.Tensor] = []
     for position, (tensor, dims) in enumerate(zip(tensors, free, strict=True)):
         kinds = [DimDynamic.DYNAMIC if dim in dims else DimDynamic.STATIC for dim in range(tensor.dim())]
         context: Any = StatelessSymbolicContext(dynamic_sizes=kinds)
