@@ -19,6 +19,7 @@ BENCHMARKS = {
     "packages": "the portable engine, compiled packages against the plain loader, and swaps of weights",
     "capture": "what recording and replay cost, and compiled C++ against other ways to run a model",
     "lazy": "what lazy mode costs an operator, and a loop over time steps",
+    "sizes": "what code for many sizes costs beside code for one",
     "footprint": "programs with libtorch and without, ExecuTorch, ONNX Runtime: size, start, memory, time of a call",
     "training": "compiled steps of training in C++ against eager ones and Python's, and their memory",
     "cuda-mlp": "on a GPU: a small MLP from C++ with CUDA graphs against Python's torch.compile",

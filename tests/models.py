@@ -923,6 +923,29 @@ def order_statistics() -> Family:
 
 
 @family
+def sizes_from_data() -> Family:
+    class Picker(nn.Module):
+        """Results whose sizes only the data decides, a limit of them, and an argument twice as long as another."""
+
+        def forward(self, pairs: Tensor, other: Tensor) -> dict[str, Tensor]:
+            index = torch.nonzero(pairs > 0).flatten()
+            torch._check(index.shape[0] <= 100)
+            left, right = pairs.view(-1, 2).unbind(1)
+            return {
+                "index": index,
+                "picked": pairs[index] * 2,
+                "small": torch.masked_select(other, other.abs() < 1),
+                "sum": left + right * other,
+                "rows": pairs.view(-1, 2)[other > 0].cumsum(0),
+            }
+
+    def call(n: int) -> Method:
+        return Method((torch.randn(2 * n), torch.randn(n)), dynamic={"pairs": {0: "2*n"}, "other": {0: "n"}})
+
+    return Family(Picker().eval(), {"forward": call}, [{"n": 4}, {"n": 1}, {"n": 9}])
+
+
+@family
 def sizes_and_nothing() -> Family:
     class Sizes(nn.Module):
         """Results that are numbers and nothing, beside tensors."""

@@ -205,7 +205,7 @@ def _export(
     }
     dynamic = tuple(
         {
-            position: _dim(size, dims)
+            position: sizes.substituted(size, dims)
             for position, size in enumerate(value.sizes)
             if sizes.symbols(size) and sizes.symbols(size) <= dims.keys()
         }
@@ -225,18 +225,6 @@ def _export(
                 fix=_fix(error, hints),
             )
         ) from error
-
-
-def _dim(size: sizes.Size, dims: Mapping[str, Any]) -> Any:
-    """The size as torch.export's Dim, or an expression of one: torch.export allows ``a*n + b``."""
-    if isinstance(size, str):
-        return dims[size]
-    if isinstance(size, list) and size[0] in ("+", "*"):
-        left, right = (_dim(operand, dims) for operand in size[1:])
-        if isinstance(left, int):
-            left, right = right, left
-        return left + right if size[0] == "+" else right * left
-    return size
 
 
 def _fix(error: Exception, hints: Mapping[str, int]) -> str:

@@ -94,7 +94,8 @@ def export(
         args: Example positional arguments of ``forward``.
         kwargs: Example keyword arguments of ``forward``.
         dynamic: Which sizes may be others than in the example: what ``torch.export.export`` takes as
-            ``dynamic_shapes``, where a dimension may also be a name, ``{"ids": {0: "batch", 1: "length"}}``.
+            ``dynamic_shapes``, where a dimension may also be a name, ``{"ids": {0: "batch", 1: "length"}}``, or follow
+            from one that another dimension is: ``"2*length"``.
         ranges: Allowed values (minimum, maximum) of names, both ends included; a maximum of ``None`` is no limit.
             Default: 1 and up, or 2 and up where the code does something else for 1.
         targets: What to compile for: ``"native"`` (this machine), ``"avx2"``, ``"avx512"``; ``"portable"`` compiles
@@ -468,16 +469,31 @@ def _complete(dynamic: Any, tree: Any) -> Any:
 def _names_in(tree: Any) -> Iterator[str]:
     """The names of sizes in ``dynamic``."""
     if isinstance(tree, str):
-        yield tree
+        yield from sizes.symbols(_size(tree))
     elif isinstance(tree, Mapping | tuple | list):
         for one in tree.values() if isinstance(tree, Mapping) else tree:
             yield from _names_in(one)
 
 
+def _size(text: str) -> sizes.Size:
+    """A size as ``dynamic`` has it: a name, or an expression of one."""
+    try:
+        return sizes.parse(text)
+    except ValueError as error:
+        raise ArgumentError(
+            message(
+                f"torchcc.export: dynamic= has '{text}', which is no size",
+                expected='a name, or one of which another size follows, as "2*n" or "n+1"',
+                got=str(error),
+                fix="correct it",
+            )
+        ) from error
+
+
 def _with_dims(tree: Any, dims: Mapping[str, Any]) -> Any:
     """``dynamic`` with :class:`torch.export.Dim` in place of names."""
     if isinstance(tree, str):
-        return dims[tree]
+        return sizes.substituted(_size(tree), dims)
     if isinstance(tree, Mapping):
         return {key: _with_dims(one, dims) for key, one in tree.items()}
     if type(tree) in (tuple, list):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import operator
 from collections.abc import Mapping, Sequence
-from operator import attrgetter
 from typing import Any
 
 import torch
@@ -41,9 +41,10 @@ class Replay(torch.nn.Module):
         values: Values = {}
         for position, one in enumerate(self._trace.inputs):
             name = self._fixed.get(position)
-            values[one.value] = next(given) if name is None else attrgetter(name)(self)
+            values[one.value] = next(given) if name is None else operator.attrgetter(name)(self)
         _unite(self._trace, values)
         for position, op in enumerate(self._trace.ops):
+            _promise(self._trace, position, values)
             if op.only_reads_metadata():
                 continue
             try:
@@ -60,6 +61,7 @@ class Replay(torch.nn.Module):
                         got=f"{type(error).__name__}: {error}",
                     )
                 ) from error
+        _promise(self._trace, len(self._trace.ops), values)
         return tuple(values[value] for value in self._trace.outputs)
 
 
@@ -69,6 +71,17 @@ def _unite(recorded: Trace, values: Values) -> None:
     for one in recorded.free:
         size = values[recorded.inputs[one.input].value].shape[one.dim]
         _torch.check(size == first.setdefault(one.symbol, size))
+
+
+_RELATIONS = {"==": operator.eq, "!=": operator.ne, "<": operator.lt, "<=": operator.le}
+
+
+def _promise(recorded: Trace, step: int, values: Values) -> None:
+    """Tells torch.export what the program has found to be so of sizes by this operator."""
+    for one in recorded.conditions:
+        if one.step == step:
+            left, right = (trace.decode(side, values) for side in (one.left, one.right))
+            _torch.check(_RELATIONS[one.relation](left, right))
 
 
 # Parts of one memory that autograd takes for tensors of their own, as torch.export does: it would lose what is written

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import math
 from collections.abc import Callable, Mapping
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 Size: TypeAlias = int | str | list["Size"] | None
 
@@ -66,6 +66,21 @@ def evaluate(size: Size, values: Mapping[str, int]) -> int:
     if isinstance(size, str):
         return values[size]
     return OPERATORS[str(size[0])]([evaluate(operand, values) for operand in size[1:]])
+
+
+def substituted(size: Size, values: Mapping[str, Any]) -> Any:
+    """A number, or a symbol plus or times numbers, with something in place of symbols that can be added and multiplied.
+
+    For instance ``torch.export.Dim``. Other sizes are given back as they are.
+    """
+    if isinstance(size, str):
+        return values[size]
+    if isinstance(size, list) and size[0] in ("+", "*"):
+        left, right = (substituted(operand, values) for operand in size[1:])
+        if isinstance(left, int):
+            left, right = right, left
+        return left + right if size[0] == "+" else right * left
+    return size
 
 
 def parse(source: str) -> Size:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -104,6 +105,20 @@ class Free:
 
 
 @dataclass(frozen=True)
+class Condition:
+    """What the program has found to be so of sizes, and acted upon: ``left relation right``.
+
+    ``step`` is the number of operators that came before; the sides are arguments; ``relation`` is one of
+    :class:`torchcc.signature.Guard`.
+    """
+
+    step: int
+    relation: str
+    left: Argument
+    right: Argument
+
+
+@dataclass(frozen=True)
 class Op:
     """One operator call.
 
@@ -168,6 +183,7 @@ class Trace:
         free: The sizes that the code is to take as they come. Numbers in arguments that follow from them are
             ``{"size": ...}``.
         symbols: Names of the symbols of these sizes.
+        conditions: On which the program branches, by ``step``.
     """
 
     name: str
@@ -182,6 +198,7 @@ class Trace:
     held_outputs: tuple[bool, ...] = ()
     free: tuple[Free, ...] = ()
     symbols: tuple[str, ...] = ()
+    conditions: tuple[Condition, ...] = ()
 
     @property
     def trains(self) -> bool:
@@ -276,6 +293,10 @@ def parse(content: Mapping[str, Any], origin: str) -> Trace:
             held_outputs=tuple(map(bool, content.get("held_outputs", ()))),
             free=tuple(Free(*one) for one in content.get("free", ())),
             symbols=tuple(content.get("symbols", ())),
+            conditions=tuple(
+                Condition(one["step"], one["relation"], one["left"], one["right"])
+                for one in content.get("conditions", ())
+            ),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise _unreadable(origin, f"{type(error).__name__}: {error}") from error
@@ -366,11 +387,15 @@ def decode(argument: Argument, values: Mapping[int, torch.Tensor]) -> Any:
 
 def _computed(content: Mapping[str, Any], values: Mapping[int, torch.Tensor]) -> Any:
     """A number that follows from sizes: see ``SizeExpression`` in cpp/src/capture/sizes.h. Symbolic where these are."""
-    total: Any = content["plus"]
-    for term in content["terms"]:
-        total = total + term["times"] * math.prod(values[value].shape[dim] for value, dim in term["product"])
-    if content["over"] != 1:
-        total = total // content["over"]
+    total: Any
+    if "steps" in content:
+        total = _stepped(content["steps"], values)
+    else:
+        total = content["plus"]
+        for term in content["terms"]:
+            total = total + term["times"] * math.prod(values[value].shape[dim] for value, dim in term["product"])
+        if content["over"] != 1:
+            total = total // content["over"]
     if content["form"] == "whole":
         return total
     as_float: Any = torch.sym_float(total)  # type: ignore[no-untyped-call]
@@ -382,6 +407,32 @@ def _computed(content: Mapping[str, Any], values: Mapping[int, torch.Tensor]) ->
         case "inverse_root":
             return 1.0 / torch.sym_sqrt(as_float)
     return as_float
+
+
+_STEPS: dict[str, Callable[[Any, Any], Any]] = {
+    "+": operator.add,
+    "*": operator.mul,
+    "//": operator.floordiv,
+    "%": operator.mod,
+    "**": operator.pow,
+    "max": torch.sym_max,
+    "min": torch.sym_min,
+}
+
+
+def _stepped(steps: Iterable[Any], values: Mapping[int, torch.Tensor]) -> Any:
+    """An expression in postfix order: numbers, sizes as ``[value id, dimension]``, and operators."""
+    stack: list[Any] = []
+    for step in steps:
+        if isinstance(step, str):
+            right = stack.pop()
+            stack.append(_STEPS[step](stack.pop(), right))
+        elif isinstance(step, list):
+            value, dim = step
+            stack.append(values[value].shape[dim])
+        else:
+            stack.append(step)
+    return stack.pop()
 
 
 def encode(value: Any) -> Argument:

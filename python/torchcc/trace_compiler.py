@@ -14,11 +14,10 @@ from typing import Any
 import torch
 from torch.export import Dim, ExportedProgram
 
-from torchcc import _torch, package, replay, toolchain, trace, training
+from torchcc import _torch, package, replay, toolchain, trace_signature, training
 from torchcc.errors import Error
 from torchcc.recording import Recording, RefusedError, Run, check_artifact, check_replay, load, one_line
 from torchcc.replay import Replay
-from torchcc.signature import Guard, Signature, Symbol, Value
 from torchcc.trace import Trace
 
 # A frozen package must be this much faster than the plain one: it costs memory, and a change of weights ends it.
@@ -127,6 +126,8 @@ def _compile_training(recording: Recording, request: Request, work: Path, tell: 
             halves = training.differentiate(recording, options)
         except Exception as error:
             raise RefusedError("export", one_line(error)) from error
+        if recording.trace.free:
+            trace_signature.of_halves(recording.trace, halves)  # before the time is spent on compiling
         given = range(len(recording.inputs))
         copied: Mapping[int, Sequence[int]] = {}
         while True:
@@ -158,17 +159,19 @@ def _compile_training(recording: Recording, request: Request, work: Path, tell: 
                 continue
             if not misplaced:
                 break
-            if copied:
-                number, how = min(misplaced.items())
+            number, how = min(misplaced.items())
+            # The strides that an output has for one size say nothing about others.
+            if copied or (recording.trace.free and number < len(recording.trace.outputs)):
                 raise RefusedError("mismatch", f"output {number} of the compiled code {how}")
             copied = {number: code.strides(recording, number) for number in misplaced}
         tell("measuring")
         with _threads(request.threads):
             slower = why_eager(recording, given, code.run)
     tell("writing")
+    signatures = trace_signature.of_halves(recording.trace, halves)
     functions = [
         package.Function(signature, None, [package.Variant(compiled.files, exclusive=compiled.exclusive)])
-        for signature, compiled in zip(training.signatures(recording, halves), (forward, backward), strict=True)
+        for signature, compiled in zip(signatures, (forward, backward), strict=True)
     ]
     extras = {
         package.TRACE: request.trace.read_text(),
@@ -207,7 +210,7 @@ def _build(
     tell("exporting")
     program = _export(recording, fixed)
     if recording.trace.free:
-        _signature(recording.trace, given, program)  # before the time is spent on compiling
+        trace_signature.of_program(recording.trace, given, program)  # before the time is spent on compiling
     copied: Mapping[int, Sequence[int]] = {}
     while True:
         tell("compiling")
@@ -349,49 +352,9 @@ def _write(
     compiled: _torch.Compiled,
 ) -> None:
     function = package.Function(
-        signature=_signature(recording.trace, given, program),
+        signature=trace_signature.of_program(recording.trace, given, program),
         program=None if request.freeze else _torch.storable(program),
         variants=[package.Variant(compiled.files, exclusive=compiled.exclusive)],
     )
     extras = {package.TRACE: request.trace.read_text(), package.KEY: request.key}
     package.write(request.package, [function], extras, private=True)
-
-
-def _signature(recorded: Trace, given: Sequence[int], program: ExportedProgram) -> Signature:
-    """Names of the inputs, and what the program says of the sizes that are free.
-
-    Raises:
-        RefusedError: The operators do something else for other sizes, or on a condition that cannot be checked.
-    """
-    names: dict[Any, str] = {}
-    forms = dict(zip(given, _torch.placeholders(program), strict=True))
-    for one in recorded.free:
-        size = forms[one.input].shape[one.dim]
-        symbol = _torch.plain_symbol(size)
-        if isinstance(size, int):
-            name = recorded.inputs[one.input].name
-            raise RefusedError("sizes", f"the operators do something else unless size {one.dim} of {name} is {size}")
-        if symbol is not None:
-            names.setdefault(symbol, recorded.symbols[one.symbol])
-
-    def value(name: str, dtype: torch.dtype, shape: Sequence[Any], mutated: bool = False) -> Value:
-        read = tuple(_torch.read_size(size, names) for size in shape)
-        if None in read:
-            raise RefusedError("sizes", f"sizes of {name} follow from no size that is there alone: {list(shape)}")
-        return Value(name, trace.dtype_name(dtype), read, mutated=mutated)
-
-    inputs = []
-    for position in given:
-        taken = recorded.inputs[position]
-        dtype = recorded.values[taken.value].dtype
-        inputs.append(value(taken.name, dtype, forms[position].shape, position in recorded.mutated))
-    results = _torch.outputs(program)
-    single = len(results) == 1
-    outputs = [value("out" if single else f"out{i}", one.dtype, one.shape) for i, one in enumerate(results)]
-    try:
-        guards = tuple(Guard(*condition) for condition in _torch.conditions(program, names)) if names else ()
-    except ValueError as error:
-        raise RefusedError("sizes", one_line(error)) from error
-    ranges = _torch.size_ranges(program)
-    symbols = tuple(Symbol(name, *ranges.get(symbol, (2, None))) for symbol, name in names.items())
-    return Signature(recorded.name, tuple(inputs), tuple(outputs), symbols, guards)

@@ -12,7 +12,6 @@ import torch
 from torchcc import _torch, compare, operators, replay, trace
 from torchcc.recording import Recording, Run
 from torchcc.replay import Replay
-from torchcc.signature import Signature, Value
 
 
 def differentiate(recording: Recording, options: Mapping[str, Any]) -> _torch.Halves:
@@ -34,6 +33,10 @@ def differentiate(recording: Recording, options: Mapping[str, Any]) -> _torch.Ha
         replay.copy_of(one).requires_grad_(form.requires_grad)
         for one, form in zip(recording.inputs, recorded.inputs, strict=True)
     ]
+    if recorded.free:
+        inputs = _torch.with_symbols(
+            inputs, [{one.dim for one in recorded.free if one.input == position} for position in range(len(inputs))]
+        )
     held = [one.held for one in recorded.inputs], recorded.held_outputs
     return _torch.halves(
         function, inputs, recorded.output_grads, recorded.mutated, held, operators.for_complex, options
@@ -73,7 +76,9 @@ class Code:
         """Outputs, then gradients."""
         outputs, extras = self.run_forward(inputs)
         tangents = [
-            torch.empty_strided(one.shape, strides, dtype=one.dtype, device=one.device).copy_(one)
+            one.contiguous()
+            if strides is None
+            else torch.empty_strided(one.shape, strides, dtype=one.dtype, device=one.device).copy_(one)
             for one, (_, strides) in zip(self.tangents, self.halves.tangents, strict=True)
         ]
         return [*outputs, *self.backward([*self.saved(inputs, outputs, extras), *tangents])]
@@ -91,8 +96,8 @@ class Code:
         of = {"input": inputs, "output": outputs, "extra": extras}
         return [of[kind][position] for kind, position in self.halves.saved]
 
-    def strides(self, recording: Recording, number: int) -> Sequence[int]:
-        """Strides that a result of the forward code has to have."""
+    def strides(self, recording: Recording, number: int) -> Sequence[Any]:
+        """Strides that a result of the forward code has to have; of an extra one they may be symbolic."""
         count = len(recording.trace.outputs)
         if number < count:
             return recording.form(number).strides
@@ -108,7 +113,8 @@ def misplaced_extras(recording: Recording, code: Code) -> Mapping[int, str]:
         outputs, extras = code.run_forward(inputs)
         for position, extra in enumerate(extras):
             form = trace.metadata(extra)
-            if not form.fits(replace(form, strides=tuple(code.strides(recording, count + position)))):
+            strides = tuple(map(_torch.example_size, code.strides(recording, count + position)))
+            if not form.fits(replace(form, strides=strides)):
                 found[count + position] = f"has strides {list(extra.stride())}"
             if any(compare.overlap(extra, one) for one in (*inputs, *outputs)):
                 found[count + position] = "shares memory with a tensor of the program"
@@ -127,39 +133,3 @@ def description(halves: _torch.Halves) -> str:
             "gradients": halves.gradients,
         }
     )
-
-
-def signatures(recording: Recording, halves: _torch.Halves) -> tuple[Signature, Signature]:
-    """Signatures of both functions, for the manifest."""
-    recorded = recording.trace
-
-    def value(name: str, tensor: torch.Tensor, mutated: bool = False) -> Value:
-        return Value(name, trace.dtype_name(tensor.dtype), tuple(tensor.shape), mutated=mutated)
-
-    def results(module: torch.fx.GraphModule) -> list[torch.Tensor]:
-        return [node.meta["val"] for node in _torch.flatten(module.graph.output_node().args)]
-
-    def inputs(module: torch.fx.GraphModule) -> list[torch.Tensor]:
-        return [node.meta["val"] for node in module.graph.nodes if node.op == "placeholder"]
-
-    forward = Signature(
-        name=recorded.name,
-        inputs=tuple(
-            value(one.name, tensor, position in recorded.mutated)
-            for position, (one, tensor) in enumerate(zip(recorded.inputs, inputs(halves.forward), strict=True))
-        ),
-        outputs=tuple(value(f"out{position}", one) for position, one in enumerate(results(halves.forward))),
-    )
-    names = [
-        *(f"saved{position}" for position in range(len(halves.saved))),
-        *(f"grad_out{output}" for output, _ in halves.tangents),
-    ]
-    backward = Signature(
-        name=f"{recorded.name}_backward",
-        inputs=tuple(map(value, names, inputs(halves.backward))),
-        outputs=tuple(
-            value(f"grad_in{position}", one)
-            for position, one in zip(halves.gradients, results(halves.backward), strict=True)
-        ),
-    )
-    return forward, backward

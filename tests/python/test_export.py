@@ -155,6 +155,18 @@ def test_other_family_runs_compiled(runner: Path, name: str, tmp_path: Path) -> 
     compile_and_compare(runner, name, tmp_path / "model.pt2")
 
 
+@pytest.mark.parametrize("target", ["portable", pytest.param("native", marks=pytest.mark.slow)])
+def test_limits_of_sizes_from_data_are_checked(runner: Path, target: str, tmp_path: Path) -> None:
+    file, given = tmp_path / "model.pt2", tmp_path / "inputs"
+    export(make("sizes_from_data"), file, target)
+    for n, good in ((50, True), (51, False)):
+        torch.save(((torch.ones(2 * n), torch.ones(n)),), given)
+        command = [runner, file, "forward", given, tmp_path / "outputs"]
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300, check=False)
+        assert (done.returncode == 0) == good, done.stderr
+        assert good or "u0 <= 100" in done.stderr
+
+
 class Comparison(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, bool]:
         return x + 1, x.shape[0] > 5

@@ -115,6 +115,7 @@ struct SegmentStats {
   int64_t eager = 0;     ///< runs of it, or of its beginning, operator by operator
   double compile_seconds = 0;  ///< spent in the compiler
   bool from_cache = false;     ///< the compiled code came from the cache
+  int64_t sizes = 1;           ///< sets of sizes that share its code
 };
 
 /// What a compiled function has done so far.

@@ -6,6 +6,7 @@
 #include <torchcc/dynamic.h>
 #include <torchcc/export.h>
 #include <torchcc/scope.h>
+#include <torchcc/symbolic.h>
 #endif
 #include <torchcc/error.h>
 #include <torchcc/function.h>

@@ -404,6 +404,8 @@ void Recorder::fill(Recording& recording) {
   recording.trains = trains_;
   if (!trains_) trace_.requires_grad.clear();
   recording.trace = trace_;  // the buffers stay for the next recording
+  recording.by_hand = by_hand_;
+  if (log_ != nullptr) recording.conditions = log_->conditions;
   recording.random_state = random_state_;
   recording.has_copies = has_copies_;
   recording.argument_hash = argument_hash_;

@@ -90,12 +90,15 @@ bool Core::replay(const Leaves& arguments, Replayed& results) {
     if (plan != nullptr && candidate->guards.fit(arguments, modes, settings, state.watch))
       return run(*candidate, *plan);
   }
-  const CoreState::Promised* promised = state.promised.load(std::memory_order_acquire);
-  if (promised == nullptr || !promised->variant->guards.fit_but_for_sizes(arguments, modes, settings, state.watch) ||
-      !promised->sizes->fit(arguments)) {
-    return false;
+  const CoreState::AllPromised* all = state.promised.load(std::memory_order_acquire);
+  if (all == nullptr) return false;
+  for (const CoreState::Promised* promised : *all) {
+    if (promised->variant->guards.fit_but_for_sizes(arguments, modes, settings, state.watch) &&
+        promised->sizes->fit(arguments)) {
+      return run(*promised->variant, *promised->plan);
+    }
   }
-  return run(*promised->variant, *promised->plan);
+  return false;
 }
 
 struct Run::State {

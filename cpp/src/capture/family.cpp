@@ -7,7 +7,10 @@
 #include <ATen/ops/allclose.h>
 #include <ATen/ops/equal.h>
 #include <ATen/ops/nan_to_num.h>
+#include <torch/csrc/autograd/autograd.h>
 
+#include "generator.h"
+#include "gradients.h"
 #include "handles.h"
 #include "promise.h"
 
@@ -25,15 +28,21 @@ double tolerance(c10::ScalarType dtype) {
   }
 }
 
-bool is_close(const at::Tensor& got, const at::Tensor& expected) {
+double largest_of(const at::Tensor& tensor) {
+  if (tensor.numel() == 0) return 0;
+  const at::Tensor wide = tensor.to(tensor.is_complex() ? at::kComplexDouble : at::kDouble);
+  return at::nan_to_num(at::abs(wide), 0.0, 0.0, 0.0).max().item<double>();
+}
+
+/// `floor`: differences that say nothing.
+bool is_close(const at::Tensor& got, const at::Tensor& expected, double floor = 0) {
   if (!expected.is_floating_point() && !expected.is_complex()) return at::equal(got, expected);
   if (expected.numel() == 0) return true;
   const auto wide = expected.is_complex() ? at::kComplexDouble : at::kDouble;
   const at::Tensor a = got.to(wide);
   const at::Tensor b = expected.to(wide);
   const double relative = tolerance(expected.scalar_type());
-  const double largest = at::nan_to_num(at::abs(b), 0.0, 0.0, 0.0).max().item<double>();
-  return at::allclose(a, b, relative, relative * largest, /*equal_nan=*/true);
+  return at::allclose(a, b, relative, std::max(floor, relative * largest_of(b)), /*equal_nan=*/true);
 }
 
 /// A stride that nothing steps over does not count.
@@ -43,6 +52,38 @@ bool same_strides(const at::Tensor& tensor, const int64_t* words) {
     if (tensor.size(d) > 1 && tensor.stride(d) != words[kSizes + words[kRank] + d]) return false;
   }
   return true;
+}
+
+std::vector<at::Tensor> run(const Artifact& code, c10::ArrayRef<at::Tensor> inputs) {
+  const c10::AutoGradMode no_grad(false);
+  Handles handles;
+  for (const at::Tensor& input : inputs) handles.push_back(input.detach().resolve_conj().resolve_neg());
+  std::vector<AtenTensorHandle> outputs(code.library->outputs());
+  handles.run(*code.library, outputs.data());
+  std::vector<at::Tensor> made;
+  for (AtenTensorHandle output : outputs) made.push_back(take(output));
+  return made;
+}
+
+/// Likewise, and with the recorded gradients of the outputs through the code for gradients.
+std::vector<at::Tensor> run_with_gradients(const std::shared_ptr<const Recording>& recording, const Artifact& code,
+                                           c10::ArrayRef<at::Tensor> inputs, std::vector<at::Tensor>& gradients) {
+  const c10::AutoGradMode grad(true);
+  const auto training = std::make_shared<const Training>(recording, code);
+  std::vector<at::Tensor> outputs =
+      call_with_gradients(training, inputs, training->needs, [&] { return run(code, inputs); });
+  if (recording->tangents.empty()) return outputs;
+  std::vector<at::Tensor> roots;
+  std::vector<at::Tensor> leaves;
+  for (size_t i = 0; i < outputs.size(); ++i) {
+    if (recording->output_grads[i]) roots.push_back(outputs[i]);
+  }
+  for (const at::Tensor& input : inputs) {
+    if (input.requires_grad()) leaves.push_back(input);
+  }
+  gradients = torch::autograd::grad(roots, leaves, recording->tangents, /*retain_graph=*/false, /*create_graph=*/false,
+                                    /*allow_unused=*/true);
+  return outputs;
 }
 
 }  // namespace
@@ -73,40 +114,65 @@ void Family::add(std::shared_ptr<const Recording> recording) {
   samples.push_back(std::move(recording));
 }
 
+const Family::Code* Family::code_for(Recording& now) {
+  for (const Code& code : codes) {
+    reason = departure(*code.sample, *code.sample->sizes, now);
+    if (reason.empty()) reason = misfit(code.artifact->signature, now);
+    if (!reason.empty()) continue;
+    now.sizes = code.sample->sizes;
+    return &code;
+  }
+  return nullptr;
+}
+
 bool may_be_sized(const Recording& recording) {
-  return recording.refusal.empty() && !recording.trains && recording.has_work() && recording.shared.empty() &&
+  return recording.refusal.empty() && recording.has_work() && recording.shared.empty() &&
          std::none_of(recording.inputs.begin(), recording.inputs.end(),
                       [](const Input& input) { return input.is_base; });
 }
 
-std::string compare(const Recording& recording, const Artifact& code) {
-  const c10::AutoGradMode no_grad(false);
-  Handles handles;
+std::string compare(const std::shared_ptr<const Recording>& recording, const Artifact& code) {
+  // With other options than PyTorch's own numbers, the code draws others.
+  const bool has_values = !recording->random_state.defined();
+  const KeptGenerator generator(recording->random_state);
+  std::vector<at::Tensor> inputs;
   std::vector<at::Tensor> written;
-  for (const Input& input : recording.inputs) {
-    const at::Tensor tensor = input.content().detach();
-    if (input.written) written.push_back(tensor);
-    handles.push_back(tensor.resolve_conj().resolve_neg());
+  for (const Input& input : recording->inputs) {
+    inputs.push_back(input.content().detach());
+    if (input.written) written.push_back(inputs.back());
+    if (recording->trains && input.requires_grad) inputs.back().requires_grad_(true);
   }
-  std::vector<at::Tensor> got(recording.outputs.size());
-  {
-    c10::SmallVector<AtenTensorHandle, 4> outputs(got.size());
-    handles.run(*code.library, outputs.data());
-    for (size_t i = 0; i < got.size(); ++i) got[i] = take(outputs[i]);
-  }
-  const bool has_values = !recording.random_state.defined();
-  for (size_t i = 0; i < got.size(); ++i) {
-    const at::Tensor& expected = recording.expected[i];
-    const int64_t* words = recording.trace.value(recording.outputs[i]);
+  std::vector<at::Tensor> gradients;
+  const std::vector<at::Tensor> got =
+      recording->trains ? run_with_gradients(recording, code, inputs, gradients) : run(code, inputs);
+  for (size_t i = 0; i < recording->outputs.size(); ++i) {
+    const at::Tensor& expected = recording->expected[i];
+    const int64_t* words = recording->trace.value(recording->outputs[i]);
     const std::string title = "output " + std::to_string(i) + " of the code for many sizes ";
     if (got[i].scalar_type() != expected.scalar_type() || got[i].sizes() != expected.sizes()) {
       return title + "has another form";
     }
     if (!same_strides(got[i], words)) return title + "has other strides";
-    if (has_values && !is_close(got[i], expected)) return title + "differs";
+    if (has_values && !is_close(got[i].detach(), expected)) return title + "differs";
   }
   for (size_t i = 0; i < written.size() && has_values; ++i) {
-    if (!is_close(written[i], recording.after[i])) return "the code for many sizes writes something else";
+    if (!is_close(written[i], recording->after[i])) return "the code for many sizes writes something else";
+  }
+  // What cancels out, as the gradient of a bias in front of a batch norm, is rounding errors of terms as large as
+  // others.
+  double largest = 0;
+  for (const at::Tensor& expected : recording->gradients) {
+    if (expected.defined()) largest = std::max(largest, largest_of(expected));
+  }
+  if (recording->trains && recording->gradients.empty()) return "there are no gradients to compare the code's with";
+  for (size_t i = 0; i < recording->gradients.size(); ++i) {
+    const at::Tensor& expected = recording->gradients[i];
+    const std::string title = "gradient " + std::to_string(i) + " of the code for many sizes ";
+    if (gradients[i].defined() != expected.defined()) return title + "is there where the function has none, or not";
+    if (!expected.defined()) continue;
+    if (gradients[i].sizes() != expected.sizes()) return title + "has other sizes";
+    const double floor = 0.1 * tolerance(expected.scalar_type()) * largest;
+    if (has_values && !is_close(gradients[i], expected, floor)) return title + "differs";
   }
   return "";
 }

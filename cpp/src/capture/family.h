@@ -14,16 +14,24 @@
 
 namespace torchcc::detail {
 
-/// Calls of a function that differ in sizes alone, and code for all of them. Belongs to CoreState::mutex.
+/// Times that code for many sizes is made, anew if other numbers turn out to differ.
+inline constexpr int64_t kGeneralizations = 3;
+
+/// Calls of a function that differ in sizes alone, and code for all of them. Belongs to CoreState::mutex; that of
+/// segments to Segments::mutex_.
 ///
 /// Compiled code for many sizes is right where the function calls the same operators with numbers that follow from the
 /// sizes. Only running it shows that, so the first call of each size runs the function and is recorded; it then gets
 /// the family's code, if its recording is what the sizes explain, and if the code gives the same results.
 struct Family {
+  /// Code for many sizes: not all, where the compiler has other kernels for some.
+  struct Code {
+    std::shared_ptr<const Artifact> artifact;
+    std::shared_ptr<const Recording> sample{};  ///< that it was made of
+    std::shared_ptr<Packed> packed{};
+  };
+  std::vector<Code> codes;
   std::vector<std::shared_ptr<const Recording>> samples;  ///< of different sizes, the latest last; without tensors
-  std::shared_ptr<const Artifact> code;                   ///< null while there is none
-  std::shared_ptr<const Recording> sample;                ///< that the code was made of
-  std::shared_ptr<Packed> packed;                         ///< of the code
   std::string reason;                                     ///< why sizes have code of their own; else empty
   int64_t compilations = 0;
   int64_t failures = 0;  ///< recordings that the family could not serve
@@ -31,6 +39,8 @@ struct Family {
 
   /// Keeps a recording to explain others by.
   void add(std::shared_ptr<const Recording> recording);
+  /// The code for a recording, which gets the explanation of its numbers. Null, with the reason, when there is none.
+  const Code* code_for(Recording& now);
   /// Whether it is worth while to try further sizes.
   bool may_serve() const { return failures < 4; }
 };
@@ -42,8 +52,8 @@ std::shared_ptr<const Sizes> explain(Family& family, const Recording& now, const
 /// Whether a recording may get code that serves other sizes.
 bool may_be_sized(const Recording& recording);
 
-/// Runs code on what a call got, and compares with what it gave. Returns what differs; empty when nothing does.
-/// Arguments that the call wrote into get changed in the recording.
-std::string compare(const Recording& recording, const Artifact& code);
+/// Runs code on what a call got, backward too where it has one, and compares with what the call gave. Returns what
+/// differs; empty when nothing does. Arguments that the call wrote into get changed in the recording.
+std::string compare(const std::shared_ptr<const Recording>& recording, const Artifact& code);
 
 }  // namespace torchcc::detail

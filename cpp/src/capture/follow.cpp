@@ -185,6 +185,7 @@ at::Tensor Follow::make(ValueId id, bool is_view) {
   c10::intrusive_ptr<c10::StorageImpl> storage = memory.held;
   if (memory.storage == nullptr) {
     sweep();
+    has_work_ = true;
     storage = make_placeholder(layout_.bytes[memory_of(id)]);
     memory.storage = storage.get();
     memory.made = c10::weak_intrusive_ptr<c10::StorageImpl>(storage);
@@ -226,7 +227,7 @@ void Follow::sweep() {
 /// Takes the data out of memory from outside that is to be written into.
 void Follow::park(ValueId id) {
   Memory& memory = memories_[memory_of(id)];
-  memory.is_written = has_written_ = true;
+  has_work_ = has_written_ = memory.is_written = true;
   if (!is_placeholder(*memory.storage)) parked_.push_back({memory.storage, take_data(*memory.storage)});
 }
 

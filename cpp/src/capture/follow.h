@@ -34,6 +34,8 @@ class Follow {
   /// The arguments on the stack become placeholders. `counts`: the call does not come out of autograd, which counts
   /// versions of what is written to itself, and lets views share them.
   void give(const Operator& op, torch::jit::Stack* stack, bool counts);
+  /// Whether something is to be computed, and not only views of memory from outside were given.
+  bool has_work() const { return has_work_; }
   /// Whether a call cannot run before what is pending: it uses a tensor of it, or memory that it uses.
   bool involves(const at::Tensor& tensor) const;
 
@@ -89,6 +91,7 @@ class Follow {
   size_t position_;                // of the next operator
   const int64_t* word_ = nullptr;  // in the trace's code
   bool differs_in_number_ = false;
+  bool has_work_ = false;
   bool has_written_ = false;
   std::vector<char> is_known_;    // per value: given to the program, or seen
   std::vector<at::Tensor> held_;  // per value: what came from outside, and numbers

@@ -3,7 +3,6 @@
 #include "gradients.h"
 
 #include <algorithm>
-#include <mutex>
 #include <set>
 #include <string>
 
@@ -12,6 +11,7 @@
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/function.h>
 
+#include "generator.h"
 #include "message.h"
 #include "recorder.h"
 #include "rerun.h"
@@ -57,28 +57,6 @@ struct Part {
       }
     }
   }
-};
-
-/// Gives the generator a state for a scope, if there is one, and its own back afterwards.
-class KeptGenerator {
- public:
-  explicit KeptGenerator(const at::Tensor& state) : generator_(at::detail::getDefaultCPUGenerator()) {
-    if (!state.defined()) return;
-    const std::lock_guard lock(generator_.mutex());
-    before_ = generator_.get_state();
-    generator_.set_state(state);
-  }
-  ~KeptGenerator() {
-    if (!before_.defined()) return;
-    const std::lock_guard lock(generator_.mutex());
-    generator_.set_state(before_);
-  }
-  KeptGenerator(const KeptGenerator&) = delete;
-  KeptGenerator& operator=(const KeptGenerator&) = delete;
-
- private:
-  at::Generator generator_;
-  at::Tensor before_;
 };
 
 }  // namespace

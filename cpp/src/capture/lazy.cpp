@@ -1,7 +1,9 @@
 #include "lazy.h"
 
+#include <algorithm>
 #include <utility>
 
+#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/grad_mode.h>
 #include <c10/core/InferenceMode.h>
 
@@ -95,7 +97,7 @@ void Lazy::step_below(const c10::OperatorHandle& handle, torch::jit::Stack* stac
 }
 
 bool Lazy::step_quickly(const c10::OperatorHandle& handle, torch::jit::Stack* stack, bool is_below) {
-  if (state_ != State::following) return false;
+  if (state_ != State::following || !follow_->has_work()) return false;
   const Operator* op = follow_->next();
   if (op == nullptr || op->schema != &handle.schema()) return false;
   const c10::IValue* arguments = stack->data() + (stack->size() - op->arguments.size());
@@ -122,7 +124,7 @@ void Lazy::run_now(const Call& call) {
 
 void Lazy::run(const Call& call) {
   if (state_ == State::following && follow_->matches(call.op, call.arguments(), call.autocast)) {
-    follow_->give(call.op, call.stack, !call.is_below);
+    advance(call);
     return;
   }
   if (!waits(call.op, call.arguments(), call.is_below)) {
@@ -132,11 +134,16 @@ void Lazy::run(const Call& call) {
   }
   if (state_ == State::following) {
     const bool forgets = follow_->differs_in_number();
+    const std::vector<View> views = std::exchange(views_, {});
     flush(forgets ? "" : call.op.name);
-    if (forgets) state_ = State::passing;
+    if (forgets) {
+      state_ = State::passing;
+    } else if (!views.empty() && resume(views, call)) {
+      return;
+    }
   }
   if (state_ == State::idle && begin(call)) {
-    follow_->give(call.op, call.stack, !call.is_below);
+    advance(call);
   } else if (state_ == State::passing) {
     run_now(call);
   } else {
@@ -144,6 +151,56 @@ void Lazy::run(const Call& call) {
     recorder_->record(call.op, call.handle, call.stack, false, call.autocast);
     if (recorder_->steps() >= kLongest) flush("its length");
   }
+}
+
+/// The call that matches becomes pending.
+void Lazy::advance(const Call& call) {
+  if (!follow_->has_work()) {
+    const c10::IValue* first = call.arguments();
+    views_.push_back(
+        {call.op, call.handle, std::vector<c10::IValue>(first, first + call.op.arguments.size()), call.autocast});
+  }
+  follow_->give(call.op, call.stack, !call.is_below);
+  if (follow_->has_work()) views_.clear();
+}
+
+/// Goes on from views with which the program has begun a segment that it then left: with another segment that begins
+/// with them, so that the sizes of what comes next decide which one it is. Else they are the beginning of a new one.
+/// False: the call has to be looked at as any other.
+bool Lazy::resume(const std::vector<View>& views, const Call& call) {
+  bool passes = false;
+  for (std::shared_ptr<Segment>& segment : segments_.beginning_with(views.front().op)) {
+    Segments::Known known = segments_.know(*segment);
+    if (known.state == Segment::State::recorded) continue;
+    const bool is_compiled = known.state == Segment::State::compiled;
+    auto follow = std::make_unique<Follow>(std::move(known), std::move(segment));
+    const bool begins_so = std::all_of(views.begin(), views.end(), [&](const View& view) {
+      if (!follow->matches(view.op, view.arguments.data(), view.autocast)) return false;
+      torch::jit::Stack stack = view.arguments;
+      follow->give(view.op, &stack, false);
+      return !follow->has_work();
+    });
+    if (!begins_so || !follow->matches(call.op, call.arguments(), call.autocast)) continue;
+    if (is_compiled) {
+      follow_ = std::move(follow);
+      state_ = State::following;
+      advance(call);
+      return true;
+    }
+    passes = true;
+  }
+  if (passes) {
+    state_ = State::passing;
+    return false;
+  }
+  recorder_ = std::make_unique<Recorder>();
+  state_ = State::recording;
+  const at::AutoDispatchBelowADInplaceOrView below;  // what autograd has to know of the views, it knows already
+  for (const View& view : views) {
+    torch::jit::Stack stack = view.arguments;
+    recorder_->record(view.op, view.handle, &stack, false, view.autocast);
+  }
+  return false;
 }
 
 /// Looks for a segment that begins with this operator. False: it has to run now.
@@ -177,6 +234,7 @@ void Lazy::note_next(int64_t ops) {
 
 void Lazy::flush(const std::string& end) {
   const State state = std::exchange(state_, State::idle);
+  views_.clear();
   if (state == State::recording) {
     std::unique_ptr<Recording> recording = recorder_->finish_segment();
     recorder_.reset();

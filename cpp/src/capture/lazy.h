@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include <ATen/core/stack.h>
 
@@ -53,8 +54,18 @@ class Lazy final : public Mode {
     const c10::IValue* arguments() const { return stack->data() + (stack->size() - op.arguments.size()); }
   };
 
+  /// A call that gave a view of memory from outside.
+  struct View {
+    const Operator& op;
+    c10::OperatorHandle handle;
+    std::vector<c10::IValue> arguments;
+    int16_t autocast;
+  };
+
   void run(const Call& call);
   void run_now(const Call& call);
+  void advance(const Call& call);
+  bool resume(const std::vector<View>& views, const Call& call);
   bool is_involved(const Call& call) const;
   bool begin(const Call& call);
   void flush(const std::string& end);
@@ -65,6 +76,8 @@ class Lazy final : public Mode {
   State state_ = State::idle;
   std::unique_ptr<Recorder> recorder_;
   std::unique_ptr<Follow> follow_;
+  /// What is pending, where that is nothing but such views: another segment may begin with them too.
+  std::vector<View> views_;
   int64_t compiled_ops_ = 0;
   int64_t eager_ops_ = 0;
 };

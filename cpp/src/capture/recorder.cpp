@@ -425,8 +425,55 @@ void Recorder::rehash_written() {
   }
 }
 
+c10::SymInt Recorder::size(const at::Tensor& tensor, int64_t dim) {
+  const int64_t number = tensor.size(dim);
+  if (!refusal_.empty() || is_segment_ || !is_ordinary(tensor)) return number;
+  const auto known = memory_of_.find(tensor.storage().unsafeGetStorageImpl());
+  if (known == memory_of_.end()) return number;
+  const ValueId id = find(tensor, memories_[known->second]);
+  if (id < 0) return number;
+  ++uses_[static_cast<size_t>(id)];  // it is an input, even if no operator uses it
+  if (log_ == nullptr) log_ = std::make_shared<SizeLog>();
+  log_->step = trace_.steps.size();
+  return SizeNode::size({id, dim < 0 ? dim + tensor.dim() : dim}, number, log_);
+}
+
+// Symbolic numbers become plain ones, which all kernels take.
+void Recorder::take_symbols(const Operator& op, c10::IValue* arguments) {
+  symbols_.clear();
+  const auto plain = [&](const c10::IValue& value, size_t argument, size_t element, bool is_element) -> c10::IValue {
+    const auto take = [&](const c10::SymNodeImpl* node) {
+      const SizeExpression* expression = SizeNode::expression(node, *log_);
+      if (expression != nullptr) symbols_.push_back({argument, element, is_element, *expression});
+      return expression != nullptr;
+    };
+    if (value.isSymInt()) {
+      const c10::SymNode node = value.toSymInt().toSymNode();
+      return take(node.get()) ? SizeNode::value_of(*node) : c10::IValue(node->guard_int(__FILE__, __LINE__));
+    }
+    if (value.isSymFloat()) {
+      const c10::SymNode node = value.toSymFloat().toSymNodeImpl();
+      return take(node.get()) ? SizeNode::value_of(*node) : c10::IValue(node->guard_float(__FILE__, __LINE__));
+    }
+    if (value.isSymBool()) return value.toSymBool().guard_bool(__FILE__, __LINE__);
+    return value;
+  };
+  for (size_t i = 0; i < op.arguments.size(); ++i) {
+    c10::IValue& value = arguments[i];
+    if (!value.isSymIntList()) {
+      value = plain(value, i, 0, false);
+      continue;
+    }
+    c10::List<int64_t> list;
+    const c10::ArrayRef<c10::IValue> elements = value.toListRef();
+    for (size_t k = 0; k < elements.size(); ++k) list.push_back(plain(elements[k], i, k, true).toInt());
+    value = std::move(list);
+  }
+}
+
 void Recorder::step(const c10::OperatorHandle& handle, torch::jit::Stack* stack) {
   const Operator& op = operator_of(handle);
+  if (log_ != nullptr) take_symbols(op, stack->data() + (stack->size() - op.arguments.size()));
   const c10::IValue* arguments = stack->data() + (stack->size() - op.arguments.size());
   if (op.may_depend && refusal_.empty()) refuse(dependence(op, arguments));
   if (refusal_.empty() && prints(op, arguments)) {
@@ -454,7 +501,13 @@ void Recorder::record(const Operator& op, const c10::OperatorHandle& handle, tor
   const Trace::Step step{&op, static_cast<uint32_t>(trace_.code.size()), autocast, grad};
   size_t position = 0;
   for (size_t i = 0; i < op.arguments.size(); ++i) {
+    const size_t begin = trace_.code.size();
     encode((*stack)[first + i], op, op.arguments[i], position);
+    for (Symbol& symbol : symbols_) {
+      if (symbol.argument != i) continue;
+      const size_t place = begin + (symbol.is_element ? 2 + 2 * symbol.element : 0);
+      by_hand_.push_back({static_cast<uint32_t>(place), std::move(symbol.expression)});
+    }
   }
   if (op.is_random) note_random(op, stack->data() + first);
   try {
@@ -466,6 +519,8 @@ void Recorder::record(const Operator& op, const c10::OperatorHandle& handle, tor
   }
   for (size_t i = stack->size() - op.returns; i < stack->size(); ++i) give((*stack)[i], op);
   trace_.steps.push_back(step);
+  symbols_.clear();
+  if (log_ != nullptr) log_->step = trace_.steps.size();
   rehash_written();
   watch_touched();
 }

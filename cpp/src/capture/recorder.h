@@ -12,6 +12,7 @@
 
 #include "mode.h"
 #include "recording.h"
+#include "size_node.h"
 
 namespace torchcc::detail {
 
@@ -77,6 +78,9 @@ class Recorder final : public Mode {
   void record(const Operator& op, const c10::OperatorHandle& handle, torch::jit::Stack* stack, bool grad,
               int16_t autocast);
 
+  /// The size of a dimension, which knows where it comes from where the recording knows the tensor.
+  c10::SymInt size(const at::Tensor& tensor, int64_t dim);
+
   size_t steps() const { return trace_.steps.size(); }
   /// Whether operators so far have used or made the memory of a tensor, which has one.
   bool knows(const at::Tensor& tensor) const;
@@ -94,6 +98,7 @@ class Recorder final : public Mode {
   void watch_touched();
   void check_access(Memory& memory, const c10::StorageImpl& storage);
   void end_watch();
+  void take_symbols(const Operator& op, c10::IValue* arguments);
   void note_random(const Operator& op, const c10::IValue* arguments);
   bool require_ordinary(const at::Tensor& tensor, const Operator& op);
   ValueId find(const at::Tensor& tensor, const Memory& memory);
@@ -143,6 +148,16 @@ class Recorder final : public Mode {
   c10::SmallVector<size_t, 4> written_;  ///< memories that the current operator writes to
   c10::SmallVector<size_t, 8> touched_;  ///< memories that the current operator takes and gives
   size_t first_used_ = Memory::kNone;    ///< memory of the current operator's first tensor
+  std::shared_ptr<SizeLog> log_;         ///< once the function has asked for a symbolic size
+  /// An integer of the current operator's arguments, or of a list there, that is one.
+  struct Symbol {
+    size_t argument;
+    size_t element;
+    bool is_element;
+    SizeExpression expression;
+  };
+  std::vector<Symbol> symbols_;
+  std::vector<Sizes::Word> by_hand_;
   at::Tensor random_state_;
   size_t argument_hash_ = 0;  ///< made with the first copy
   bool has_copies_ = false;

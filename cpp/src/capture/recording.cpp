@@ -49,7 +49,30 @@ std::string text_of(const int64_t*& word) {
   return text;
 }
 
+Json json_of(const SizeStep& step, const std::vector<SizeOf>& sizes) {
+  switch (step.kind) {
+    case SizeStep::Kind::number: return step.value;
+    case SizeStep::Kind::symbol: {
+      const SizeOf of = sizes[static_cast<size_t>(step.value)];
+      return {of.value, of.dim};
+    }
+    case SizeStep::Kind::add: return "+";
+    case SizeStep::Kind::mul: return "*";
+    case SizeStep::Kind::floordiv: return "//";
+    case SizeStep::Kind::mod: return "%";
+    case SizeStep::Kind::max: return "max";
+    case SizeStep::Kind::min: return "min";
+    case SizeStep::Kind::pow: return "**";
+  }
+  return nullptr;
+}
+
 Json json_of(const SizeExpression& expression) {
+  if (!expression.steps.empty()) {
+    Json steps = Json::array();
+    for (const SizeStep& step : expression.steps) steps.push_back(json_of(step, expression.sizes));
+    return {{"size", {{"steps", steps}, {"form", name_of(expression.form)}}}};
+  }
   Json terms = Json::array();
   for (const SizeExpression::Term& term : expression.terms) {
     Json product = Json::array();
@@ -59,6 +82,16 @@ Json json_of(const SizeExpression& expression) {
   return {
       {"size",
        {{"terms", terms}, {"plus", expression.plus}, {"over", expression.over}, {"form", name_of(expression.form)}}}};
+}
+
+const char* relation(SizeGuard::Kind kind) {
+  switch (kind) {
+    case SizeGuard::Kind::equal: return "==";
+    case SizeGuard::Kind::not_equal: return "!=";
+    case SizeGuard::Kind::less: return "<";
+    case SizeGuard::Kind::less_equal: return "<=";
+  }
+  return "";
 }
 
 Json argument(const Recording& recording, const int64_t*& word) {
@@ -182,14 +215,16 @@ std::string disagreement_beside_trace(const Recording& before, const Recording& 
     if (a.kind != b.kind || a.value != b.value || a.argument != b.argument) {
       return "input " + std::to_string(i) + " (" + type + ") came from somewhere else in the next call";
     }
-    if (a.kind == Input::Kind::captured && a.captured != b.captured &&
+    // Of segments, tensors are given anew each time.
+    if (a.kind == Input::Kind::captured && a.captured != nullptr && b.captured != nullptr && a.captured != b.captured &&
         !a.captured->tensor().storage().is_alias_of(b.captured->tensor().storage())) {
       return "a captured tensor (" + type + ") was another tensor in the next call: it is assigned anew";
     }
     if (a.requires_grad != b.requires_grad) {
       return "whether input " + std::to_string(i) + " (" + type + ") requires grad changed in the next call";
     }
-    if (a.kind == Input::Kind::constant && !same_bytes(a.before, b.before)) {
+    if (a.kind == Input::Kind::constant && a.before.defined() && b.before.defined() &&
+        !same_bytes(a.before, b.before)) {
       return "data that C++ code writes (" + type + ") changed in the next call";
     }
   }
@@ -230,6 +265,14 @@ std::string to_json(const Recording& recording, const std::string& name) {
     for (const Sizes::Free& one : recording.sizes->free) free.push_back({one.input, one.dim, one.symbol});
     json["free"] = free;
     json["symbols"] = recording.sizes->names;
+    Json conditions = Json::array();
+    for (const SizeCondition& one : recording.conditions) {
+      conditions.push_back({{"step", one.step},
+                            {"relation", relation(one.kind)},
+                            {"left", json_of(one.left)},
+                            {"right", json_of(one.right)}});
+    }
+    if (!conditions.empty()) json["conditions"] = conditions;
   }
   if (recording.trains) {
     json["output_grads"] = recording.output_grads;

@@ -106,9 +106,11 @@ struct Recording {
   int64_t default_dtype = 0;
   bool deterministic = false;
   bool inference_mode = false;
-  std::shared_ptr<const Sizes> sizes;  ///< where the code is for other sizes too; else null
-  std::string refusal;                 ///< why the call cannot be replayed; empty when it can
-  bool touches_memory = false;         ///< if it cannot: see Recorder::refuse()
+  std::vector<Sizes::Word> by_hand;       ///< numbers of which C++ code says itself how they follow from sizes
+  std::vector<SizeCondition> conditions;  ///< on which it branches
+  std::shared_ptr<const Sizes> sizes;     ///< where the code is for other sizes too; else null
+  std::string refusal;                    ///< why the call cannot be replayed; empty when it can
+  bool touches_memory = false;            ///< if it cannot: see Recorder::refuse()
 
   /// Of segments: where values lie, so that they can be told when the same operators come again.
   struct Layout {

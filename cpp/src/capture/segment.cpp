@@ -23,6 +23,8 @@ namespace {
 constexpr int64_t kCompilations = 64;
 // Segments that begin with one operator: the oldest recording that nothing agreed with goes first.
 constexpr size_t kAlike = 16;
+// The same of those that share code with one of other sizes: they cost no compilation, but a look at each.
+constexpr size_t kSized = 32;
 
 /// Whether two recordings are of the same segment: the same operators on tensors that lie alike, but for numbers.
 std::optional<std::vector<uint32_t>> same_but_for_numbers(const Recording& before, const Recording& after) {
@@ -39,37 +41,15 @@ std::optional<std::vector<uint32_t>> same_but_for_numbers(const Recording& befor
 
 /// Makes inputs of numbers: one of those that were equal in both recordings.
 void take_numbers(Recording& recording, const std::vector<uint32_t>& positions, const Trace& before) {
-  const Unrecorded unrecorded;
   Trace& trace = recording.trace;
   std::map<std::array<int64_t, 3>, ValueId> known;
   for (const uint32_t position : positions) {
     const int64_t bits = trace.code[position + 1];
     const auto [entry, is_new] = known.try_emplace({bits, before.code[position], before.code[position + 1]}, 0);
-    if (is_new) {
-      entry->second = static_cast<ValueId>(trace.value_begin.size());
-      trace.value_begin.push_back(static_cast<uint32_t>(trace.values.size()));
-      trace.values.append({static_cast<int64_t>(at::kDouble), 0, 0, 0});
-      recording.layout.memories.push_back(SIZE_MAX);
-      recording.layout.externals.push_back(false);
-      Input& input = recording.inputs.emplace_back();
-      input.kind = Input::Kind::constant;
-      input.value = entry->second;
-      input.before = at::scalar_tensor(std::bit_cast<double>(bits), at::kDouble);
-    }
+    if (is_new) entry->second = add_number(recording, bits);
     trace.code[position] = static_cast<int64_t>(Tag::number);
     trace.code[position + 1] = entry->second;
   }
-}
-
-/// What is needed to follow a segment, without the tensors that it was recorded with.
-std::shared_ptr<const Recording> without_tensors(const Recording& recording) {
-  auto made = std::make_shared<Recording>(recording);
-  made->drop_samples();
-  for (Input& input : made->inputs) {
-    input.before.reset();
-    input.captured.reset();
-  }
-  return made;
 }
 
 /// Addresses of the calls that led here. Not by torch::unwind::unwind(), which trusts what it finds on the stack more
@@ -114,6 +94,31 @@ const Operator* first_of(const Recording& recording) { return recording.trace.st
 
 }  // namespace
 
+ValueId add_number(Recording& recording, int64_t bits) {
+  const Unrecorded unrecorded;
+  Trace& trace = recording.trace;
+  const auto value = static_cast<ValueId>(trace.value_begin.size());
+  trace.value_begin.push_back(static_cast<uint32_t>(trace.values.size()));
+  trace.values.append({static_cast<int64_t>(at::kDouble), 0, 0, 0});
+  recording.layout.memories.push_back(SIZE_MAX);
+  recording.layout.externals.push_back(false);
+  Input& input = recording.inputs.emplace_back();
+  input.kind = Input::Kind::constant;
+  input.value = value;
+  input.before = at::scalar_tensor(std::bit_cast<double>(bits), at::kDouble);
+  return value;
+}
+
+std::shared_ptr<const Recording> without_tensors(const Recording& recording) {
+  auto made = std::make_shared<Recording>(recording);
+  made->drop_samples();
+  for (Input& input : made->inputs) {
+    input.before.reset();
+    input.captured.reset();
+  }
+  return made;
+}
+
 const char* name_of(CodeState state) {
   switch (state) {
     case CodeState::recorded: return "recorded";
@@ -141,9 +146,12 @@ Segments::Known Segments::know(const Segment& segment) const {
 
 void Segments::add(std::shared_ptr<Segment> segment) {
   std::vector<std::shared_ptr<Segment>>& alike = by_first_[first_of(*segment->recording)];
-  if (alike.size() >= kAlike) {
-    const auto oldest = std::find_if(alike.begin(), alike.end(),
-                                     [](const auto& one) { return one->state == Segment::State::recorded; });
+  const auto is_like_it = [&](const auto& one) { return one->is_sized == segment->is_sized; };
+  const auto count = static_cast<size_t>(std::count_if(alike.begin(), alike.end(), is_like_it));
+  if (count >= (segment->is_sized ? kSized : kAlike)) {
+    const auto oldest = std::find_if(alike.begin(), alike.end(), [&](const auto& one) {
+      return is_like_it(one) && (one->is_sized || one->state == Segment::State::recorded);
+    });
     if (oldest == alike.end()) return;
     alike.erase(oldest);
   }
@@ -163,6 +171,8 @@ std::shared_ptr<Segment> Segments::commit(std::unique_ptr<Recording> made, std::
   if (now->touches_memory) core_.note_memory(now->refusal);
   name_captured(*now, core_.module.get());
   std::shared_ptr<Segment> segment;
+  std::vector<uint32_t> differing;
+  Sized sized;
   {
     const std::lock_guard lock(mutex_);
     for (const auto& one : by_first_[first_of(*now)]) {
@@ -178,26 +188,39 @@ std::shared_ptr<Segment> Segments::commit(std::unique_ptr<Recording> made, std::
         return static_cast<Tag>(one->recording->trace.code[position]) == Tag::floating;
       });
       if (one->state == Segment::State::eager || (one->state == Segment::State::compiled && !is_news)) return one;
-      one->code.reset();
-      take_numbers(*now, *numbers, one->recording->trace);
       segment = one;
+      differing = *numbers;
       break;
     }
-    if (segment == nullptr) {
+    sized = place(*now, segment.get());
+    const bool is_new = segment == nullptr;
+    if (is_new) {
       segment = std::make_shared<Segment>();
-      segment->recording = without_tensors(*now);
-      segment->recorded = 1;
       segment->end = std::move(end);
       segment->stack = stack_now();
-      add(segment);
-      if (!now->refusal.empty()) stay_eager(*segment, now->refusal);
-      return segment;
     }
     ++segment->recorded;
-    segment->recording = without_tensors(*now);
-    segment->state = Segment::State::compiling;
+    segment->code.reset();
+    if (sized.recording != nullptr) {
+      if (sized.code == nullptr) sized.family->is_compiling = true;
+      segment->family = sized.family;
+      segment->is_sized = true;
+    } else if (!is_new) {
+      take_numbers(*now, differing, segment->recording->trace);
+      segment->is_sized = false;
+    }
+    segment->recording = without_tensors(sized.recording != nullptr ? *sized.recording : *now);
+    const bool waits = is_new && sized.recording == nullptr;
+    if (!waits) segment->state = Segment::State::compiling;
+    if (is_new) add(segment);
+    if (!now->refusal.empty()) stay_eager(*segment, now->refusal);
+    if (waits) return segment;
   }
-  compile(segment, now);
+  if (sized.code != nullptr) {
+    join(*segment, sized);
+  } else {
+    compile(segment, sized.recording != nullptr ? sized.recording : now);
+  }
   return segment;
 }
 
@@ -215,6 +238,7 @@ void Segments::replace(const std::shared_ptr<Segment>& segment, std::unique_ptr<
     std::vector<std::shared_ptr<Segment>>& alike = by_first_[first_of(*now)];
     const auto known = std::find(alike.begin(), alike.end(), segment);
     if (known == alike.end()) return;  // another thread has done so
+    now->sizes = nullptr;
     next->recording = without_tensors(*now);
     next->state = Segment::State::compiling;
     next->end = std::move(end);
@@ -247,7 +271,10 @@ void Segments::compile(const std::shared_ptr<Segment>& segment, const std::share
       segment->compile_seconds = code.seconds;
       segment->from_cache = code.from_cache;
       if (code.artifact != nullptr && !code.slower.empty() && !core_.options.allow_slower) code.reason = code.slower;
-      if (code.reason.empty() && code.artifact != nullptr) {
+      if (code.artifact == nullptr || !code.reason.empty()) code.artifact.reset();
+      if (recording->sizes != nullptr) {
+        take_in(*segment, code.artifact, code.reason);
+      } else if (code.artifact != nullptr) {
         segment->code = std::move(code.artifact);
         segment->state = Segment::State::compiled;
         log(Topic::compile, core_.options.name,
@@ -287,6 +314,7 @@ void Segments::forget_code(Segment& segment) {
   if (segment.state != Segment::State::compiled) return;
   segment.state = Segment::State::recorded;
   segment.code.reset();
+  segment.is_sized = false;
 }
 
 void Segments::count(int64_t compiled, int64_t eager) {
@@ -299,6 +327,7 @@ std::vector<Segments::Snapshot> Segments::snapshots() const {
   std::vector<Snapshot> taken;
   {
     const std::lock_guard lock(mutex_);
+    std::map<const Artifact*, size_t> by_code;  // of code that serves many sizes
     for (const auto& [first, alike] : by_first_) {
       for (const auto& segment : alike) {
         SegmentStats one;
@@ -313,6 +342,18 @@ std::vector<Segments::Snapshot> Segments::snapshots() const {
         one.eager = segment->eager;
         one.compile_seconds = segment->compile_seconds;
         one.from_cache = segment->from_cache;
+        if (segment->is_sized && segment->code != nullptr) {
+          const auto [known, is_new] = by_code.emplace(segment->code.get(), taken.size());
+          if (!is_new) {
+            SegmentStats& shared = taken[known->second].stats;
+            ++shared.sizes;
+            shared.recorded += one.recorded;
+            shared.replayed += one.replayed;
+            shared.eager += one.eager;
+            shared.compile_seconds += one.compile_seconds;
+            continue;
+          }
+        }
         taken.push_back({std::move(one), segment->recording, segment->stack});
       }
     }

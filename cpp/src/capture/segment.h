@@ -10,6 +10,7 @@
 #include <torchcc/compile_options.h>
 
 #include "artifact.h"
+#include "family.h"
 #include "recording.h"
 
 namespace torchcc::detail {
@@ -38,7 +39,15 @@ struct Segment {
   int64_t mismatches = 0;  ///< of these, runs that went on otherwise
   double compile_seconds = 0;
   bool from_cache = false;
+  std::shared_ptr<Family> family;  ///< of segments that differ in sizes alone; null while there is no other
+  bool is_sized = false;           ///< it has the family's code, which serves other sizes too
 };
+
+/// Adds a number as an input, given the bits of a double.
+ValueId add_number(Recording& recording, int64_t bits);
+
+/// What is needed to follow a segment, without the tensors that it was recorded with.
+std::shared_ptr<const Recording> without_tensors(const Recording& recording);
 
 /// The segments of one function; all threads share them. Safe from any thread.
 class Segments {
@@ -87,6 +96,16 @@ class Segments {
   void add(std::shared_ptr<Segment> segment);
   void compile(const std::shared_ptr<Segment>& segment, const std::shared_ptr<Recording>& recording);
   void stay_eager(Segment& segment, std::string reason);
+  // segment_sizes.cpp
+  /// A recording that can have code which serves other sizes too; without one, it needs code of its own.
+  struct Sized {
+    std::shared_ptr<Recording> recording{};  ///< null: none
+    std::shared_ptr<Family> family{};
+    std::shared_ptr<const Artifact> code{};  ///< the family's, to be used if it gives the same results; null: none
+  };
+  Sized place(const Recording& now, const Segment* same);
+  void join(Segment& segment, const Sized& sized);
+  void take_in(Segment& segment, const std::shared_ptr<const Artifact>& code, std::string reason);
 
   CoreState& core_;
   mutable std::mutex mutex_;

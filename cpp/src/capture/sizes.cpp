@@ -35,6 +35,13 @@ Tag tag(const int64_t* words) { return static_cast<Tag>(words[0]); }
 
 int64_t size_of(const Trace& trace, SizeOf of) { return trace.value(of.value)[kSizes + of.dim]; }
 
+/// Whether autograd keeps the same, and its graph has the same form.
+bool same_graph(const Recording& a, const Recording& b) {
+  const auto same_input = [](const Input& one, const Input& other) { return one.is_held == other.is_held; };
+  return a.trains == b.trains && a.held_outputs == b.held_outputs && a.covered == b.covered && a.reached == b.reached &&
+         std::equal(a.inputs.begin(), a.inputs.end(), b.inputs.begin(), b.inputs.end(), same_input);
+}
+
 /// Positions of the code where numbers differ, if the recordings are the same but for these and for sizes.
 std::optional<std::vector<uint32_t>> align(const Recording& a, const Recording& b, std::string& reason) {
   const auto fail = [&](std::string why) {
@@ -70,6 +77,7 @@ std::optional<std::vector<uint32_t>> align(const Recording& a, const Recording& 
                   value_type(after, static_cast<ValueId>(id)));
     }
   }
+  if (!same_conditions(a, b)) return fail("C++ code branches on a size");
   if (std::string text = disagreement_beside_trace(a, b); !text.empty()) return fail(text);
   return differing;
 }
@@ -266,6 +274,21 @@ class Search {
   std::vector<Leaf> leaves_;
 };
 
+const SizeExpression* find(const std::vector<Sizes::Word>& words, size_t position) {
+  const auto found = std::lower_bound(words.begin(), words.end(), position,
+                                      [](const Sizes::Word& word, size_t wanted) { return word.position < wanted; });
+  return found != words.end() && found->position == position ? &found->expression : nullptr;
+}
+
+/// What C++ code has said itself of the number at a position, if it is so in all recordings.
+const SizeExpression* said_by_hand(c10::ArrayRef<const Recording*> samples, uint32_t position) {
+  const SizeExpression* said = find(samples.back()->by_hand, position);
+  const bool is_so = said != nullptr && std::all_of(samples.begin(), samples.end(), [&](const Recording* sample) {
+                       return said->word(sample->trace) == item(*sample, position)[1];
+                     });
+  return is_so ? said : nullptr;
+}
+
 std::string place(const Recording& recording, uint32_t position) {
   const auto& steps = recording.trace.steps;
   const auto after = std::upper_bound(steps.begin(), steps.end(), position,
@@ -329,6 +352,16 @@ const char* name_of(Form form) {
 }
 
 int64_t SizeExpression::word(const Trace& trace) const {
+  if (!steps.empty()) {
+    c10::SmallVector<int64_t, 8> values;
+    for (const SizeOf& of : sizes) values.push_back(size_of(trace, of));
+    try {
+      const int64_t whole = Size{"", steps}.evaluate(values.data());
+      return form == Form::whole ? whole : std::bit_cast<int64_t>(formed(form, whole));
+    } catch (const Error&) {
+      return INT64_MIN;  // no number of these sizes is so
+    }
+  }
   int64_t sum = plus;
   for (const Term& term : terms) {
     int64_t product = term.times;
@@ -339,10 +372,11 @@ int64_t SizeExpression::word(const Trace& trace) const {
   return form == Form::whole ? sum : std::bit_cast<int64_t>(formed(form, sum));
 }
 
-const SizeExpression* Sizes::at(size_t position) const {
-  const auto found = std::lower_bound(words.begin(), words.end(), position,
-                                      [](const Word& word, size_t wanted) { return word.position < wanted; });
-  return found != words.end() && found->position == position ? &found->expression : nullptr;
+const SizeExpression* Sizes::at(size_t position) const { return find(words, position); }
+
+bool same_conditions(const Recording& a, const Recording& b) {
+  const auto is_same = [](const SizeCondition& one, const SizeCondition& other) { return one.text == other.text; };
+  return std::equal(a.conditions.begin(), a.conditions.end(), b.conditions.begin(), b.conditions.end(), is_same);
 }
 
 std::shared_ptr<Sizes> explain(c10::ArrayRef<const Recording*> samples, std::string& reason) {
@@ -353,6 +387,7 @@ std::shared_ptr<Sizes> explain(c10::ArrayRef<const Recording*> samples, std::str
     if (!differing.has_value()) return nullptr;
     positions.insert(positions.end(), differing->begin(), differing->end());
   }
+  for (const Sizes::Word& word : samples.back()->by_hand) positions.push_back(word.position);
   std::sort(positions.begin(), positions.end());
   positions.erase(std::unique(positions.begin(), positions.end()), positions.end());
   auto sizes = std::make_shared<Sizes>();
@@ -364,8 +399,13 @@ std::shared_ptr<Sizes> explain(c10::ArrayRef<const Recording*> samples, std::str
   for (size_t step = 0; step < first.trace.steps.size(); ++step) {
     const size_t end = first.trace.end_of(step);
     for (; next < positions.size() && positions[next] < end; ++next) {
+      if (const SizeExpression* said = said_by_hand(samples, positions[next])) {
+        sizes->words.push_back({positions[next], *said});
+        continue;
+      }
       Column numbers;
       for (const Recording* sample : samples) numbers.push_back(item(*sample, positions[next])[1]);
+      if (std::all_of(numbers.begin(), numbers.end(), [&](int64_t one) { return one == numbers[0]; })) continue;
       const bool is_whole = tag(item(first, positions[next])) == Tag::integer;
       auto found = is_whole ? search.whole(numbers) : search.floating(numbers);
       if (!found.has_value()) {
@@ -387,6 +427,7 @@ std::string departure(const Recording& sample, const Sizes& sizes, const Recordi
   std::string reason;
   const auto differing = align(sample, now, reason);
   if (!differing.has_value()) return reason;
+  if (!same_graph(sample, now)) return "autograd keeps other tensors, or its graph has another form";
   for (const uint32_t position : *differing) {
     if (sizes.at(position) != nullptr) continue;
     return place(now, position) + ": " + number_text(item(sample, position)) + " became " +

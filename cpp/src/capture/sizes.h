@@ -37,10 +37,25 @@ struct SizeExpression {
   int64_t plus = 0;
   int64_t over = 1;
   Form form = Form::whole;
+  /// What C++ code says itself, in place of these: see size_node.h. The symbols of the steps are positions in `sizes`.
+  std::vector<SizeStep> steps;
+  std::vector<SizeOf> sizes;
 
   /// The word that a trace has behind Tag::integer or Tag::floating.
   int64_t word(const Trace& trace) const;
 };
+
+/// What C++ code has found to be so of sizes, and acted upon.
+struct SizeCondition {
+  SizeGuard::Kind kind;
+  SizeExpression left;
+  SizeExpression right;
+  size_t step;       ///< operators that came before
+  std::string text;  ///< two that say the same have the same one
+};
+
+/// Whether C++ code has found the same in two recordings.
+bool same_conditions(const Recording& a, const Recording& b);
 
 /// Name of a form in the trace's JSON.
 const char* name_of(SizeExpression::Form form);

@@ -104,6 +104,7 @@ std::string CompileStats::str() const {
     text += "  " + std::to_string(segment.ops) + " operators from " + segment.first + " to " + segment.end + ": " +
             segment.state + ", " + std::to_string(segment.replayed) + " compiled runs, " +
             std::to_string(segment.recorded) + " recorded, " + std::to_string(segment.eager) + " eager" +
+            (segment.sizes > 1 ? ", " + std::to_string(segment.sizes) + " sets of sizes" : "") +
             (segment.from_cache ? ", from the cache" : "") + "\n";
     if (!segment.where.empty() || segment.next_ops > 0) {
       text += "    ends" + (segment.where.empty() ? "" : " at " + segment.where);

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
 #include <utility>
 
 #include <ATen/Parallel.h>
@@ -31,8 +32,6 @@ constexpr int64_t kDisagreements = 6;
 constexpr int64_t kStaleCalls = 16;
 // Variants, those that share code among them, each with a recording of its own; calls of further sizes run eagerly.
 constexpr size_t kMostVariants = 1024;
-// Times that code for many sizes is made, anew if other numbers turn out to differ.
-constexpr int64_t kGeneralizations = 3;
 
 bool compiler_is_off() {
   const char* variable = std::getenv("TORCHCC_COMPILER");
@@ -185,7 +184,13 @@ void CoreState::keep_promises(Variant& variant) {
   auto sizes = PromisedSizes::of(dynamic, plan);
   if (sizes == nullptr) return;
   promises.push_back(std::make_unique<const Promised>(Promised{&variant, &plan, std::move(sizes)}));
-  promised.store(promises.back().get(), std::memory_order_release);
+  auto all = std::make_unique<AllPromised>(1, promises.back().get());
+  if (const AllPromised* before = promised.load(std::memory_order_relaxed)) {
+    std::copy_if(before->begin(), before->end(), std::back_inserter(*all),
+                 [&](const Promised* other) { return other->plan->code() != plan.code(); });
+  }
+  promised.store(all.get(), std::memory_order_release);
+  promise_lists.push_back(std::move(all));
 }
 
 bool CoreState::may_be_dropped(const Leaves& arguments) const {
@@ -247,11 +252,11 @@ Variant* CoreState::find_recorded(const Guards& guards, const Recording& made) {
   return nullptr;
 }
 
-/// The family of calls that differ in sizes alone from those with the given guards; null when there are none.
-std::shared_ptr<Family> CoreState::family_of(const Guards& guards) const {
+/// The family of calls that differ in sizes alone from one with the given guards; null when there are none.
+std::shared_ptr<Family> CoreState::family_of(const Guards& guards, const Recording& made) const {
   std::shared_ptr<Family> family;
   for (const auto& variant : variants) {
-    if (variant->last == nullptr || !may_be_sized(*variant->last)) continue;
+    if (variant->last == nullptr || !may_be_sized(*variant->last) || !same_conditions(*variant->last, made)) continue;
     if (!variant->guards.same_but_for_sizes(guards) || !watch.same(variant->guards.closure(), guards.closure())) {
       continue;
     }
@@ -263,16 +268,12 @@ std::shared_ptr<Family> CoreState::family_of(const Guards& guards) const {
   return family;
 }
 
-/// Whether a recording can have code that serves other sizes too.
-CoreState::Work::Kind CoreState::place(Family& family, Recording& recording) {
+/// Whether a recording can have code that serves other sizes too: some that was found, or new one.
+CoreState::Work::Kind CoreState::place(Family& family, Recording& recording, Family::Code& found) {
   if (!may_be_sized(recording) || family.is_compiling || !family.may_serve()) return Work::Kind::none;
-  if (family.code != nullptr) {
-    family.reason = departure(*family.sample, *family.sample->sizes, recording);
-    if (family.reason.empty()) family.reason = misfit(family.code->signature, recording);
-    if (family.reason.empty()) {
-      recording.sizes = family.sample->sizes;
-      return Work::Kind::join;
-    }
+  if (const Family::Code* code = family.code_for(recording)) {
+    found = *code;
+    return Work::Kind::join;
   }
   if (family.compilations < kGeneralizations) recording.sizes = explain(family, recording, dynamic);
   if (recording.sizes != nullptr) return Work::Kind::generalize;
@@ -293,14 +294,15 @@ CoreState::Work CoreState::commit(Guards guards, std::unique_ptr<Recording> made
     reason = variant->reason = "it is being compiled";
     ++pending;
     if (options.background && kind != Work::Kind::join) detach_from_program(*now);
-    return {kind, variant, now};
+    return {kind, variant, now, {}};
   };
   Work::Kind kind = Work::Kind::none;
+  Family::Code found;
   if (variant == nullptr) {
     const bool may_share = options.automatic_dynamic_shapes || !dynamic.empty();
-    const std::shared_ptr<Family> family = may_share ? family_of(guards) : nullptr;
+    const std::shared_ptr<Family> family = may_share ? family_of(guards, *now) : nullptr;
     if (family != nullptr) {
-      kind = place(*family, *now);
+      kind = place(*family, *now, found);
       if (kind == Work::Kind::none && may_be_sized(*now)) family->add(now);
     }
     if (kind == Work::Kind::none && is_full()) {
@@ -324,7 +326,11 @@ CoreState::Work CoreState::commit(Guards guards, std::unique_ptr<Recording> made
     stay_eager(*variant, now->refusal, !now->touches_memory);
     return {};
   }
-  if (kind != Work::Kind::none) return begin(kind);
+  if (kind != Work::Kind::none) {
+    Work work = begin(kind);
+    work.code = std::move(found);
+    return work;
+  }
   const std::shared_ptr<const Recording> before = std::exchange(variant->last, now);
   if (before == nullptr) {
     now->drop_samples();  // the compiler gets the second recording
@@ -367,7 +373,7 @@ void CoreState::carry_out(const Work& work) {
     case Work::Kind::none: return;
     case Work::Kind::compile: compile(*work.variant, work.recording); break;
     case Work::Kind::generalize: generalize(*work.variant, work.recording); break;
-    case Work::Kind::join: join(*work.variant, work.recording); break;
+    case Work::Kind::join: join(*work.variant, work.recording, work.code); break;
   }
   const std::lock_guard lock(mutex);
   work.recording->drop_samples();
@@ -544,9 +550,7 @@ void CoreState::generalize(Variant& variant, const std::shared_ptr<Recording>& r
     }
     auto made = std::make_unique<Plan>(recording, code.artifact);
     plan = made.get();
-    family->code = code.artifact;
-    family->sample = recording;
-    family->packed = plan->packed();
+    family->codes.push_back({code.artifact, recording, plan->packed()});
     family->failures = 0;
     family->add(recording);
     serve(variant, std::move(made));
@@ -555,17 +559,10 @@ void CoreState::generalize(Variant& variant, const std::shared_ptr<Recording>& r
   freeze(variant, *plan, *recording);
 }
 
-void CoreState::join(Variant& variant, const std::shared_ptr<Recording>& recording) {
-  std::shared_ptr<const Artifact> code;
-  std::shared_ptr<Packed> packed;
-  {
-    const std::lock_guard lock(mutex);
-    code = variant.family->code;
-    packed = variant.family->packed;
-  }
+void CoreState::join(Variant& variant, const std::shared_ptr<Recording>& recording, const Family::Code& code) {
   std::string differs;
   try {
-    differs = compare(*recording, *code);
+    differs = compare(recording, *code.artifact);
   } catch (const std::exception& failure) {
     differs = first_line(failure.what());
   }
@@ -574,7 +571,7 @@ void CoreState::join(Variant& variant, const std::shared_ptr<Recording>& recordi
     leave_family(variant, recording, differs);
   } else {
     variant.family->failures = 0;
-    serve(variant, std::make_unique<Plan>(recording, std::move(code), std::move(packed)));
+    serve(variant, std::make_unique<Plan>(recording, code.artifact, code.packed));
   }
 }
 

@@ -93,7 +93,8 @@ struct CoreState : std::enable_shared_from_this<CoreState> {
     const Plan* plan;
     std::unique_ptr<const PromisedSizes> sizes;
   };
-  std::atomic<const Promised*> promised{nullptr};
+  using AllPromised = std::vector<const Promised*>;
+  std::atomic<const AllPromised*> promised{nullptr};  ///< those of different code, the latest first
   std::atomic<int64_t> guard_misses{0};
   std::atomic<int64_t> lazy{0};     ///< calls in lazy mode
   std::atomic<int64_t> surplus{0};  ///< eager calls that fitted no variant when there were as many as allowed
@@ -101,9 +102,11 @@ struct CoreState : std::enable_shared_from_this<CoreState> {
   mutable std::mutex mutex;
   mutable std::condition_variable idle;
   std::vector<std::unique_ptr<Variant>> variants;
-  std::vector<std::unique_ptr<const Promised>> promises;  ///< the current one is the last
-  std::vector<DynamicSize> dynamic;                       ///< the options', and those of marked arguments
-  std::string broken;  ///< a promise about sizes that the latest call has shown to be wrong
+  // Other threads may still read these.
+  std::vector<std::unique_ptr<const Promised>> promises;
+  std::vector<std::unique_ptr<const AllPromised>> promise_lists;
+  std::vector<DynamicSize> dynamic;  ///< the options', and those of marked arguments
+  std::string broken;                ///< a promise about sizes that the latest call has shown to be wrong
   std::shared_ptr<const Recording> latest;
   std::string reason;
   std::string warning;  ///< to be given by warn()
@@ -140,6 +143,7 @@ struct CoreState : std::enable_shared_from_this<CoreState> {
     Kind kind = Kind::none;
     Variant* variant = nullptr;
     std::shared_ptr<Recording> recording{};
+    Family::Code code{};  ///< to join
   };
   /// Takes in a recorded call.
   Work commit(Guards guards, std::unique_ptr<Recording> recording);
@@ -165,13 +169,13 @@ struct CoreState : std::enable_shared_from_this<CoreState> {
 
  private:
   Variant* find_recorded(const Guards& guards, const Recording& made);
-  std::shared_ptr<Family> family_of(const Guards& guards) const;
-  Work::Kind place(Family& family, Recording& recording);
+  std::shared_ptr<Family> family_of(const Guards& guards, const Recording& made) const;
+  Work::Kind place(Family& family, Recording& recording, Family::Code& found);
   void note_broken_promise(const Recording& sample, const Recording& now, const std::string& why);
   void keep_promises(Variant& variant);
   void compile(Variant& variant, const std::shared_ptr<Recording>& recording);
   void generalize(Variant& variant, const std::shared_ptr<Recording>& recording);
-  void join(Variant& variant, const std::shared_ptr<Recording>& recording);
+  void join(Variant& variant, const std::shared_ptr<Recording>& recording, const Family::Code& code);
   void serve(Variant& variant, std::unique_ptr<Plan> plan);
   void leave_family(Variant& variant, const std::shared_ptr<Recording>& recording, std::string why);
   Variant& add_variant(Guards guards);

@@ -54,12 +54,16 @@ from torchcc._torch.programs import (
 from torchcc._torch.standalone import generate
 from torchcc._torch.symbols import (
     conditions,
+    example_size,
+    known_size,
     number_dtype,
     number_range,
     plain_symbol,
     read_size,
     size_ranges,
     symbol_names,
+    symbol_ranges,
+    with_symbols,
 )
 
 __all__ = [
@@ -83,6 +87,7 @@ __all__ = [
     "differentiate",
     "draws_random_numbers",
     "dynamic_leaves",
+    "example_size",
     "examples",
     "export",
     "flatten",
@@ -90,6 +95,7 @@ __all__ = [
     "gpus",
     "halves",
     "input_leaves",
+    "known_size",
     "leaf_names",
     "load",
     "load_library",
@@ -114,6 +120,7 @@ __all__ = [
     "size_ranges",
     "storable",
     "symbol_names",
+    "symbol_ranges",
     "target",
     "tensor_function",
     "tree_version",
@@ -122,6 +129,7 @@ __all__ = [
     "weight_names",
     "weights",
     "with_forward",
+    "with_symbols",
     "without_own_containers",
     "write_archive",
 ]

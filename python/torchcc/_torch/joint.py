@@ -27,7 +27,8 @@ class Halves:
         saved: Where backward's first inputs come from.
         extras: How many extra tensors there are.
         strides: Of the saved tensors, as backward takes them.
-        tangents: Outputs whose gradients backward takes, with the strides that it takes them in.
+        tangents: Outputs whose gradients backward takes, with the strides that it takes them in; ``None``: contiguous,
+            with sizes that are symbolic.
         gradients: Inputs whose gradients backward gives.
         copied: Positions in ``gradients`` that need memory of their own, with their strides: where backward passes on
             what it takes, or gives one tensor twice, Inductor's code would free it twice.
@@ -38,7 +39,7 @@ class Halves:
     saved: Sequence[Saved]
     extras: int
     strides: Sequence[tuple[int, ...]]
-    tangents: Sequence[tuple[int, tuple[int, ...]]]
+    tangents: Sequence[tuple[int, tuple[int, ...] | None]]
     gradients: Sequence[int]
     copied: Mapping[int, tuple[int, ...]]
 
@@ -211,12 +212,21 @@ def _tidy(
         extras=len(extras),
         strides=strides,
         tangents=[
-            (position, tuple(node.meta["val"].stride()))
+            (position, _tangent_strides(position, node.meta["val"]))
             for position, node in zip(differentiable, tangents, strict=True)
         ],
         gradients=given,
         copied=copied,
     )
+
+
+def _tangent_strides(position: int, fake: torch.Tensor) -> tuple[int, ...] | None:
+    strides = tuple(fake.stride())
+    if not any(isinstance(stride, torch.SymInt) for stride in strides):
+        return strides
+    if not fake.is_contiguous():
+        raise ValueError(f"the gradient of output {position} has strides that follow from sizes: {list(strides)}")
+    return None
 
 
 def _output(module: Any) -> Any:

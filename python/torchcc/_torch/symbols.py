@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import sympy
@@ -16,6 +16,36 @@ def plain_symbol(size: Any) -> sympy.Symbol | None:
     """The symbol that a size is; ``None`` when it is a number or an expression."""
     expression = size.node.expr if isinstance(size, torch.SymInt) else None
     return expression if expression is not None and expression.is_Symbol else None
+
+
+def known_size(size: int | torch.SymInt) -> int | None:
+    """A size that is a number, be it only since the operators allow no other; else ``None``."""
+    if not isinstance(size, torch.SymInt):
+        return int(size)
+    return int(size.node.expr) if size.node.expr.is_Integer else None
+
+
+def example_size(size: int | torch.SymInt) -> int:
+    """The value that a size, or a stride, had in the example that a graph was made of."""
+    return int(size.node.hint) if isinstance(size, torch.SymInt) else int(size)
+
+
+def with_symbols(tensors: Sequence[torch.Tensor], free: Sequence[Collection[int]]) -> list[torch.Tensor]:
+    """Fake tensors like ``tensors``, whose dimensions ``free``, given per tensor, have symbolic sizes of 2 and above.
+
+    Leans on ``FakeTensorMode`` and ``torch.fx.experimental.symbolic_shapes``.
+    """
+    from torch._dynamo.source import ConstantSource
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+
+    mode = FakeTensorMode(shape_env=ShapeEnv())
+    made: list[torch.Tensor] = []
+    for position, (tensor, dims) in enumerate(zip(tensors, free, strict=True)):
+        kinds = [DimDynamic.DYNAMIC if dim in dims else DimDynamic.STATIC for dim in range(tensor.dim())]
+        context: Any = StatelessSymbolicContext(dynamic_sizes=kinds)
+        made.append(mode.from_tensor(tensor, source=ConstantSource(f"input{position}"), symbolic_context=context))
+    return made
 
 
 def number_range(number: Any) -> tuple[int | None, int | None]:
@@ -36,6 +66,21 @@ def size_ranges(program: ExportedProgram) -> dict[sympy.Symbol, tuple[int, int |
     return {
         symbol: (max(0, number(one.lower) or 0), number(one.upper)) for symbol, one in program.range_constraints.items()
     }
+
+
+def symbol_ranges(
+    symbols: Iterable[sympy.Symbol], forms: Sequence[torch.Tensor]
+) -> dict[sympy.Symbol, tuple[int, int | None]]:
+    """Allowed values of symbols that are sizes of some of the fake tensors ``forms``."""
+    wanted = set(symbols)
+    found: dict[sympy.Symbol, tuple[int, int | None]] = {}
+    for form in forms:
+        for size in form.shape:
+            symbol = plain_symbol(size)
+            if symbol in wanted:
+                low, high = number_range(size)
+                found[symbol] = (max(0, low or 0), high)
+    return found
 
 
 def symbol_names(value: torch.Tensor, declared: Sequence[sizes.Size]) -> dict[sympy.Symbol, str]:
@@ -87,19 +132,19 @@ def _read_expression(expression: sympy.Expr, names: Mapping[sympy.Symbol, str]) 
     return [operator, *operands]
 
 
-def conditions(program: ExportedProgram, names: Mapping[sympy.Symbol, str]) -> list[tuple[str, sizes.Size, sizes.Size]]:
-    """What the program takes for granted about its sizes beside their ranges: relation, left and right side.
+def conditions(graph: Any, names: Mapping[sympy.Symbol, str]) -> list[tuple[str, sizes.Size, sizes.Size]]:
+    """What a graph takes for granted about its sizes beside their ranges: relation, left and right side.
 
-    Leans on ``ShapeEnv.guards``, which holds for all that was run while the program was traced.
+    Leans on ``ShapeEnv.guards``, which holds for all that was run while the graph was made.
 
     Args:
-        program: The program.
+        graph: The graph.
         names: Names of all symbols of its inputs.
 
     Raises:
         ValueError: Something that the manifest cannot state.
     """
-    sized = [node.meta["val"] for node in program.graph.nodes if isinstance(node.meta.get("val"), torch.Tensor)]
+    sized = [node.meta["val"] for node in graph.nodes if isinstance(node.meta.get("val"), torch.Tensor)]
     environments = {
         id(size.node.shape_env): size.node.shape_env
         for one in sized

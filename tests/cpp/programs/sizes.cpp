@@ -1,9 +1,12 @@
 // Functions that are called with tensors of many sizes, and the code that serves them.
 #include <torchcc/dynamic.h>
+#include <torchcc/symbolic.h>
 
 #include <random>
 
 #include "harness.h"
+
+#include <torch/optim.h>
 
 using namespace programs;
 namespace nn = torch::nn;
@@ -118,6 +121,138 @@ BOOST_AUTO_TEST_CASE(cache_that_grows) {
   for (const torchcc::VariantStats& one : compiled.stats().variants) codes += one.state == "compiled" ? 1 : 0;
   BOOST_TEST(codes <= 3, compiled.stats().str());
   BOOST_TEST(compiled.stats().eager == 0, compiled.stats().str());
+}
+
+BOOST_AUTO_TEST_CASE(gradients_with_a_last_short_batch) {
+  const auto make = [] {
+    torch::manual_seed(kSeed);
+    return nn::Sequential(nn::Linear(6, 8), nn::BatchNorm1d(8), nn::ReLU(), nn::Linear(8, 3));
+  };
+  nn::Sequential net = make(), twin = make();
+  const auto loss_of = [](nn::Sequential of) {
+    return [of](Tensor x, Tensor y) mutable { return torch::cross_entropy_loss(of->forward(x), y); };
+  };
+  auto plain = loss_of(twin);
+  auto compiled = torchcc::compile(loss_of(net), plain_options());
+  torch::optim::SGD optimizer(net->parameters(), 0.1), other(twin->parameters(), 0.1);
+  Random random;
+  const auto step = [&](int64_t batch) {
+    const Tensor x = torch::randn({batch, 6}), y = torch::randint(3, {batch});
+    optimizer.zero_grad();
+    other.zero_grad();
+    const Tensor got = compiled(x, y), expected = plain(x, y);
+    BOOST_TEST_REQUIRE(difference(got, expected) == "", compiled.stats().str());
+    got.backward();
+    expected.backward();
+    for (size_t i = 0; i < net->parameters().size(); ++i) {
+      BOOST_TEST_REQUIRE(difference(net->parameters()[i].grad(), twin->parameters()[i].grad()) == "",
+                         "batch " << batch << ": " << compiled.stats().str());
+    }
+    for (size_t i = 0; i < net->buffers().size(); ++i) {
+      BOOST_TEST_REQUIRE(difference(net->buffers()[i], twin->buffers()[i]) == "");
+    }
+    optimizer.step();
+    other.step();
+  };
+  for (int epoch = 0; epoch < 3; ++epoch) {
+    for (const int64_t batch : {8, 8, 8, 5}) step(batch);
+  }
+  for (int i = 0; i < 20; ++i) step(random(2, 30));
+  int64_t codes = 0;
+  const torchcc::CompileStats stats = compiled.stats();
+  for (const torchcc::VariantStats& one : stats.variants) codes += one.state == "compiled" ? 1 : 0;
+  BOOST_TEST(codes <= 2, stats.str());
+  BOOST_TEST(stats.eager == 0, stats.str());
+  BOOST_TEST(stats.replayed >= 9, stats.str());
+}
+
+BOOST_AUTO_TEST_CASE(steps_with_a_last_short_batch) {
+  const auto make = [] {
+    torch::manual_seed(kSeed);
+    return nn::Sequential(nn::Linear(6, 8), nn::ReLU(), nn::Linear(8, 3));
+  };
+  nn::Sequential net = make(), twin = make();
+  const auto step_of = [](nn::Sequential of) {
+    auto optimizer = std::make_shared<torch::optim::SGD>(of->parameters(), torch::optim::SGDOptions(0.1).momentum(0.9));
+    return [of, optimizer](Tensor x, Tensor y) mutable {
+      optimizer->zero_grad();
+      const Tensor loss = torch::cross_entropy_loss(of->forward(x), y);
+      loss.backward();
+      optimizer->step();
+      return loss.detach();
+    };
+  };
+  Options options = plain_options();
+  options.mode = torchcc::CompileMode::lazy;
+  auto plain = step_of(twin);
+  auto compiled = torchcc::compile(step_of(net), options);
+  const auto step = [&](int64_t batch) {
+    const Tensor x = torch::randn({batch, 6}), y = torch::randint(3, {batch});
+    const Tensor got = compiled(x, y), expected = plain(x, y);
+    BOOST_TEST_REQUIRE(difference(got, expected) == "", "batch " << batch << ": " << compiled.stats().str());
+    for (size_t i = 0; i < net->parameters().size(); ++i) {
+      BOOST_TEST_REQUIRE(difference(net->parameters()[i], twin->parameters()[i]) == "");
+    }
+  };
+  for (const int64_t batch : {8, 8, 8, 8, 5, 8, 5}) step(batch);  // the first step makes the momentum
+  const int64_t eager = compiled.stats().eager_ops;
+  for (const int64_t batch : {8, 5, 8}) step(batch);
+  BOOST_TEST(compiled.stats().eager_ops < eager + 3 * 10, compiled.stats().str());  // what is made out of nothing
+  Random random;
+  for (int i = 0; i < 20; ++i) step(random(2, 20));
+  const torchcc::CompileStats stats = compiled.stats();
+  const auto codes = std::count_if(stats.segments.begin(), stats.segments.end(),
+                                   [](const torchcc::SegmentStats& one) { return one.state == "compiled"; });
+  BOOST_TEST(codes <= 2, stats.str());
+  BOOST_TEST(std::any_of(stats.segments.begin(), stats.segments.end(),
+                         [](const torchcc::SegmentStats& one) { return one.sizes > 5; }),
+             stats.str());
+}
+
+// Sizes of which the code says itself what follows from them: with a branch, there is code for either side.
+BOOST_AUTO_TEST_CASE(sizes_by_hand) {
+  Options options = plain_options();
+  options.dynamic = {{0, 0, "n", 2, 100}};
+  Sized run(
+      [](Tensor x) {
+        const c10::SymInt n = torchcc::sym_size(x, 0), d = torchcc::sym_size(x, -1);
+        Tensor y = x.view_symint({n * d / 2, c10::SymInt(2)}).cumsum(0);
+        y = y.narrow_symint(0, n - 2, torchcc::sym_size(y, 0) - n) + torch::zeros_symint({c10::SymInt(2)});
+        return n > 20 ? y.exp() : y * 3 + torch::ones_symint({n, c10::SymInt(1)}).sum();
+      },
+      options);
+  const auto call = [&](int64_t n) { run(torch::randn({n, 6})); };
+  for (const int64_t n : {5, 7, 6, 2, 20}) call(n);
+  BOOST_TEST(run.stats().replayed == 3, run.stats().str());
+  for (const int64_t n : {21, 40, 100, 50, 9, 22}) call(n);
+  BOOST_TEST(run.stats().replayed == 7, run.stats().str());
+  BOOST_TEST(run.codes() == 2, run.stats().str());
+}
+
+BOOST_AUTO_TEST_CASE(arithmetic_by_hand) {
+  const auto compiled = torchcc::compile(
+      [](Tensor x, Tensor other) {
+        const c10::SymInt n = torchcc::sym_size(x, 0), m = torchcc::sym_numel(x), k = torchcc::sym_size(other, 0);
+        const int64_t a = x.size(0), b = x.numel(), c = other.size(0);
+        BOOST_TEST((n.is_symbolic() && m.is_symbolic() && k.is_symbolic()));
+        const auto same = [](const c10::SymInt& got, int64_t expected) {
+          BOOST_TEST(got.guard_int(__FILE__, __LINE__) == expected);
+        };
+        same(n + m * 2 - k, a + b * 2 - c);
+        same((m - n) / 3 % k, (b - a) / 3 % c);
+        same((n - m) / 3, (a - b) / 3);  // rounds to zero, as C++ does
+        same((n - m) % k, (a - b) % c);
+        same(n.min(k) + n.max(k), std::min(a, c) + std::max(a, c));
+        same(5 - n, 5 - a);
+        BOOST_TEST(((n < m) == (a < b) && (n >= k) == (a >= c) && (n == 5) == (a == 5) && (m != 10) == (b != 10)));
+        const c10::SymFloat scale = c10::SymFloat(1.0) / c10::SymFloat(n).sqrt();
+        BOOST_TEST(scale.guard_float(__FILE__, __LINE__) == 1.0 / std::sqrt(static_cast<double>(a)));
+        BOOST_CHECK_THROW(torchcc::sym_size(x, 2), c10::Error);
+        return x.sum() + other.sum();
+      },
+      plain_options());
+  compiled(torch::randn({5, 2}), torch::randn({3}));
+  BOOST_TEST(!torchcc::sym_size(torch::randn({5}), 0).is_symbolic());
 }
 
 BOOST_AUTO_TEST_CASE(numbers_that_follow_from_sizes) {
