@@ -49,10 +49,12 @@ def draw(file: Path, cases: Sequence[Case]) -> None:
                 if case.limit is not None:
                     axes.hlines(case.limit, place - 0.4, place + 0.4, colors="black", linestyles="dashed")
             bars = axes.bar(places, heights, width, label=runtime)
-            axes.bar_label(bars, [f"{height:.3g}" for height in heights], fontsize=7)
-        axes.set_xticks(range(len(models)), [model.split(",")[0] for model in models])
+            axes.bar_label(
+                bars, [f"{height:,.0f}" if height >= 100 else f"{height:.3g}" for height in heights], fontsize=7
+            )
+        axes.set_xticks(range(len(models)), [model.split(",")[0].split(" 1")[0] for model in models])
         axes.set(title=title, yscale="log")
         axes.grid(axis="y", alpha=0.3)
-    figure.axes[0].legend(fontsize=8)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(runtimes))
     figure.suptitle("One thread; dashed: torchcc's limits for standalone programs")
     figure.savefig(file, format="png", dpi=120)

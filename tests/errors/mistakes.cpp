@@ -14,7 +14,7 @@ using mistakes::Arguments;
 using mistakes::mistake;
 using mistakes::Tensors;
 
-void arguments(const Tensors& t) {
+void other_arguments(const Tensors& t) {
   mistake("a function that is not there", [] { test::regions()["add_gelu"]; });
   mistake("wrong device", [&] { t.add_relu(t.x.to(at::kMeta), t.x); });
   mistake("sparse tensor", [&] { t.add_relu(t.x.to_sparse(), t.x); });
@@ -29,7 +29,7 @@ void arguments(const Tensors& t) {
   });
 }
 
-void outputs(const Tensors& t) {
+void other_outputs(const Tensors& t) {
   const auto out_into = [&](at::Tensor out) { t.add_relu.call_out({&out, 1}, Arguments{t.x, t.x}); };
   mistake("output that is negated", [&] { out_into(at::_neg_view(at::empty({16}))); });
   mistake("output that requires grad", [&] { out_into(at::empty({16}).requires_grad_(true)); });
@@ -99,8 +99,8 @@ void compiling() {
 int main() {
   const Tensors tensors(test::regions());
   mistakes::make(tensors);
-  arguments(tensors);
-  outputs(tensors);
+  other_arguments(tensors);
+  other_outputs(tensors);
   weights();
   compiling();
   files();
