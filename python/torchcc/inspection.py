@@ -364,15 +364,31 @@ def constant(argument: Argument, names: Sequence[str]) -> str:
 
 def _size(content: Mapping[str, Any], names: Sequence[str]) -> str:
     """A number that follows from sizes: ``x.size(0)*2 + 1``."""
-    terms = []
-    for term in content["terms"]:
-        product = [f"{names[value]}.size({dim})" for value, dim in term["product"]]
-        terms.append("*".join([*([str(term["times"])] if term["times"] != 1 else []), *product]))
-    text = " + ".join([*terms, *([str(content["plus"])] if content["plus"] else [])])
-    if content["over"] != 1:
-        text = f"({text})//{content['over']}"
+    if "steps" in content:
+        text = _steps(content["steps"], names)
+    else:
+        terms = []
+        for term in content["terms"]:
+            product = [f"{names[value]}.size({dim})" for value, dim in term["product"]]
+            terms.append("*".join([*([str(term["times"])] if term["times"] != 1 else []), *product]))
+        text = " + ".join([*terms, *([str(content["plus"])] if content["plus"] else [])])
+        if content["over"] != 1:
+            text = f"({text})//{content['over']}"
     forms = {"inverse": "1/({})", "root": "sqrt({})", "inverse_root": "1/sqrt({})", "floating": "float({})"}
     return forms.get(content["form"], "{}").format(text)
+
+
+def _steps(steps: Sequence[Any], names: Sequence[str]) -> str:
+    """What C++ code says itself of a number, in postfix order: see :func:`torchcc.trace.decode`."""
+    stack: list[str] = []
+    for step in steps:
+        if isinstance(step, str):
+            right = stack.pop()
+            left = stack.pop()
+            stack.append(f"{step}({left}, {right})" if step.isalpha() else f"({left} {step} {right})")
+        else:
+            stack.append(str(step) if isinstance(step, int) else f"{names[step[0]]}.size({step[1]})")
+    return stack.pop()
 
 
 def _form(metadata: Metadata) -> str:

@@ -11,7 +11,7 @@ import torch
 import transformers
 
 import torchcc
-from torchcc.errors import CaptureError
+from torchcc.errors import ArgumentError, CaptureError
 
 
 class Branches(torch.nn.Module):
@@ -45,6 +45,18 @@ def test_a_range_may_be_of_one_method_only(tmp_path: Path) -> None:
     file = tmp_path / "model.pt2"
     exported = torchcc.export(file, Branches(), methods=methods, ranges=ranges, targets=["portable"])
     assert [str(one).partition(" with ")[2] for one in exported.signatures] == ["2 <= rows <= 5", "1 <= count <= 6"]
+
+
+def test_a_size_may_follow_from_another(tmp_path: Path) -> None:
+    args = torch.randn(7, 2), torch.randn(3)
+    for text, signature in (("2*n+1", "(x: float32[2*n+1, 2], y: float32[n])"), ("2n", "")):
+        dynamic = {"x": {0: text}, "y": {0: "n"}}
+        if signature:
+            exported = torchcc.export(tmp_path / "model.pt2", Branches(), args, dynamic=dynamic, targets=["portable"])
+            assert signature in str(exported.signatures[0])
+        else:
+            with pytest.raises(ArgumentError, match="dynamic= has '2n', which is no size"):
+                torchcc.export(tmp_path / "no.pt2", Branches(), args, dynamic=dynamic, targets=["portable"])
 
 
 @pytest.mark.usefixtures("libraries")

@@ -94,6 +94,11 @@ def test_numbers_that_follow_from_sizes(file: Path) -> None:
     file.write_text(json.dumps(content))
     text = inspection.text(inspection.describe(file))
     assert "%8 = aten::add_.Scalar(%8, 1/sqrt((3*x.size(1)*x.size(2) + x.size(3) + -1)//2))" in text
+    steps = [[0, 1], 2, "//", [0, 3], -1, "*", "+", 4, "max"]
+    content["ops"][2]["args"][1] = {"size": {"steps": steps, "form": "whole"}}
+    file.write_text(json.dumps(content))
+    text = inspection.text(inspection.describe(file))
+    assert "%8 = aten::add_.Scalar(%8, max(((x.size(1) // 2) + (x.size(3) * -1)), 4))" in text
 
 
 def test_segments_of_lazy_mode(file: Path) -> None:

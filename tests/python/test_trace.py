@@ -501,6 +501,21 @@ def test_constants_survive() -> None:
         assert trace.decode(trace.encode(constant), {}) == constant
 
 
+def test_numbers_follow_from_sizes() -> None:
+    values = {3: torch.zeros(6, 5)}
+    terms = {"terms": [{"product": [[3, 0], [3, 1]], "times": 2}], "plus": 1, "over": 4}
+    steps = {"steps": [[3, 0], [3, 1], "*", 2, "//", -1, [3, 1], "*", "+", 8, "max"]}  # as C++ code says it itself
+    for form, terms_give, steps_give in (
+        ("whole", 15, 10),
+        ("floating", 15.0, 10.0),
+        ("inverse", 1 / 15, 1 / 10),
+        ("root", 15**0.5, 10**0.5),
+        ("inverse_root", 1 / 15**0.5, 1 / 10**0.5),
+    ):
+        assert trace.decode({"size": {**terms, "form": form}}, values) == terms_give
+        assert trace.decode({"size": {**steps, "form": form}}, values) == steps_give
+
+
 def test_rounding_is_accepted_and_wrong_results_are_not() -> None:
     torch.manual_seed(0)
     exact = torch.randn(1000, dtype=torch.float64)

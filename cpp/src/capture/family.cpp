@@ -28,20 +28,30 @@ double tolerance(c10::ScalarType dtype) {
   }
 }
 
+/// The same for all values of a recording: compiled code does not round between operators to what these have.
+double tolerance(const Recording& recording) {
+  double largest = 0;
+  for (size_t id = 0; id < recording.trace.value_begin.size(); ++id) {
+    const auto dtype = static_cast<c10::ScalarType>(recording.trace.value(static_cast<ValueId>(id))[kDtype]);
+    if (dtype == at::kHalf || dtype == at::kBFloat16) largest = std::max(largest, tolerance(dtype));
+  }
+  return largest;
+}
+
 double largest_of(const at::Tensor& tensor) {
   if (tensor.numel() == 0) return 0;
   const at::Tensor wide = tensor.to(tensor.is_complex() ? at::kComplexDouble : at::kDouble);
   return at::nan_to_num(at::abs(wide), 0.0, 0.0, 0.0).max().item<double>();
 }
 
-/// `floor`: differences that say nothing.
-bool is_close(const at::Tensor& got, const at::Tensor& expected, double floor = 0) {
+/// `least`: the least tolerance; `floor`: differences that say nothing.
+bool is_close(const at::Tensor& got, const at::Tensor& expected, double least, double floor = 0) {
   if (!expected.is_floating_point() && !expected.is_complex()) return at::equal(got, expected);
   if (expected.numel() == 0) return true;
   const auto wide = expected.is_complex() ? at::kComplexDouble : at::kDouble;
   const at::Tensor a = got.to(wide);
   const at::Tensor b = expected.to(wide);
-  const double relative = tolerance(expected.scalar_type());
+  const double relative = std::max(least, tolerance(expected.scalar_type()));
   return at::allclose(a, b, relative, std::max(floor, relative * largest_of(b)), /*equal_nan=*/true);
 }
 
@@ -134,6 +144,7 @@ bool may_be_sized(const Recording& recording) {
 std::string compare(const std::shared_ptr<const Recording>& recording, const Artifact& code) {
   // With other options than PyTorch's own numbers, the code draws others.
   const bool has_values = !recording->random_state.defined();
+  const double least = tolerance(*recording);
   const KeptGenerator generator(recording->random_state);
   std::vector<at::Tensor> inputs;
   std::vector<at::Tensor> written;
@@ -153,10 +164,10 @@ std::string compare(const std::shared_ptr<const Recording>& recording, const Art
       return title + "has another form";
     }
     if (!same_strides(got[i], words)) return title + "has other strides";
-    if (has_values && !is_close(got[i].detach(), expected)) return title + "differs";
+    if (has_values && !is_close(got[i].detach(), expected, least)) return title + "differs";
   }
   for (size_t i = 0; i < written.size() && has_values; ++i) {
-    if (!is_close(written[i], recording->after[i])) return "the code for many sizes writes something else";
+    if (!is_close(written[i], recording->after[i], least)) return "the code for many sizes writes something else";
   }
   // What cancels out, as the gradient of a bias in front of a batch norm, is rounding errors of terms as large as
   // others.
@@ -171,8 +182,8 @@ std::string compare(const std::shared_ptr<const Recording>& recording, const Art
     if (gradients[i].defined() != expected.defined()) return title + "is there where the function has none, or not";
     if (!expected.defined()) continue;
     if (gradients[i].sizes() != expected.sizes()) return title + "has other sizes";
-    const double floor = 0.1 * tolerance(expected.scalar_type()) * largest;
-    if (has_values && !is_close(gradients[i], expected, floor)) return title + "differs";
+    const double floor = 0.1 * std::max(least, tolerance(expected.scalar_type())) * largest;
+    if (has_values && !is_close(gradients[i], expected, least, floor)) return title + "differs";
   }
   return "";
 }
