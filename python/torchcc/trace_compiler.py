@@ -167,7 +167,9 @@ def _compile_training(recording: Recording, request: Request, work: Path, tell: 
             slower = why_eager(recording, given, code.run)
     tell("writing")
     functions = [
-        package.Function(signature, None, [package.Variant(compiled.files, exclusive=compiled.exclusive)])
+        package.Function(
+            signature, None, [package.Variant(compiled.files, exclusive=compiled.exclusive, **_target(recording))]
+        )
         for signature, compiled in zip(training.signatures(recording, halves), (forward, backward), strict=True)
     ]
     extras = {
@@ -177,6 +179,14 @@ def _compile_training(recording: Recording, request: Request, work: Path, tell: 
     }
     package.write(request.package, functions, extras, private=True)
     return Measured(None, slower)
+
+
+def _target(recording: Recording) -> dict[str, Any]:
+    """What the code is for, as a package states it; nothing for this machine's CPU, which is its default."""
+    if not recording.trace.on_gpu:
+        return {}
+    target, features = _torch.target("cuda")
+    return {"target": target, "cpu_features": features}
 
 
 @contextlib.contextmanager
@@ -335,6 +345,8 @@ def _fastest(recording: Recording, *cases: tuple[Run, Sequence[int]], seconds: f
             begin = start = time.perf_counter()
             while start - begin < (_TURN if seconds else 0.0) or start == begin:
                 run(tensors)
+                if recording.trace.on_gpu:
+                    torch.cuda.synchronize()
                 now = time.perf_counter()
                 spent.append(now - start)
                 start = now
@@ -351,7 +363,14 @@ def _write(
     function = package.Function(
         signature=_signature(recording.trace, given, program),
         program=None if request.freeze else _torch.storable(program),
-        variants=[package.Variant(compiled.files, exclusive=compiled.exclusive)],
+        variants=[
+            package.Variant(
+                compiled.files,
+                exclusive=compiled.exclusive,
+                uncapturable=_torch.uncapturable(program) if recording.trace.on_gpu else "",
+                **_target(recording),
+            )
+        ],
     )
     extras = {package.TRACE: request.trace.read_text(), package.KEY: request.key}
     package.write(request.package, [function], extras, private=True)
@@ -374,20 +393,22 @@ def _signature(recorded: Trace, given: Sequence[int], program: ExportedProgram) 
         if symbol is not None:
             names.setdefault(symbol, recorded.symbols[one.symbol])
 
-    def value(name: str, dtype: torch.dtype, shape: Sequence[Any], mutated: bool = False) -> Value:
+    def value(name: str, form: Any, shape: Sequence[Any], device: str, mutated: bool = False) -> Value:
         read = tuple(_torch.read_size(size, names) for size in shape)
         if None in read:
             raise RefusedError("sizes", f"sizes of {name} follow from no size that is there alone: {list(shape)}")
-        return Value(name, trace.dtype_name(dtype), read, mutated=mutated)
+        return Value(name, trace.dtype_name(form.dtype), read, mutated=mutated, device=device)
 
     inputs = []
     for position in given:
         taken = recorded.inputs[position]
-        dtype = recorded.values[taken.value].dtype
-        inputs.append(value(taken.name, dtype, forms[position].shape, position in recorded.mutated))
+        form = recorded.values[taken.value]
+        inputs.append(value(taken.name, form, forms[position].shape, form.device, position in recorded.mutated))
     results = _torch.outputs(program)
     single = len(results) == 1
-    outputs = [value("out" if single else f"out{i}", one.dtype, one.shape) for i, one in enumerate(results)]
+    outputs = [
+        value("out" if single else f"out{i}", one, one.shape, one.device.type) for i, one in enumerate(results)
+    ]
     try:
         guards = tuple(Guard(*condition) for condition in _torch.conditions(program, names)) if names else ()
     except ValueError as error:

@@ -134,7 +134,9 @@ def signatures(recording: Recording, halves: _torch.Halves) -> tuple[Signature, 
     recorded = recording.trace
 
     def value(name: str, tensor: torch.Tensor, mutated: bool = False) -> Value:
-        return Value(name, trace.dtype_name(tensor.dtype), tuple(tensor.shape), mutated=mutated)
+        return Value(
+            name, trace.dtype_name(tensor.dtype), tuple(tensor.shape), mutated=mutated, device=tensor.device.type
+        )
 
     def results(module: torch.fx.GraphModule) -> list[torch.Tensor]:
         return [node.meta["val"] for node in _torch.flatten(module.graph.output_node().args)]

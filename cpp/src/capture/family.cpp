@@ -8,6 +8,7 @@
 #include <ATen/ops/equal.h>
 #include <ATen/ops/nan_to_num.h>
 
+#include "device.h"
 #include "handles.h"
 #include "promise.h"
 
@@ -84,7 +85,7 @@ std::string compare(const Recording& recording, const Artifact& code) {
   Handles handles;
   std::vector<at::Tensor> written;
   for (const Input& input : recording.inputs) {
-    const at::Tensor tensor = input.content().detach();
+    const at::Tensor tensor = aligned(input.content().detach());
     if (input.written) written.push_back(tensor);
     handles.push_back(tensor.resolve_conj().resolve_neg());
   }

@@ -9,6 +9,7 @@
 #include <ATen/core/grad_mode.h>
 
 #include "arguments.h"
+#include "device.h"
 #include "handles.h"
 #include "mode.h"
 #include "placeholder.h"
@@ -24,7 +25,7 @@ Follow::Follow(Segments::Known known, std::shared_ptr<Segment> segment)
       values_(recording().trace.value_begin.size()),
       memories_(recording().layout.roots.size()) {}
 
-bool Follow::matches(const Operator& op, const c10::IValue* arguments, int16_t autocast) {
+bool Follow::matches(const Operator& op, const c10::IValue* arguments, Autocast autocast) {
   const Trace& trace = recording().trace;
   differs_in_number_ = false;
   if (is_whole()) return false;
@@ -161,6 +162,7 @@ c10::IValue Follow::given(bool is_view) {
       for (int64_t left = *word_++; left > 0; --left) list.push_back(given(is_view).toTensor());
       return list;
     }
+    case Tag::integer: return *word_++;
     default: return at::Tensor();
   }
 }
@@ -171,7 +173,10 @@ at::Tensor Follow::make(ValueId id, bool is_view) {
   c10::intrusive_ptr<c10::StorageImpl> storage = memory.held;
   if (memory.storage == nullptr) {
     const ValueId root = recording().layout.roots[memory_of(id)];
-    storage = make_placeholder(static_cast<size_t>(extent(trace.value(root)).second));
+    const int64_t on_gpu = trace.value(root)[kDevice];
+    const c10::Device device =
+        on_gpu == 0 ? c10::Device(c10::kCPU) : c10::Device(c10::kCUDA, static_cast<c10::DeviceIndex>(on_gpu - 1));
+    storage = make_placeholder(static_cast<size_t>(extent(trace.value(root)).second), device);
     memory.storage = storage.get();
     memory.made.emplace(storage);
   } else if (storage == nullptr) {
@@ -249,12 +254,18 @@ void Follow::finish(Segments& segments, const std::string& end) {
 void Follow::compute(Segments& segments, const std::vector<bool>& needs) {
   const std::vector<at::Tensor> tensors = inputs();
   Handles handles;
-  for (const Input& input : recording().inputs) handles.push_back(tensors[static_cast<size_t>(input.value)]);
+  c10::SmallVector<std::pair<at::Tensor, at::Tensor>, 1> written;  // copies, and what they are copies of
+  for (const Input& input : recording().inputs) {
+    const at::Tensor& tensor = tensors[static_cast<size_t>(input.value)];
+    handles.push_back(aligned(tensor));
+    if (input.written && !is_aligned(tensor)) written.emplace_back(handles.back(), tensor);
+  }
   const Library& library = *known_.code->library;
   c10::SmallVector<AtenTensorHandle, 8> outputs(library.outputs());
   handles.run(library, outputs.data());
   std::vector<at::Tensor> made;
   for (AtenTensorHandle handle : outputs) made.push_back(take(handle));
+  for (const auto& [copy, original] : written) original.copy_(copy);
   for (size_t i = 0; i < made.size(); ++i) {
     const size_t memory = memory_of(recording().outputs[i]);
     if (needs[memory]) bind(memory, made[i]);

@@ -27,7 +27,7 @@ class Follow {
   Follow(Segments::Known known, std::shared_ptr<Segment> segment);
 
   /// Whether a call is the next one. If so, give() is to be called before anything else.
-  bool matches(const Operator& op, const c10::IValue* arguments, int16_t autocast);
+  bool matches(const Operator& op, const c10::IValue* arguments, Autocast autocast);
   /// Whether the call that did not match differs from the recorded one in a number that all recordings have alike.
   bool differs_in_number() const { return differs_in_number_; }
   /// The arguments on the stack become placeholders. `counts`: the call does not come out of autograd, which counts

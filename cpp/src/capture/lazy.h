@@ -2,9 +2,11 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include <ATen/core/stack.h>
+#include <c10/core/Stream.h>
 
 #include "follow.h"
 #include "mode.h"
@@ -24,8 +26,11 @@ namespace torchcc::detail {
 /// Operators that autograd follows go through it first: its graph is made of what the program does, whether or not
 /// there is memory yet, and backward is more operators. What waits are the operators that autograd calls.
 ///
-/// Run at once, whatever the recordings say, are operators whose numbers or sizes depend on data, random ones, and
-/// those on memory that PyTorch did not allocate, which the program may write to at any time.
+/// Run at once, whatever the recordings say, are operators whose numbers or sizes depend on data, random ones, copies
+/// between devices, and those on memory that PyTorch did not allocate, which the program may write to at any time.
+///
+/// What waits for a GPU is computed on the stream that was the current one, as soon as another one is; that then waits
+/// for it, since an event that the program has recorded meanwhile came too early.
 class Lazy final : public Mode {
  public:
   explicit Lazy(Segments& segments);
@@ -47,13 +52,14 @@ class Lazy final : public Mode {
     const Operator& op;
     const c10::OperatorHandle& handle;
     torch::jit::Stack* stack;
-    int16_t autocast;
+    Autocast autocast;
     bool is_below;  ///< out of autograd, which counts versions itself
     const c10::IValue* arguments() const { return stack->data() + (stack->size() - op.arguments.size()); }
   };
 
   void run(const Call& call);
   void run_now(const Call& call);
+  void follow_stream(const Call& call);
   bool is_involved(const Call& call) const;
   bool begin(const Call& call);
   void flush(const std::string& end);
@@ -64,6 +70,7 @@ class Lazy final : public Mode {
   State state_ = State::idle;
   std::unique_ptr<Recorder> recorder_;
   std::unique_ptr<Follow> follow_;
+  std::optional<c10::Stream> stream_;  ///< the current one of the GPU that operators use; empty while they use none
   int64_t compiled_ops_ = 0;
   int64_t eager_ops_ = 0;
 };

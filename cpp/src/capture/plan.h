@@ -5,10 +5,12 @@
 #include <memory>
 #include <vector>
 
+#include <torchcc/compile_options.h>
 #include <torchcc/detail/core.h>
 
 #include "aliases.h"
 #include "artifact.h"
+#include "graphs.h"
 #include "recording.h"
 
 namespace torchcc::detail {
@@ -43,7 +45,7 @@ struct Training;
 class Plan {
  public:
   /// `code` is null when there is nothing to compute; `packed` when no other plan has the same code.
-  Plan(std::shared_ptr<const Recording> recording, std::shared_ptr<const Artifact> code,
+  Plan(std::shared_ptr<const Recording> recording, std::shared_ptr<const Artifact> code, const CompileOptions& options,
        std::shared_ptr<Packed> packed = nullptr);
 
   const Recording& recording() const { return *recording_; }
@@ -70,12 +72,15 @@ class Plan {
   const std::shared_ptr<Packed>& packed() const { return packed_; }
   /// The form with packed weights; null while there is none.
   const Frozen* frozen() const { return packed_->form.load(std::memory_order_acquire); }
+  /// The CUDA graphs of the code; null without CompileOptions::cuda_graphs.
+  const Graphs* graphs() const { return graphs_.get(); }
 
  private:
   const at::Tensor& tensor_of(const Input& input, const Leaves& arguments) const;
   bool shares_as_recorded(const Leaves& arguments) const;
   bool overlaps(const Leaves& arguments) const;
   std::vector<at::Tensor> compute(const Leaves& arguments, const Frozen* packed) const;
+  bool compute_by_graph(const Leaves& arguments, std::vector<at::Tensor>& made) const;
   std::vector<at::Tensor> compute_with_gradients(const Leaves& arguments) const;
 
   std::shared_ptr<const Recording> recording_;
@@ -87,6 +92,7 @@ class Plan {
     std::atomic<int64_t> storage_owners{INT64_MAX};
   };
   std::unique_ptr<Lowest[]> lowest_;  // per input
+  std::unique_ptr<Graphs> graphs_;
   bool has_same_arguments_ = false;
   bool mutates_ = false;
 };

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include <ATen/Context.h>
 #include <ATen/core/Tensor.h>
 
 #include "aliases.h"
@@ -95,7 +96,10 @@ struct Recording {
   };
   std::vector<std::vector<Shared>> shared;
   std::vector<size_t> same_as;  ///< per argument: the first argument that is the same value
-  at::Tensor random_state;      ///< of the CPU generator before the first random operator
+  c10::Device device = c10::Device(c10::kCPU);  ///< the one GPU of its tensors, if some are on one
+  /// Of the generators of the CPU, and of the GPU that is used, before the first random operator.
+  at::Tensor random_state;
+  at::Tensor gpu_random_state;
   bool trains = false;          ///< some result requires grad
   /// If so: random gradients of the outputs that require grad, and what autograd makes of them, per input that requires
   /// grad (undefined where nothing arrives). Empty where that cannot be found out without running the program's hooks.
@@ -106,6 +110,7 @@ struct Recording {
   int64_t default_dtype = 0;
   bool deterministic = false;
   bool inference_mode = false;
+  at::Float32MatmulPrecision matmul_precision = at::Float32MatmulPrecision::HIGHEST;
   std::shared_ptr<const Sizes> sizes;  ///< where the code is for other sizes too; else null
   std::string refusal;                 ///< why the call cannot be replayed; empty when it can
   bool touches_memory = false;         ///< if it cannot: see Recorder::refuse()

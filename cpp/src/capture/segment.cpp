@@ -48,7 +48,7 @@ void take_numbers(Recording& recording, const std::vector<uint32_t>& positions, 
     if (is_new) {
       entry->second = static_cast<ValueId>(trace.value_begin.size());
       trace.value_begin.push_back(static_cast<uint32_t>(trace.values.size()));
-      trace.values.append({static_cast<int64_t>(at::kDouble), 0, 0, 0});
+      trace.values.append({static_cast<int64_t>(at::kDouble), 0, 0, 0, 0});
       recording.layout.memories.push_back(SIZE_MAX);
       recording.layout.externals.push_back(false);
       Input& input = recording.inputs.emplace_back();

@@ -14,6 +14,7 @@ void append_words(Words& to, const at::Tensor& tensor) {
   const at::IntArrayRef strides = tensor.strides();
   to.push_back(static_cast<int64_t>(tensor.scalar_type()));
   to.push_back(flags_of(tensor));
+  to.push_back(device_word(tensor));
   to.push_back(tensor.storage_offset());
   to.push_back(static_cast<int64_t>(sizes.size()));
   for (const int64_t size : sizes) to.push_back(size);
@@ -24,7 +25,8 @@ bool has_words(const at::Tensor& tensor, const int64_t* words) {
   const at::IntArrayRef sizes = tensor.sizes();
   const at::IntArrayRef strides = tensor.strides();
   if (words[kRank] != static_cast<int64_t>(sizes.size()) || words[kOffset] != tensor.storage_offset() ||
-      words[kDtype] != static_cast<int64_t>(tensor.scalar_type()) || words[kFlags] != flags_of(tensor)) {
+      words[kDtype] != static_cast<int64_t>(tensor.scalar_type()) || words[kFlags] != flags_of(tensor) ||
+      words[kDevice] != device_word(tensor)) {
     return false;
   }
   const int64_t* given = words + kSizes;  // a loop, since these are too few for the call that std::equal becomes
@@ -50,7 +52,9 @@ std::pair<int64_t, int64_t> extent(const int64_t* words) {
 at::Tensor make_view(const c10::Storage& storage, const int64_t* words) {
   const auto dtype = static_cast<c10::ScalarType>(words[kDtype]);
   at::Tensor tensor = at::detail::make_tensor<c10::TensorImpl>(
-      c10::Storage(storage), c10::DispatchKeySet(c10::DispatchKey::CPU), c10::scalarTypeToTypeMeta(dtype));
+      c10::Storage(storage),
+      c10::DispatchKeySet(storage.device_type() == c10::kCUDA ? c10::DispatchKey::CUDA : c10::DispatchKey::CPU),
+      c10::scalarTypeToTypeMeta(dtype));
   const auto rank = static_cast<size_t>(words[kRank]);
   tensor.unsafeGetTensorImpl()->set_sizes_and_strides({words + kSizes, rank}, {words + kSizes + rank, rank},
                                                       words[kOffset]);
