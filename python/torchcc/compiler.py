@@ -180,7 +180,13 @@ def _compile_trace(request: Mapping[str, Any], package: Path, tell: Callable[[st
 
 @contextlib.contextmanager
 def _temporary_files_in(folder: Path) -> Iterator[None]:
-    """Lets the C++ compiler put its temporary files into a folder that goes away with this process."""
+    """Lets the C++ compiler put its temporary files into a folder that goes away with this process.
+
+    Not where there is a GPU: the processes that compile kernels for it take the folder over, and outlive the request.
+    """
+    if torch.cuda.is_available():
+        yield
+        return
     tempfile.gettempdir()  # which stays what it is: Inductor keeps precompiled headers there
     before = os.environ.get("TMPDIR")
     os.environ["TMPDIR"] = str(folder)

@@ -7,6 +7,7 @@ operator that works in place gives back the id that it was given.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -207,6 +208,18 @@ class Trace:
         """Whether some value is on a GPU."""
         return any(one.device != "cpu" for one in self.values)
 
+    @functools.cached_property
+    def unwritten(self) -> frozenset[int]:
+        """Values that nobody has written: what fused attention without dropout gives beside its result.
+
+        Only its own backward takes them, and knows what of them counts.
+        """
+        found: set[int] = set()
+        for op in self.ops:
+            if op.name.endswith(_ATTENTION) and 0.0 in (_plain(one) for one in op.args):
+                found.update(output_ids(op.outputs[1:]))
+        return frozenset(found)
+
     def widened(self) -> Trace:
         """The same operators in float64 and complex128, for results without much rounding."""
         return replace(
@@ -242,6 +255,13 @@ _WIDER = {
 def widened(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor in float64 or complex128; whole numbers as they are."""
     return tensor.to(_WIDER.get(tensor.dtype, tensor.dtype))
+
+
+_ATTENTION = ("_dot_product_flash_attention", "_dot_product_efficient_attention", "_dot_product_cudnn_attention")
+
+
+def _plain(argument: Argument) -> Any:
+    return number(argument["float"]) if isinstance(argument, Mapping) and "float" in argument else None
 
 
 def _widened_argument(argument: Argument) -> Argument:

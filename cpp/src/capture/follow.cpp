@@ -39,6 +39,11 @@ bool Follow::matches(const Operator& op, const c10::IValue* arguments, Autocast 
   return true;
 }
 
+std::string Follow::expected() const {
+  if (is_whole()) return "its end";
+  return "operator " + std::to_string(position_) + ", " + recording().trace.steps[position_].op->name;
+}
+
 bool Follow::matches_argument(const c10::IValue& value, Tag number, bool written) {
   const Tag tag = static_cast<Tag>(*word_);
   if (value.isTensor()) return matches_tensor(value.toTensor(), written);

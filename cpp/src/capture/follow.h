@@ -30,6 +30,8 @@ class Follow {
   bool matches(const Operator& op, const c10::IValue* arguments, Autocast autocast);
   /// Whether the call that did not match differs from the recorded one in a number that all recordings have alike.
   bool differs_in_number() const { return differs_in_number_; }
+  /// The next operator, for people.
+  std::string expected() const;
   /// The arguments on the stack become placeholders. `counts`: the call does not come out of autograd, which counts
   /// versions of what is written to itself, and lets views share them.
   void give(const Operator& op, torch::jit::Stack* stack, bool counts);

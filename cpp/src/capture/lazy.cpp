@@ -169,6 +169,9 @@ void Lazy::run(const Call& call) {
   }
   if (state_ == State::following) {
     const bool forgets = follow_->differs_in_number();
+    if (is_logged(Topic::capture)) {
+      log(Topic::capture, "lazy", "a segment goes on as " + call.op.name + ", and was " + follow_->expected());
+    }
     flush(forgets ? "" : call.op.name);
     if (forgets) state_ = State::passing;
   }

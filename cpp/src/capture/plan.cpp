@@ -86,8 +86,8 @@ Plan::Plan(std::shared_ptr<const Recording> recording, std::shared_ptr<const Art
   for (size_t i = 0; i < recording_->same_as.size(); ++i) {
     has_same_arguments_ = has_same_arguments_ || recording_->same_as[i] != i;
   }
-  if (options.cuda_graphs) {
-    graphs_ = std::make_unique<Graphs>(why_no_graph(*recording_, code_.get()), recording_->random_state.defined());
+  if (options.cuda_graphs && packed_->graphs == nullptr) {
+    packed_->graphs = std::make_unique<Graphs>(why_no_graph(*recording_, code_.get()), recording_->random_state.defined());
   }
 }
 
@@ -201,14 +201,14 @@ bool Plan::compute_by_graph(const Leaves& arguments, std::vector<at::Tensor>& ma
     inputs.push_back({tensor, is_aligned(*tensor), input.written, is_weight, /*has_own_strides=*/true});
   }
   made.resize(recording_->outputs.size());
-  if (graphs_->run(*code_->library, inputs, made)) return true;
+  if (packed_->graphs->run(*code_->library, inputs, made)) return true;
   made.clear();
   return false;
 }
 
 std::vector<at::Tensor> Plan::compute(const Leaves& arguments, const Frozen* packed) const {
   std::vector<at::Tensor> made;
-  if (graphs_ != nullptr && !graphs_->is_refused() && compute_by_graph(arguments, made)) return made;
+  if (graphs() != nullptr && !graphs()->is_refused() && compute_by_graph(arguments, made)) return made;
   const std::vector<Input>& inputs = recording_->inputs;
   Handles handles;
   c10::SmallVector<std::pair<at::Tensor, at::Tensor>, 1> written;  // copies, and what they are copies of

@@ -34,9 +34,11 @@ struct Frozen {
 /// version counter that must not be frozen.
 std::vector<Frozen::Weight> freezable(const Recording& recording, bool inference_tensors);
 
-/// The form with packed weights of some code, as soon as there is one. Plans with the same code share it.
+/// What plans with the same code share: the form with packed weights, as soon as there is one; and CUDA graphs, null
+/// where these are not wanted.
 struct Packed {
   std::atomic<const Frozen*> form{nullptr};
+  std::unique_ptr<Graphs> graphs;
 };
 
 struct Training;
@@ -73,7 +75,7 @@ class Plan {
   /// The form with packed weights; null while there is none.
   const Frozen* frozen() const { return packed_->form.load(std::memory_order_acquire); }
   /// The CUDA graphs of the code; null without CompileOptions::cuda_graphs.
-  const Graphs* graphs() const { return graphs_.get(); }
+  const Graphs* graphs() const { return packed_->graphs.get(); }
 
  private:
   const at::Tensor& tensor_of(const Input& input, const Leaves& arguments) const;
@@ -92,7 +94,6 @@ class Plan {
     std::atomic<int64_t> storage_owners{INT64_MAX};
   };
   std::unique_ptr<Lowest[]> lowest_;  // per input
-  std::unique_ptr<Graphs> graphs_;
   bool has_same_arguments_ = false;
   bool mutates_ = false;
 };

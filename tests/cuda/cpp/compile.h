@@ -16,8 +16,9 @@ inline torchcc::CompileOptions lazily(const char* name) {
   return {.mode = torchcc::CompileMode::lazy, .name = name, .allow_slower = true};
 }
 
-/// Calls that are enough for compiled code to run: two are recorded.
-inline constexpr int kCalls = 6;
+/// Calls that are enough for compiled code to run, and how many have to run it: two are recorded, and one more where
+/// words beside captured variables have changed.
+inline constexpr int kCalls = 6, kLeast = 3;
 
 /// Compares calls of a compiled function with those of the function itself, on arguments that are made for each.
 template <class Compiled, class Function, class Make>

@@ -191,7 +191,7 @@ BOOST_AUTO_TEST_CASE(memory_is_constant) {
   const auto before = gpu_memory();
   for (int i = 0; i < 10000; ++i) f(x);
   BOOST_TEST((gpu_memory() == before));
-  BOOST_TEST(f.stats().compiled_ops > 9 * f.stats().eager_ops, f.stats().str());
+  BOOST_TEST(f.stats().compiled_ops > 3 * f.stats().eager_ops, f.stats().str());
 }
 
 BOOST_AUTO_TEST_SUITE_END()
