@@ -214,10 +214,10 @@ def _report(samples: dict[str, list[float]], rounds: int, calls: int, notes: lis
     cases = [
         harness.case(f"{title}: {text}", [one / 1e6 for one in samples[name]], "ms") for name, text in titles.items()
     ]
-    for way in ("step", "loss"):
+    for way in [one for one in _CPP if one != "eager"]:
         for other, limit in (("compile", 1.0), ("fused", None)):
             ratios = harness.ratios(samples[way], samples[other])
-            limit_of = limit if way == "step" else None
+            limit_of = limit if way == "loss" else None
             cases.append(harness.case(f"{title}: {titles[way]}, over {titles[other]}", ratios, "ratio", limit_of))
     return Report(
         cases,

@@ -7,6 +7,7 @@
 #include <ATen/ScalarOps.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/grad_mode.h>
+#include <torch/csrc/autograd/variable.h>
 
 #include "arguments.h"
 #include "device.h"
@@ -17,6 +18,17 @@
 #include "tensors.h"
 
 namespace torchcc::detail {
+namespace {
+
+/// Lets PyTorch know that a tensor is a view, made without gradients. It then keeps alive what it is a view of, as when
+/// it was recorded: autograd adds gradients up in place where their memory has one owner.
+void make_known_view(const at::Tensor& tensor, const at::Tensor& of) {
+  using namespace torch::autograd;
+  make_variable_differentiable_view(tensor, ViewInfo(of.is_view() ? of._base() : of, nullptr, nullptr), std::nullopt,
+                                    /*shared_view_info=*/false, CreationMeta::NO_GRAD_MODE);
+}
+
+}  // namespace
 
 Follow::Follow(Segments::Known known, std::shared_ptr<Segment> segment)
     : known_(std::move(known)),
@@ -192,7 +204,9 @@ at::Tensor Follow::make(ValueId id, bool is_view) {
     const auto base = std::find_if(used_.begin(), used_.end(), [&](const Used& used) {
       return memory_of(used.id) == memory_of(id) && !used.tensor->is_inference();
     });
-    if (base != used_.end()) {
+    if (base != used_.end() && tensor.is_cuda()) {
+      make_known_view(tensor, *base->tensor);
+    } else if (base != used_.end()) {
       tensor.unsafeGetTensorImpl()->set_version_counter(base->tensor->unsafeGetTensorImpl()->version_counter());
     }
   }

@@ -71,7 +71,7 @@ BOOST_AUTO_TEST_CASE(sizes_share_code) {
     compare(f, function, [n] { return random({n, 64}); }, 3);
   }
   const torchcc::VariantStats shared = f.stats().variants.at(1);  // the first size has had code of its own
-  BOOST_TEST(shared.inputs == "arg0: float32[s0, 64] on cuda with 2 <= s0");
+  BOOST_TEST(shared.inputs.starts_with("arg0: float32[s0, 64] on cuda with 2 <= s0"));
   BOOST_TEST(shared.sizes == 3);
 }
 
