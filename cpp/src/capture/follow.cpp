@@ -24,7 +24,9 @@ namespace {
 /// it was recorded: autograd adds gradients up in place where their memory has one owner.
 void make_known_view(const at::Tensor& tensor, const at::Tensor& of) {
   using namespace torch::autograd;
-  make_variable_differentiable_view(tensor, ViewInfo(of.is_view() ? of._base() : of, nullptr, nullptr), std::nullopt,
+  at::Tensor base = of;
+  if (of.is_view()) base = of._base();
+  make_variable_differentiable_view(tensor, ViewInfo(std::move(base), nullptr, nullptr), std::nullopt,
                                     /*shared_view_info=*/false, CreationMeta::NO_GRAD_MODE);
 }
 
