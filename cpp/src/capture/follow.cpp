@@ -155,6 +155,7 @@ bool Follow::involves(const at::Tensor& tensor) const {
 }
 
 void Follow::give(const Operator& op, torch::jit::Stack* stack, bool counts) {
+  op_ = &op;
   for (const Used& used : used_) {
     if (!used.written) continue;
     if (counts && !used.tensor->is_inference()) used.tensor->unsafeGetTensorImpl()->bump_version();
@@ -206,7 +207,7 @@ at::Tensor Follow::make(ValueId id, bool is_view) {
     const auto base = std::find_if(used_.begin(), used_.end(), [&](const Used& used) {
       return memory_of(used.id) == memory_of(id) && !used.tensor->is_inference();
     });
-    if (base != used_.end() && tensor.is_cuda()) {
+    if (base != used_.end() && tensor.is_cuda() && !op_->is_detach) {
       make_known_view(tensor, *base->tensor);
     } else if (base != used_.end()) {
       tensor.unsafeGetTensorImpl()->set_version_counter(base->tensor->unsafeGetTensorImpl()->version_counter());

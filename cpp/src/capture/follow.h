@@ -91,6 +91,7 @@ class Follow {
   std::shared_ptr<Segment> segment_;
   size_t position_;                // of the next operator
   const int64_t* word_ = nullptr;  // in the trace's code
+  const Operator* op_ = nullptr;   // whose results are given
   bool differs_in_number_ = false;
   std::vector<Value> values_;
   std::vector<Memory> memories_;

@@ -127,6 +127,7 @@ Operator read(const c10::OperatorHandle& handle) {
   op.is_metadata = gives_numbers && is_in(base, kMetadata);
   op.is_to_device = op.name == "aten::to.device";
   op.is_equal = op.name == "aten::equal";
+  op.is_detach = op.name == "aten::detach";
   op.gives_sizes = is_in(base, kGivesSizes);
   op.reads_host = gives_numbers && !op.is_metadata && !op.is_equal && !op.gives_sizes;
   op.is_view = !schema.returns().empty() &&

@@ -46,6 +46,7 @@ struct Operator {
   size_t returns = 0;
   bool is_view = false;      ///< gives other views of its inputs and reads no data
   bool is_metadata = false;  ///< gives numbers that follow from dtypes and sizes
+  bool is_detach = false;    ///< aten::detach: a view that autograd does not know as one
   bool reads_host = false;   ///< gives numbers that follow from data
   bool has_dynamic_shape = false;
   bool may_depend = false;    ///< dependence() may find something
