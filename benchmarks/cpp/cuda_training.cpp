@@ -83,8 +83,7 @@ at::Tensor loss_of(Gpt& network, const at::Tensor& tokens, const at::Tensor& tar
 void make(Way& way, const std::string& kind, const benchmarks::Weights& weights) {
   benchmarks::load(*way.network, weights);
   way.network->to(at::kCUDA);
-  way.optimizer =
-      std::make_unique<torch::optim::AdamW>(way.network->parameters(), torch::optim::AdamWOptions(1e-4));
+  way.optimizer = std::make_unique<torch::optim::AdamW>(way.network->parameters(), torch::optim::AdamWOptions(1e-4));
   const auto loss = [&way](const at::Tensor& x, const at::Tensor& y) { return loss_of(way.network, x, y); };
   const auto update = [&way] { way.optimizer->step(); };
   const auto step = [&way](const auto& one_loss, const auto& one_update) {

@@ -9,7 +9,8 @@ It reads one JSON object per line from standard input and answers each on standa
 
 With ``"sources": "folder"``, the files are C++ sources; see :func:`torchcc._torch.generate`. With
 ``"train": "weights"``, or ``"all"``, the answer has ``files_backward`` and ``description`` too; see
-:func:`torchcc.gradients.compile`. A trace is compiled into a package of the cache (``gpu``: which one of them it is for, if its tensors are on a GPU)::
+:func:`torchcc.gradients.compile`. A trace is compiled into a package of the cache (``gpu``: which one of them it is
+for, if its tensors are on a GPU)::
 
     {"id": 2, "trace": "trace.json", "tensors": "tensors.pt", "package": "ab12.pt2", "key": "", "freeze": false,
      "against": "", "options": {}, "log": "x.log", "gpu": 0}

@@ -151,7 +151,7 @@ def wide_attention(operator: Any, args: Sequence[Any]) -> list[torch.Tensor] | N
         One tensor for each result, or ``None`` for other calls.
     """
     name = operator.name().partition(".")[0].removeprefix("aten::_scaled_dot_product_")
-    if not name.removesuffix("_backward") in _FUSED_ATTENTION:
+    if name.removesuffix("_backward") not in _FUSED_ATTENTION:
         return None
     schema = _torch.schema(operator)
     given = {argument.name: one for argument, one in zip(schema.arguments, args, strict=True)}

@@ -148,9 +148,7 @@ def _with_gradients(recording: Recording, recorded: Sequence[torch.Tensor | None
     if not recorded:
         generator = torch.Generator().manual_seed(len(recording.trace.ops))
         forms = [recording.form(position) for position, needed in enumerate(recording.trace.output_grads) if needed]
-        tangents = [
-            torch.randn(form.sizes, dtype=form.dtype, generator=generator).to(form.device) for form in forms
-        ]
+        tangents = [torch.randn(form.sizes, dtype=form.dtype, generator=generator).to(form.device) for form in forms]
 
         def run(inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
             nonlocal recorded

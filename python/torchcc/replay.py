@@ -172,9 +172,9 @@ def _laid_out(tensor: torch.Tensor, output: Output, metadata: Sequence[Metadata]
     """The tensor with the strides that were recorded, since what follows may be views that only these have."""
     if not isinstance(output, int) or metadata[output].sizes != tuple(tensor.shape):
         return tensor
-    return torch.empty_strided(
-        tensor.shape, metadata[output].strides, dtype=tensor.dtype, device=tensor.device
-    ).copy_(tensor)
+    return torch.empty_strided(tensor.shape, metadata[output].strides, dtype=tensor.dtype, device=tensor.device).copy_(
+        tensor
+    )
 
 
 def _run_out_of_place(operator: Any, args: Sequence[Any], result: Metadata) -> Any:

@@ -406,9 +406,7 @@ def _signature(recorded: Trace, given: Sequence[int], program: ExportedProgram) 
         inputs.append(value(taken.name, form, forms[position].shape, form.device, position in recorded.mutated))
     results = _torch.outputs(program)
     single = len(results) == 1
-    outputs = [
-        value("out" if single else f"out{i}", one, one.shape, one.device.type) for i, one in enumerate(results)
-    ]
+    outputs = [value("out" if single else f"out{i}", one, one.shape, one.device.type) for i, one in enumerate(results)]
     try:
         guards = tuple(Guard(*condition) for condition in _torch.conditions(program, names)) if names else ()
     except ValueError as error:

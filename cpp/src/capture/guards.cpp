@@ -24,8 +24,8 @@ constexpr int64_t kDevices = 16;  // times 1 more than the number of the GPU
 
 int64_t flags_of(const at::Tensor& tensor) {
   return kDefined | (tensor.is_cuda() ? (1 + tensor.get_device()) * kDevices : 0) |
-         (tensor.requires_grad() ? kRequiresGrad : 0) |
-         (tensor.is_conj() || tensor.is_neg() ? kPending : 0) | (tensor.is_inference() ? kInference : 0);
+         (tensor.requires_grad() ? kRequiresGrad : 0) | (tensor.is_conj() || tensor.is_neg() ? kPending : 0) |
+         (tensor.is_inference() ? kInference : 0);
 }
 
 // Per tensor: flags, dtype, rank, sizes, strides.

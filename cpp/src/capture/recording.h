@@ -95,12 +95,12 @@ struct Recording {
     int64_t offset = 0;
   };
   std::vector<std::vector<Shared>> shared;
-  std::vector<size_t> same_as;  ///< per argument: the first argument that is the same value
+  std::vector<size_t> same_as;                  ///< per argument: the first argument that is the same value
   c10::Device device = c10::Device(c10::kCPU);  ///< the one GPU of its tensors, if some are on one
   /// Of the generators of the CPU, and of the GPU that is used, before the first random operator.
   at::Tensor random_state;
   at::Tensor gpu_random_state;
-  bool trains = false;          ///< some result requires grad
+  bool trains = false;  ///< some result requires grad
   /// If so: random gradients of the outputs that require grad, and what autograd makes of them, per input that requires
   /// grad (undefined where nothing arrives). Empty where that cannot be found out without running the program's hooks.
   std::vector<at::Tensor> tangents;

@@ -63,7 +63,8 @@ constexpr std::string_view kMetadata[] = {"size",
                                           "_debug_has_internal_overlap"};
 
 // Give the longest lengths of sequences too, which are sizes of the arguments.
-constexpr std::string_view kGivesSizes[] = {"_scaled_dot_product_flash_attention", "_scaled_dot_product_cudnn_attention"};
+constexpr std::string_view kGivesSizes[] = {"_scaled_dot_product_flash_attention",
+                                            "_scaled_dot_product_cudnn_attention"};
 
 // Shapes that follow from data, where the schema has no tag for it.
 constexpr std::string_view kDynamic[] = {"nonzero_numpy", "argwhere", "bincount", "_pack_padded_sequence",

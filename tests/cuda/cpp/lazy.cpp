@@ -25,10 +25,8 @@ struct GptImpl : nn::Module {
 
   at::Tensor forward(const at::Tensor& tokens) {
     at::Tensor x = words(tokens);
-    const auto parts = qkv(norm(x))
-                           .view({x.size(0), x.size(1), 3, kHeads, kWidth / kHeads})
-                           .permute({2, 0, 3, 1, 4})
-                           .unbind();
+    const auto parts =
+        qkv(norm(x)).view({x.size(0), x.size(1), 3, kHeads, kWidth / kHeads}).permute({2, 0, 3, 1, 4}).unbind();
     const at::Tensor mixed = at::scaled_dot_product_attention(parts[0], parts[1], parts[2], {}, 0, true);
     x = x + out(mixed.transpose(1, 2).reshape(x.sizes()));
     x = x + down(torch::gelu(up(x)));
@@ -83,7 +81,8 @@ torchcc::CompileStats train(const Options& options, const Batch& batch, const Lo
 }
 
 std::pair<at::Tensor, at::Tensor> text() {
-  const at::Tensor tokens = at::randint(GptImpl::kTokens, {4, 33}, at::TensorOptions().device(at::kCUDA).dtype(at::kLong));
+  const at::Tensor tokens =
+      at::randint(GptImpl::kTokens, {4, 33}, at::TensorOptions().device(at::kCUDA).dtype(at::kLong));
   return {tokens.narrow(1, 0, 32).contiguous(), tokens.narrow(1, 1, 32).flatten()};
 }
 
@@ -119,8 +118,9 @@ BOOST_AUTO_TEST_CASE(copies_to_the_cpu_end_segments) {
   compare(f, function, [] { return random({100}); }, 8);
   const torchcc::CompileStats stats = f.stats();
   BOOST_TEST(stats.compiled_ops > stats.eager_ops, stats.str());
-  BOOST_TEST(std::any_of(stats.segments.begin(), stats.segments.end(),
-                         [](const auto& one) { return one.end.starts_with("aten::to") || one.end == "aten::_to_copy"; }));
+  BOOST_TEST(std::any_of(stats.segments.begin(), stats.segments.end(), [](const auto& one) {
+    return one.end.starts_with("aten::to") || one.end == "aten::_to_copy";
+  }));
 }
 
 BOOST_AUTO_TEST_CASE(whole_steps_of_training) {
