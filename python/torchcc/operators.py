@@ -160,10 +160,11 @@ def wide_attention(operator: Any, args: Sequence[Any]) -> list[torch.Tensor] | N
         return None
     backward = name.endswith("_backward")
     with torch.set_grad_enabled(backward):
-        leaves = [one.detach().requires_grad_(backward) for one in inputs]
+        query, key, value = leaves = [one.detach().requires_grad_(backward) for one in inputs]
+        mask, causal, scale = given.get("attn_bias"), given["is_causal"], given["scale"]
         results = [
             torch.nn.functional.scaled_dot_product_attention(
-                *leaves, attn_mask=given.get("attn_bias"), is_causal=given["is_causal"], scale=given["scale"]
+                query, key, value, attn_mask=mask, is_causal=causal, scale=scale
             )
         ]
     if backward:
