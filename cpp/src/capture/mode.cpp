@@ -62,11 +62,10 @@ void Mode::enter() {
   require_fallbacks();
   guard_.emplace(kMode);
   current_mode = this;
-  if (!has_gpu()) return;
   // For tensors on a GPU, autograd has a thread of its own, which is in no mode.
   c10::AutogradState& autograd = c10::AutogradState::get_tls_state();
   backward_had_threads_ = autograd.get_multithreading_enabled();
-  autograd.set_multithreading_enabled(false);
+  if (has_gpu()) autograd.set_multithreading_enabled(false);
 }
 
 void Mode::step_below(const c10::OperatorHandle& handle, torch::jit::Stack* stack) { handle.callBoxed(stack); }
