@@ -25,6 +25,7 @@ BENCHMARKS = {
     "cuda-mlp": "on a GPU: a small MLP from C++ with CUDA graphs against Python's torch.compile",
     "cuda-decode": "the same for a step of GPT-2 with a cache",
     "cuda-encoder": "the same for BERT-base on a large batch",
+    "cuda-training": "on a GPU: steps of training GPT-2 in compiled C++ against Python's torch.compile",
 }
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import torchcc
-from benchmarks import harness
+from benchmarks import cuda_training, harness
 from benchmarks.cuda_models import MODELS, Model, make
 from benchmarks.harness import Report
 
@@ -55,11 +55,13 @@ def run(quick: bool = False, name: str = "mlp") -> Report:
 
     Args:
         quick: Measure too little to judge by.
-        name: One of :data:`MODELS`.
+        name: One of :data:`MODELS`, or ``"training"``: see :mod:`benchmarks.cuda_training`.
 
     Raises:
         CompileError: There is no GPU; or a program or a model cannot be built, or failed.
     """
+    if name == "training":
+        return cuda_training.run(quick)
     if not torch.cuda.is_available():
         raise torchcc.CompileError("this benchmark needs a GPU, and PyTorch with CUDA")
     model = MODELS[name]

@@ -145,7 +145,6 @@ MODELS = {
         torch.float16,
         "max-autotune",
         1.02,
-        {"max_autotune": True, "coordinate_descent_tuning": True},
         calls=20,
         host_limit=None,
     ),

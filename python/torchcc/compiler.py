@@ -9,10 +9,11 @@ It reads one JSON object per line from standard input and answers each on standa
 
 With ``"sources": "folder"``, the files are C++ sources; see :func:`torchcc._torch.generate`. With
 ``"train": "weights"``, or ``"all"``, the answer has ``files_backward`` and ``description`` too; see
-:func:`torchcc.gradients.compile`. A trace is compiled into a package of the cache::
+:func:`torchcc.gradients.compile`. A trace is compiled into a package of the cache (``gpu``: which one of them it is
+for, if its tensors are on a GPU)::
 
     {"id": 2, "trace": "trace.json", "tensors": "tensors.pt", "package": "ab12.pt2", "key": "", "freeze": false,
-     "against": "", "options": {}, "log": "x.log"}
+     "against": "", "options": {}, "log": "x.log", "gpu": 0}
     {"id": 2, "progress": "exporting"}
     {"id": 2, "package": "ab12.pt2", "seconds": 8.5}
     {"id": 2, "error": "one line", "kind": "mismatch", "details": "last lines of the log"}
@@ -32,6 +33,7 @@ the C++ compiler print goes to the log file.
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import json
 import os
@@ -47,6 +49,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+import torch
 from torch.export import ExportedProgram
 
 from torchcc import _torch, cache, gradients, trace_compiler, trace_exporter, workers
@@ -124,9 +127,10 @@ def _answer_trace(request: Mapping[str, Any], send: Callable[[Mapping[str, Any]]
         send({"id": request["id"], "progress": title})
 
     package, log = Path(request["package"]), Path(request["log"])
+    gpu = request.get("gpu")
     tell("starting")
     try:
-        with _output_to(log):
+        with _output_to(log), contextlib.nullcontext() if gpu is None else torch.cuda.device(gpu):
             try:
                 if "export" in request:
                     trace_exporter.export_trace(request, package, tell)
@@ -144,6 +148,10 @@ def _answer_trace(request: Mapping[str, Any], send: Callable[[Mapping[str, Any]]
     except Exception as error:
         kind, reason = _classify(error)
         return {"id": request["id"], "error": reason, "kind": kind, "details": _tail(log)}
+    finally:
+        if gpu is not None:
+            gc.collect()
+            torch.cuda.empty_cache()  # the program may need it
     answer = {"id": request["id"], "package": str(package), "seconds": time.monotonic() - start}
     if measured.speedup is not None:
         answer["speedup"] = measured.speedup
@@ -173,7 +181,13 @@ def _compile_trace(request: Mapping[str, Any], package: Path, tell: Callable[[st
 
 @contextlib.contextmanager
 def _temporary_files_in(folder: Path) -> Iterator[None]:
-    """Lets the C++ compiler put its temporary files into a folder that goes away with this process."""
+    """Lets the C++ compiler put its temporary files into a folder that goes away with this process.
+
+    Not where there is a GPU: the processes that compile kernels for it take the folder over, and outlive the request.
+    """
+    if torch.cuda.is_available():
+        yield
+        return
     tempfile.gettempdir()  # which stays what it is: Inductor keeps precompiled headers there
     before = os.environ.get("TMPDIR")
     os.environ["TMPDIR"] = str(folder)

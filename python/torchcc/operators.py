@@ -138,6 +138,41 @@ def _taking_tensor(operator: Any, position: int) -> Any:
     return None
 
 
+#: Attention as PyTorch has it for GPUs in 16 bits, and some of it in 32.
+_FUSED_ATTENTION = ("flash_attention", "efficient_attention", "cudnn_attention")
+
+
+def wide_attention(operator: Any, args: Sequence[Any]) -> list[torch.Tensor] | None:
+    """What an operator for fused attention on a GPU, or for its gradients, gives for float64, where it has no kernel.
+
+    PyTorch's attention computes it with other operators. Of what only its own backward needs, nothing is given.
+
+    Returns:
+        One tensor for each result, or ``None`` for other calls.
+    """
+    name = operator.name().partition(".")[0].removeprefix("aten::_scaled_dot_product_")
+    if name.removesuffix("_backward") not in _FUSED_ATTENTION:
+        return None
+    schema = _torch.schema(operator)
+    given = {argument.name: one for argument, one in zip(schema.arguments, args, strict=True)}
+    inputs = [given[key] for key in ("query", "key", "value")]
+    if inputs[0].dtype != torch.float64 or given["dropout_p"]:
+        return None
+    backward = name.endswith("_backward")
+    with torch.set_grad_enabled(backward):
+        query, key, value = leaves = [one.detach().requires_grad_(backward) for one in inputs]
+        mask, causal, scale = given.get("attn_bias"), given["is_causal"], given["scale"]
+        results = [
+            torch.nn.functional.scaled_dot_product_attention(
+                query, key, value, attn_mask=mask, is_causal=causal, scale=scale
+            )
+        ]
+    if backward:
+        gradient = given["grad_out_"] if "grad_out_" in given else given["grad_out"]
+        results = list(torch.autograd.grad(results, leaves, gradient))
+    return [*results, *(results[0].new_zeros(()) for _ in schema.returns[len(results) :])]
+
+
 @dataclass(frozen=True)
 class OutForm:
     """An operator that writes into ``out`` arguments, and the one that returns the same instead.

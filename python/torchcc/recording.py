@@ -38,6 +38,7 @@ class Recording:
         inputs: As they were before the call.
         expected: Outputs, then gradients, then the contents of mutated inputs after the call.
         random_state: State of the random generator before the call, or ``None``.
+        gpu_random_state: The same of the GPU's.
         tangents: In traces that need gradients, gradients of the outputs that require grad.
         gradients: Inputs to which gradients flow from there.
     """
@@ -48,6 +49,7 @@ class Recording:
     random_state: torch.Tensor | None
     tangents: Sequence[torch.Tensor] = ()
     gradients: Sequence[int] = ()
+    gpu_random_state: torch.Tensor | None = None
 
     def form(self, position: int) -> Metadata:
         """Form of one of the expected results; the tensors that were saved may have been copied to another."""
@@ -69,6 +71,10 @@ class Recording:
         """Whether one of the expected results is a gradient, whose strides do not matter."""
         return 0 <= position - len(self.trace.outputs) < len(self.gradients)
 
+    def is_unwritten(self, position: int) -> bool:
+        """Whether the content of one of the expected results means nothing."""
+        return position < len(self.trace.outputs) and self.trace.outputs[position] in self.trace.unwritten
+
     def _input(self, position: int) -> int:
         return (*self.gradients, *self.trace.mutated)[position - len(self.trace.outputs)]
 
@@ -83,9 +89,11 @@ class Recording:
     def run(self, function: Run, given: Sequence[int], inputs: Sequence[torch.Tensor] | None = None) -> Results:
         """Calls ``function`` on copies of the inputs ``given`` (positions), in the recorded state of the generator."""
         tensors = {position: replay.copy_of((inputs or self.inputs)[position]) for position in given}
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[torch.cuda.current_device()] if self.trace.on_gpu else []):
             if self.random_state is not None:
                 torch.set_rng_state(self.random_state)
+            if self.gpu_random_state is not None:
+                torch.cuda.set_rng_state(self.gpu_random_state)
             outputs = list(function([tensors[position] for position in given]))
         shared = {
             (position, f"{self.trace.inputs[other].kind} '{self.trace.inputs[other].name}'")
@@ -127,6 +135,7 @@ def load(trace_file: Path, tensors_file: Path) -> Recording:
         inputs=[tensor.detach().resolve_conj().resolve_neg() for tensor in tensors["inputs"]],
         expected=[tensor.detach() for tensor in (*tensors["outputs"], *tensors["mutated"])],
         random_state=state[0] if state else None,
+        gpu_random_state=state[1] if len(state) > 1 else None,
         tangents=tensors.get("tangents", ()),
     )
     return _with_gradients(recording, tensors["gradients"]) if recorded.trains else recording
@@ -139,7 +148,7 @@ def _with_gradients(recording: Recording, recorded: Sequence[torch.Tensor | None
     if not recorded:
         generator = torch.Generator().manual_seed(len(recording.trace.ops))
         forms = [recording.form(position) for position, needed in enumerate(recording.trace.output_grads) if needed]
-        tangents = [torch.randn(form.sizes, dtype=form.dtype, generator=generator) for form in forms]
+        tangents = [torch.randn(form.sizes, dtype=form.dtype, generator=generator).to(form.device) for form in forms]
 
         def run(inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
             nonlocal recorded
@@ -225,7 +234,7 @@ def _compare(
             raise RefusedError(
                 "mismatch", f"{who} another form of {label}: {form} in place of {recording.form(position)}"
             )
-        if not values or compare.close(one, expected):
+        if not values or compare.close(one, expected) or recording.is_unwritten(position):
             continue
         difference = f"{who} another {label}: largest difference {compare.largest_difference(one, expected):.3g}"
         if not recording.form(position).floating():
@@ -289,9 +298,9 @@ def check_artifact(
         form, wanted = trace.metadata(tensors[position]), recording.form(position)
         if not form.fits(wanted) and (form.dtype, form.sizes) == (wanted.dtype, wanted.sizes):
             misplaced[position] = f"has strides {list(form.strides)} in place of {list(wanted.strides)}"
-            tensors[position] = torch.empty_strided(form.sizes, wanted.strides, dtype=form.dtype).copy_(
-                tensors[position]
-            )
+            tensors[position] = torch.empty_strided(
+                form.sizes, wanted.strides, dtype=form.dtype, device=form.device
+            ).copy_(tensors[position])
     _compare(recording, tensors, "the compiled code gives", trusted=recording.expected, values=values)
     for output, other in sorted(shared - got.shared):
         raise RefusedError("mismatch", f"output {output} of the compiled code does not share memory with {other}")

@@ -50,7 +50,7 @@ class Replay(torch.nn.Module):
             try:
                 if self._trace.free and operators.needs_recorded_sizes(operators.find(op.name)):
                     raise ValueError("it resizes a tensor, which needs sizes as they were recorded")
-                with _autocast(op), _grad_mode(op, self._trace):
+                with _autocast(op), _autocast_cuda(op), _grad_mode(op, self._trace):
                     run_op(op if self._trace.trains else _with_views(op), values, self._trace.values)
                 if self._trace.trains:
                     _check_requires_grad(op, values, self._trace.values)
@@ -117,6 +117,12 @@ def _autocast(op: Op) -> contextlib.AbstractContextManager[Any]:
     return torch.autocast("cpu", dtype=op.autocast, cache_enabled=op.cache)
 
 
+def _autocast_cuda(op: Op) -> contextlib.AbstractContextManager[Any]:
+    if op.autocast_cuda is None:
+        return contextlib.nullcontext()
+    return torch.autocast("cuda", dtype=op.autocast_cuda, cache_enabled=op.cache)
+
+
 def _grad_mode(op: Op, recorded: Trace) -> contextlib.AbstractContextManager[Any]:
     return torch.set_grad_enabled(op.grad) if recorded.trains else contextlib.nullcontext()
 
@@ -139,6 +145,8 @@ def run_op(op: Op, values: Values, metadata: Sequence[Metadata]) -> None:
     args = [trace.decode(argument, values) for argument in op.args]
     if form := operators.out_form(operator):
         results = _run_out_form(op, form, args, metadata)
+    elif wide := operators.wide_attention(operator, args):
+        results = [_laid_out(one, output, metadata) for output, one in zip(op.outputs, wide, strict=True)]
     elif operators.changes_form(operator):
         results = [_run_out_of_place(operator, args, metadata[op.outputs[0]])]
     else:
@@ -171,6 +179,15 @@ def _run_out_form(
         grown = metadata[output].sizes != tuple(out.shape)
         results.append(tensor.to(out.dtype) if grown else out.copy_(tensor))
     return results
+
+
+def _laid_out(tensor: torch.Tensor, output: Output, metadata: Sequence[Metadata]) -> torch.Tensor:
+    """The tensor with the strides that were recorded, since what follows may be views that only these have."""
+    if not isinstance(output, int) or metadata[output].sizes != tuple(tensor.shape):
+        return tensor
+    return torch.empty_strided(tensor.shape, metadata[output].strides, dtype=tensor.dtype, device=tensor.device).copy_(
+        tensor
+    )
 
 
 def _run_out_of_place(operator: Any, args: Sequence[Any], result: Metadata) -> Any:

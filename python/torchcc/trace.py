@@ -7,6 +7,7 @@ operator that works in place gives back the id that it was given.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 import operator
@@ -38,7 +39,8 @@ class Metadata:
     """Form of a value.
 
     ``offset`` is in elements from the start of its storage, as the recorded tensor had it; ``requires_grad`` is what it
-    was when the value was made, in traces that need gradients.
+    was when the value was made, in traces that need gradients; ``device`` is ``"cpu"``, or ``"cuda"`` for the one GPU
+    of the trace.
     """
 
     dtype: torch.dtype
@@ -46,10 +48,16 @@ class Metadata:
     strides: tuple[int, ...]
     offset: int
     requires_grad: bool = False
+    device: str = "cpu"
 
     def fits(self, other: Metadata) -> bool:
-        """Whether dtype, sizes and strides are the same; a stride that nothing steps over does not count."""
-        return (self.dtype, self.sizes, self._steps()) == (other.dtype, other.sizes, other._steps())
+        """Whether dtype, sizes, strides and device are the same; a stride that nothing steps over does not count."""
+        return (self.dtype, self.sizes, self._steps(), self.device) == (
+            other.dtype,
+            other.sizes,
+            other._steps(),
+            other.device,
+        )
 
     def _steps(self) -> tuple[int, ...]:
         if 0 in self.sizes:
@@ -70,7 +78,8 @@ class Metadata:
 
     def text(self) -> str:
         """``"float32[8, 128]"``."""
-        return f"{dtype_name(self.dtype)}[{', '.join(map(str, self.sizes))}]"
+        place = "" if self.device == "cpu" else f" on {self.device}"
+        return f"{dtype_name(self.dtype)}[{', '.join(map(str, self.sizes))}]{place}"
 
     def floating(self) -> bool:
         """Whether its values are rounded."""
@@ -127,6 +136,7 @@ class Op:
         args: All arguments in the schema's order.
         outputs: One per return of the schema.
         autocast: The dtype that autocast had on the CPU, if it was enabled.
+        autocast_cuda: The same on GPUs.
         cache: Whether autocast kept the weights that it cast.
         grad: Whether grad mode was on, in traces that need gradients.
     """
@@ -137,6 +147,7 @@ class Op:
     autocast: torch.dtype | None = None
     cache: bool = True
     grad: bool = True
+    autocast_cuda: torch.dtype | None = None
 
     def only_reads_metadata(self) -> bool:
         """Whether all it returned are numbers that cannot differ (sizes, ``equal`` of a tensor and itself)."""
@@ -150,6 +161,7 @@ class Environment:
     default_dtype: torch.dtype = torch.float32
     deterministic: bool = False
     inference_mode: bool = False
+    matmul_precision: str = "highest"
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
@@ -157,6 +169,8 @@ class Environment:
         dtype = torch.get_default_dtype()
         deterministic = torch.are_deterministic_algorithms_enabled()
         warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+        precision = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision(self.matmul_precision)
         torch.set_default_dtype(self.default_dtype)
         torch.use_deterministic_algorithms(self.deterministic)
         try:
@@ -165,6 +179,7 @@ class Environment:
         finally:
             torch.set_default_dtype(dtype)
             torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+            torch.set_float32_matmul_precision(precision)
 
 
 @dataclass(frozen=True)
@@ -205,18 +220,44 @@ class Trace:
         """Whether compiled code needs a backward."""
         return bool(self.output_grads)
 
+    @property
+    def on_gpu(self) -> bool:
+        """Whether some value is on a GPU."""
+        return any(one.device != "cpu" for one in self.values)
+
+    @functools.cached_property
+    def unwritten(self) -> frozenset[int]:
+        """Values that nobody has written: what fused attention without dropout gives beside its result.
+
+        Only its own backward takes them, and knows what of them counts.
+        """
+        found: set[int] = set()
+        for op in self.ops:
+            if op.name.endswith(_ATTENTION) and 0.0 in (_plain(one) for one in op.args):
+                found.update(output_ids(op.outputs[1:]))
+        return frozenset(found)
+
     def widened(self) -> Trace:
         """The same operators in float64 and complex128, for results without much rounding."""
         return replace(
             self,
             environment=replace(self.environment, default_dtype=torch.float64),
-            ops=tuple(replace(op, args=tuple(map(_widened_argument, op.args)), autocast=None) for op in self.ops),
+            ops=tuple(
+                replace(op, args=tuple(map(_widened_argument, op.args)), autocast=None, autocast_cuda=None)
+                for op in self.ops
+            ),
         )
 
 
 def metadata(tensor: torch.Tensor) -> Metadata:
     """Form of a tensor."""
-    return Metadata(tensor.dtype, tuple(tensor.shape), tuple(tensor.stride()), int(tensor.storage_offset()))
+    return Metadata(
+        tensor.dtype,
+        tuple(tensor.shape),
+        tuple(tensor.stride()),
+        int(tensor.storage_offset()),
+        device=tensor.device.type,
+    )
 
 
 _WIDER = {
@@ -231,6 +272,13 @@ _WIDER = {
 def widened(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor in float64 or complex128; whole numbers as they are."""
     return tensor.to(_WIDER.get(tensor.dtype, tensor.dtype))
+
+
+_ATTENTION = ("_dot_product_flash_attention", "_dot_product_efficient_attention", "_dot_product_cudnn_attention")
+
+
+def _plain(argument: Argument) -> Any:
+    return number(argument["float"]) if isinstance(argument, Mapping) and "float" in argument else None
 
 
 def _widened_argument(argument: Argument) -> Argument:
@@ -322,7 +370,10 @@ def _dtype(name: str) -> torch.dtype:
 
 def _environment(content: Mapping[str, Any]) -> Environment:
     return Environment(
-        _dtype(content["default_dtype"]), bool(content["deterministic"]), bool(content["inference_mode"])
+        _dtype(content["default_dtype"]),
+        bool(content["deterministic"]),
+        bool(content["inference_mode"]),
+        content.get("matmul_precision", "highest"),
     )
 
 
@@ -333,11 +384,12 @@ def _metadata(content: Mapping[str, Any]) -> Metadata:
         tuple(content["strides"]),
         content.get("offset", 0),
         bool(content.get("requires_grad")),
+        content.get("device", "cpu"),
     )
 
 
 def _op(content: Mapping[str, Any]) -> Op:
-    autocast = content.get("autocast")
+    autocast, autocast_cuda = content.get("autocast"), content.get("autocast_cuda")
     return Op(
         content["op"],
         tuple(content["args"]),
@@ -345,6 +397,7 @@ def _op(content: Mapping[str, Any]) -> Op:
         _dtype(autocast) if autocast else None,
         content.get("cache", True),
         bool(content.get("grad", True)),
+        _dtype(autocast_cuda) if autocast_cuda else None,
     )
 
 

@@ -170,7 +170,9 @@ def _compile_training(recording: Recording, request: Request, work: Path, tell: 
     tell("writing")
     signatures = trace_signature.of_halves(recording.trace, halves)
     functions = [
-        package.Function(signature, None, [package.Variant(compiled.files, exclusive=compiled.exclusive)])
+        package.Function(
+            signature, None, [package.Variant(compiled.files, exclusive=compiled.exclusive, **_target(recording))]
+        )
         for signature, compiled in zip(signatures, (forward, backward), strict=True)
     ]
     extras = {
@@ -180,6 +182,14 @@ def _compile_training(recording: Recording, request: Request, work: Path, tell: 
     }
     package.write(request.package, functions, extras, private=True)
     return Measured(None, slower)
+
+
+def _target(recording: Recording) -> dict[str, Any]:
+    """What the code is for, as a package states it; nothing for this machine's CPU, which is its default."""
+    if not recording.trace.on_gpu:
+        return {}
+    target, features = _torch.target("cuda")
+    return {"target": target, "cpu_features": features}
 
 
 @contextlib.contextmanager
@@ -338,6 +348,8 @@ def _fastest(recording: Recording, *cases: tuple[Run, Sequence[int]], seconds: f
             begin = start = time.perf_counter()
             while start - begin < (_TURN if seconds else 0.0) or start == begin:
                 run(tensors)
+                if recording.trace.on_gpu:
+                    torch.cuda.synchronize()
                 now = time.perf_counter()
                 spent.append(now - start)
                 start = now
@@ -354,7 +366,14 @@ def _write(
     function = package.Function(
         signature=trace_signature.of_program(recording.trace, given, program),
         program=None if request.freeze else _torch.storable(program),
-        variants=[package.Variant(compiled.files, exclusive=compiled.exclusive)],
+        variants=[
+            package.Variant(
+                compiled.files,
+                exclusive=compiled.exclusive,
+                uncapturable=_torch.uncapturable(program) if recording.trace.on_gpu else "",
+                **_target(recording),
+            )
+        ],
     )
     extras = {package.TRACE: request.trace.read_text(), package.KEY: request.key}
     package.write(request.package, [function], extras, private=True)

@@ -101,7 +101,7 @@ def _value(names: Mapping[Any, str], name: str, form: torch.Tensor, mutated: boo
     read = tuple(_torch.read_size(size, names) for size in form.shape)
     if None in read:
         raise RefusedError("sizes", f"sizes of {name} follow from no size that is there alone: {list(form.shape)}")
-    return Value(name, trace.dtype_name(form.dtype), read, mutated=mutated)
+    return Value(name, trace.dtype_name(form.dtype), read, mutated=mutated, device=form.device.type)
 
 
 def _guards(graph: Any, names: Mapping[Any, str], symbols: Sequence[Symbol]) -> tuple[Guard, ...]:

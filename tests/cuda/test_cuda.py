@@ -1,4 +1,4 @@
-"""Packages, regions and CUDA graphs on a GPU. Without one, everything here is skipped."""
+"""Packages, regions, compiled functions and CUDA graphs on a GPU. Without one, everything here is skipped."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ pytestmark = [
 ]
 
 SUITES = ("packages", "graphs", "streams")
+COMPILED = ("compile", "lazy")
 PACKAGES = ("functions", "updatable", "training", "half", "eight", "portable", "kernels")
 
 
@@ -44,8 +45,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def program(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The C++ tests."""
+def programs(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the C++ tests."""
     folder = Path(os.environ.get("TORCHCC_TEST_BUILD") or tmp_path_factory.mktemp("build"))
     _run(
         *(native.cmake(), "-S", HERE / "cpp", "-B", folder, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release"),
@@ -58,14 +59,23 @@ def program(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "-DTORCHCC_WARNINGS_AS_ERRORS=ON",
     )
     _run(native.cmake(), "--build", folder)
-    return folder / "cuda_tests"
+    return folder
 
 
 @pytest.mark.parametrize("suite", SUITES)
-def test_cpp(program: Path, files: Path, suite: str) -> None:
+def test_cpp(programs: Path, files: Path, suite: str) -> None:
+    _run_suite(programs / "cuda_tests", suite, {"TORCHCC_TEST_FILES": str(files)})
+
+
+@pytest.mark.parametrize("suite", COMPILED)
+def test_compile(programs: Path, tmp_path: Path, suite: str) -> None:
+    _run_suite(programs / "cuda_compile_tests", suite, {**os.environ, "TORCHCC_CACHE": str(tmp_path)})
+
+
+def _run_suite(program: Path, suite: str, environment: dict[str, str]) -> None:
     ran = subprocess.run(
         [str(program), f"--run_test={suite}", "--log_level=message"],
-        env={"TORCHCC_TEST_FILES": str(files)},
+        env=environment,
         capture_output=True,
         text=True,
         errors="replace",

@@ -45,7 +45,7 @@ def run(*arguments: str | Path) -> str:
 
 
 def test_names_are_listed() -> None:
-    on_gpus = ["cuda-mlp", "cuda-decode", "cuda-encoder"]
+    on_gpus = ["cuda-mlp", "cuda-decode", "cuda-encoder", "cuda-training"]
     names = ["call_overhead", "packages", "capture", "lazy", "sizes", "footprint", "training", *on_gpus]
     assert [line.split()[0] for line in run().splitlines()] == names
 

@@ -62,6 +62,13 @@ struct CompileOptions {
   /// not be seen, so this is a promise that there is none.
   bool freeze_inference_tensors = false;
 
+  /// Launch compiled code on a GPU as one CUDA graph: two calls for each combination of thread, stream and sizes run as
+  /// without, the third records a graph, and all others are one launch. Results of such a call lie in memory of the
+  /// graph: they are valid until the same thread calls the function for the same sizes on the same stream again, so
+  /// clone() what has to stay. Where no graph can be made (of calls with gradients, and in lazy mode), calls run as
+  /// without, and stats() says why. See docs/cuda.md.
+  bool cuda_graphs = false;
+
   /// Use compiled code even where the compiler has measured that PyTorch's own operators are faster. Calls shorter than
   /// 200 us are not measured.
   bool allow_slower = false;
@@ -99,6 +106,9 @@ struct VariantStats {
   bool from_cache = false;     ///< the compiled code came from the cache
   int64_t sizes = 1;           ///< sets of sizes that share its code
   bool frozen = false;         ///< the next call uses packed weights
+  int64_t graph_captures = 0;  ///< CUDA graphs that were recorded, where CompileOptions::cuda_graphs is true
+  int64_t graph_calls = 0;     ///< compiled calls that were the launch of one
+  std::string graph_reason;    ///< why others were not; else empty
 };
 
 /// Of lazy execution: operators between two places where the function needs values.

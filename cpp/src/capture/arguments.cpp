@@ -6,12 +6,19 @@
 #include <string_view>
 
 #include <ATen/CPUGeneratorImpl.h>
+#include <ATen/Context.h>
 #include <ATen/autocast_mode.h>
+
+#include "device.h"
 
 namespace torchcc::detail {
 namespace {
 
 bool is_default_generator(const at::Generator& generator) {
+  if (generator.device().is_cuda()) {
+    return generator.unsafeGetGeneratorImpl() ==
+           at::globalContext().defaultGenerator(generator.device()).unsafeGetGeneratorImpl();
+  }
   return generator.unsafeGetGeneratorImpl() == at::detail::getDefaultCPUGenerator().unsafeGetGeneratorImpl();
 }
 
@@ -59,12 +66,40 @@ std::string dependence(const Operator& op, const c10::IValue* arguments) {
     return "the sizes of a result depend on data (" + op.name + ")";
   }
   if (op.changes_storage) return "the function changes the storage of a tensor (" + op.name + ")";
+  if (op.may_move && moves_to(op, arguments) == c10::kCPU) {
+    return "the function copies a tensor to the CPU (" + op.name + "), where the host may read it";
+  }
   return "";
 }
 
-int16_t autocast_dtype() {
-  if (!at::autocast::is_autocast_enabled(at::kCPU)) return -1;
-  return static_cast<int16_t>(at::autocast::get_autocast_dtype(at::kCPU));
+std::optional<c10::DeviceType> moves_to(const Operator& op, const c10::IValue* arguments) {
+  if (!op.may_move || !has_gpu()) return std::nullopt;
+  std::optional<c10::DeviceType> from;
+  std::optional<c10::DeviceType> to;
+  const auto take = [](std::optional<c10::DeviceType>& which, const c10::IValue& value) {
+    if (value.isTensor() && value.toTensor().defined()) which = value.toTensor().device().type();
+  };
+  for (size_t i = 0; i < op.arguments.size(); ++i) {
+    const c10::IValue& value = arguments[i];
+    if (value.isDevice()) {
+      to = value.toDevice().type();
+    } else if (value.isTensor()) {
+      // Conversions take what they convert, and may take another tensor whose device they convert to; copies, what they
+      // write, or what they would write, and then the source.
+      take(op.is_conversion == (i == 0) ? from : to, value);
+    } else if (value.isTensorList()) {
+      for (const c10::IValue& element : value.toListRef()) take(i == 0 ? to : from, element);
+    }
+  }
+  return from && to && *from != *to ? to : std::nullopt;
+}
+
+Autocast autocast_now() {
+  const auto dtype = [](c10::DeviceType device) {
+    return at::autocast::is_autocast_enabled(device) ? static_cast<int8_t>(at::autocast::get_autocast_dtype(device))
+                                                     : int8_t{-1};
+  };
+  return {dtype(at::kCPU), has_gpu() ? dtype(at::kCUDA) : int8_t{-1}};
 }
 
 bool is_decided(const c10::IValue& a, const c10::IValue& b) {

@@ -19,8 +19,12 @@ std::string dependence(const Operator& op, const c10::IValue* arguments);
 /// Whether a call draws random numbers: dropout does not in evaluation, nor attention with a dropout of 0.
 bool draws(const Operator& op, const c10::IValue* arguments);
 
-/// The dtype of CPU autocast; -1 while that is off.
-int16_t autocast_dtype();
+/// Autocast as it is now.
+Autocast autocast_now();
+
+/// Where a call copies tensors to another device than they are on: to(), copy_(); else null. The host waits for copies
+/// to the CPU, and may read them then without an operator.
+std::optional<c10::DeviceType> moves_to(const Operator& op, const c10::IValue* arguments);
 
 /// Whether the call writes into an argument.
 inline bool is_written(const Operator& op, size_t position, const c10::IValue* arguments) {

@@ -156,7 +156,8 @@ bool Recorder::make_base(Recording& recording, const std::vector<const External*
   }
   const at::Tensor& leader = views.front()->tensor;
   const auto element = static_cast<int64_t>(c10::elementSize(static_cast<c10::ScalarType>(dtype)));
-  const std::vector<int64_t> words{dtype, 0, 0, 1, static_cast<int64_t>(leader.storage().nbytes()) / element, 1};
+  const int64_t count = static_cast<int64_t>(leader.storage().nbytes()) / element;
+  const std::vector<int64_t> words{dtype, 0, device_word(leader), 0, 1, count, 1};
   const at::Tensor base = make_view(leader.storage(), words.data());
   External external = *views.front();
   external.value = add_value(base);
@@ -407,6 +408,9 @@ void Recorder::fill(Recording& recording) {
   recording.by_hand = by_hand_;
   if (log_ != nullptr) recording.conditions = log_->conditions;
   recording.random_state = random_state_;
+  recording.gpu_random_state = gpu_random_state_;
+  recording.device = device_;
+  recording.matmul_precision = at::globalContext().float32MatmulPrecision();
   recording.has_copies = has_copies_;
   recording.argument_hash = argument_hash_;
   recording.default_dtype = static_cast<int64_t>(c10::get_default_dtype_as_scalartype());

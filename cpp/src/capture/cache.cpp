@@ -6,12 +6,16 @@
 #include <fstream>
 #include <map>
 #include <mutex>
+#include <string_view>
 #include <system_error>
+#include <tuple>
+#include <utility>
 
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <ATen/detail/CUDAHooksInterface.h>
 #include <torch/csrc/lazy/core/hash.h>
 #include <torch/version.h>
 #include <torchcc/error.h>
@@ -20,6 +24,7 @@
 
 #include "archive.h"
 #include "cpu.h"
+#include "device.h"
 #include "message.h"
 #include "state.h"
 
@@ -51,25 +56,33 @@ fs::path base_folder() {
                               {"fix", "chmod 700 it, or set TORCHCC_CACHE to another folder"}}));
 }
 
-/// Code by key, shared by all functions of the process as long as one uses it.
+/// Code by key and device, shared by all functions of the process as long as one uses it.
 struct Shared {
+  struct Before {
+    using Key = std::pair<std::string, c10::Device>;
+    bool operator()(const Key& a, const Key& b) const {
+      return std::tuple(a.second.type(), a.second.index(), std::string_view(a.first)) <
+             std::tuple(b.second.type(), b.second.index(), std::string_view(b.first));
+    }
+  };
   std::mutex mutex;
-  std::map<std::string, std::weak_ptr<const Artifact>> artifacts;
+  std::map<std::pair<std::string, c10::Device>, std::weak_ptr<const Artifact>, Before> artifacts;
 };
 Shared& shared() {
   static Shared instance;
   return instance;
 }
 
-std::shared_ptr<const Artifact> load_file(const CacheKey& key, const fs::path& file) {
+std::shared_ptr<const Artifact> load_file(const CacheKey& key, const fs::path& file, c10::Device device) {
   Archive archive(file);
   if (archive.read("extra/torchcc_key.txt", kKeyLimit) != key.text) {
     archive.fail("code for this trace", "code for another one with the same hash", "remove the file");
   }
-  std::vector<LoadedCode> code = load_code(archive);
+  std::vector<LoadedCode> code = load_code(archive, device);
   auto artifact = std::make_shared<Artifact>();
   artifact->library = code.at(0).library;
   artifact->signature = std::move(code.at(0).signature);
+  artifact->uncapturable = std::move(code.at(0).uncapturable);
   if (code.size() > 1) {
     auto backward = std::make_shared<Backward>(
         parse_backward(nlohmann::json::parse(archive.read("extra/torchcc_backward.json", kKeyLimit))));
@@ -96,25 +109,29 @@ fs::path cache_folder() {
 CacheKey::CacheKey(std::string content)
     : text(std::move(content)), name(torch::lazy::HashToString(torch::lazy::DataHash(text.data(), text.size()))) {}
 
-std::string build_text() {
+std::string build_text(c10::Device device) {
   std::string text = "torchcc " TORCHCC_VERSION "\ntorch " TORCH_VERSION "\ncpu";
   // What Inductor compiles for; see cpu_target in python/torchcc/_torch/inductor.py.
   for (const char* feature : {"avx2", "fma", "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512vnni",
                               "avx512bf16", "amx-tile", "amx-int8", "amx-bf16"}) {
     if (cpu_supports(feature)) text += std::string(" ") + feature;
   }
+  if (device.is_cuda()) {
+    text += "\ncuda " + std::to_string(at::detail::getCUDAHooks().versionCUDART()) + " " + cuda_architecture(device);
+  }
   return text + "\n";
 }
 
-std::shared_ptr<const Artifact> find_code(const CacheKey& key, const fs::path& folder, std::string& reason) {
+std::shared_ptr<const Artifact> find_code(const CacheKey& key, const fs::path& folder, c10::Device device,
+                                          std::string& reason) {
   const std::lock_guard lock(shared().mutex);
-  std::weak_ptr<const Artifact>& entry = shared().artifacts[key.text];
+  std::weak_ptr<const Artifact>& entry = shared().artifacts[{key.text, device}];
   if (auto artifact = entry.lock()) return artifact;
   const fs::path file = key.file(folder);
   std::error_code error;
   if (!fs::exists(file, error)) return nullptr;
   try {
-    auto artifact = load_file(key, file);
+    auto artifact = load_file(key, file, device);
     entry = artifact;
     ::utimensat(AT_FDCWD, file.c_str(), nullptr, 0);  // used now: the cache drops what was not used for longest
     return artifact;

@@ -23,12 +23,12 @@ struct CacheKey {
   std::filesystem::path slower(const std::filesystem::path& folder) const { return folder / (name + ".slower"); }
 };
 
-/// torch, torchcc and the kind of CPU: a line of each key.
-std::string build_text();
+/// torch, torchcc and the kind of CPU, and of the GPU if the device is one: lines of each key.
+std::string build_text(c10::Device device);
 
-/// The compiled code of a key: from this process, else from the folder. Null when there is none. A file that is damaged
-/// or made for something else is removed, and the reason written to `reason`.
-std::shared_ptr<const Artifact> find_code(const CacheKey& key, const std::filesystem::path& folder,
+/// The compiled code of a key, to run on a device: from this process, else from the folder. Null when there is none. A
+/// file that is damaged or made for something else is removed, and the reason written to `reason`.
+std::shared_ptr<const Artifact> find_code(const CacheKey& key, const std::filesystem::path& folder, c10::Device device,
                                           std::string& reason);
 
 /// Writes a line into a small file, whole or not at all.

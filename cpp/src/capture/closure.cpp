@@ -149,6 +149,19 @@ bool is_counted(const void* address) {
          derives_from(address, typeid(std::_Sp_counted_base<std::__default_lock_policy>));
 }
 
+/// Whether a module that some word points to is still there. Where it is not, its memory may look as it did: but what
+/// counted its owners lay in front of it, and does not. `is_certain`: the word is the function's own, which may also
+/// name a module without owners.
+bool is_alive(const torch::nn::Module* module, bool is_certain) {
+  const std::enable_shared_from_this<torch::nn::Module>* shared = module;
+  std::array<const void*, 2> words{};  // of its weak_ptr: the module, and what counts
+  if (copy_memory(static_cast<const void*>(shared), static_cast<void*>(words.data()), sizeof words) != sizeof words) {
+    return false;
+  }
+  if (words[1] == nullptr) return is_certain;
+  return words[0] == module && derives_from(words[1], typeid(std::_Sp_counted_base<std::__default_lock_policy>));
+}
+
 }  // namespace
 
 void ClosureWatch::add(const std::byte* address, uint32_t size, bool is_certain) {
@@ -158,6 +171,7 @@ void ClosureWatch::add(const std::byte* address, uint32_t size, bool is_certain)
   std::memcpy(static_cast<void*>(&pointer), address, sizeof pointer);
   if (!derives_from(pointer, typeid(torch::nn::Module))) return;
   auto* found = static_cast<torch::nn::Module*>(const_cast<void*>(pointer));
+  if (!is_alive(found, is_certain)) return;
   if (auto owner = found->weak_from_this().lock()) modules_.owners.push_back(std::move(owner));
   modules_.all.push_back(found);
   for (const auto& part : found->modules(/*include_self=*/false)) {

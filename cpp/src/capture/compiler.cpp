@@ -221,6 +221,7 @@ class Compiler {
                  {"log", request.log}};
     message["threads"] = request.threads;
     message["options"] = Json::parse(request.options);
+    if (request.device.is_cuda()) message["gpu"] = request.device.index();
     if (!request.exports.empty()) message["export"] = Json::parse(request.exports);
     const auto deadline = Clock::now() + std::chrono::duration_cast<Clock::duration>(
                                              std::chrono::duration<double>(std::min(request.timeout, 1e8)));

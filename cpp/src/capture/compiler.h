@@ -6,6 +6,8 @@
 
 #include <sys/types.h>
 
+#include <c10/core/Device.h>
+
 namespace torchcc::detail {
 
 /// One trace to compile. See python/torchcc/compiler.py for the other side.
@@ -16,12 +18,13 @@ struct CompileRequest {
   std::string package;        ///< file to write
   std::string key;            ///< text to store in it
   bool freeze = false;
-  std::string against;  ///< package that a frozen one has to beat; may be empty
-  std::string options;  ///< JSON object
-  std::string exports;  ///< JSON object that makes it an export (see export.cpp), or empty
-  int threads = 1;      ///< of the program, for measuring
-  std::string log;      ///< file for what the compiler prints
-  double timeout = 0;   ///< seconds
+  std::string against;                          ///< package that a frozen one has to beat; may be empty
+  std::string options;                          ///< JSON object
+  std::string exports;                          ///< JSON object that makes it an export (see export.cpp), or empty
+  int threads = 1;                              ///< of the program, for measuring
+  c10::Device device = c10::Device(c10::kCPU);  ///< the GPU to compile for, or the CPU
+  std::string log;                              ///< file for what the compiler prints
+  double timeout = 0;                           ///< seconds
   std::function<void(const std::string&)> progress;
 };
 

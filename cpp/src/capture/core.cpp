@@ -5,6 +5,7 @@
 #include <torchcc/error.h>
 
 #include "background.h"
+#include "device.h"
 #include "lazy.h"
 #include "log.h"
 #include "message.h"
@@ -113,6 +114,8 @@ Run::Run(Core& core, const Leaves& arguments) {
   if (Mode::current() != nullptr) return;
   CoreState& state = *core.state_;
   if (state.options.mode == CompileMode::eager) return;
+  // While the program records a CUDA graph: a recording looks at what is in memory.
+  if (has_gpu() && is_capturing(current_gpu())) return;
   const auto run_lazily = [&] {
     ++state.lazy;
     state_ = std::make_unique<State>(State{core.state_, Guards({}, {}, 0, {}), {}, nullptr, nullptr});

@@ -122,6 +122,7 @@ void FunctionCapture::write(const std::filesystem::path& file) {
   static std::atomic<int> count{0};
   request.log = logs / ("export-" + std::to_string(::getpid()) + "-" + std::to_string(++count) + ".log");
   request.timeout = options.timeout;
+  request.device = recording.device;
   request.progress = options.progress;
   const CompileAnswer answer = compile_trace(request);
   if (answer.error.empty()) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include <ATen/CPUGeneratorImpl.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/abs.h>
 #include <ATen/ops/allclose.h>
@@ -9,6 +10,7 @@
 #include <ATen/ops/nan_to_num.h>
 #include <torch/csrc/autograd/autograd.h>
 
+#include "device.h"
 #include "generator.h"
 #include "gradients.h"
 #include "handles.h"
@@ -143,13 +145,13 @@ bool may_be_sized(const Recording& recording) {
 
 std::string compare(const std::shared_ptr<const Recording>& recording, const Artifact& code) {
   // With other options than PyTorch's own numbers, the code draws others.
-  const bool has_values = !recording->random_state.defined();
+  const bool has_values = !recording->random_state.defined() && !recording->gpu_random_state.defined();
   const double least = tolerance(*recording);
-  const KeptGenerator generator(recording->random_state);
+  const KeptGenerator generator(at::detail::getDefaultCPUGenerator(), recording->random_state);
   std::vector<at::Tensor> inputs;
   std::vector<at::Tensor> written;
   for (const Input& input : recording->inputs) {
-    inputs.push_back(input.content().detach());
+    inputs.push_back(aligned(input.content().detach()));
     if (input.written) written.push_back(inputs.back());
     if (recording->trains && input.requires_grad) inputs.back().requires_grad_(true);
   }

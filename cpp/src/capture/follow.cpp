@@ -7,8 +7,10 @@
 #include <ATen/ScalarOps.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/grad_mode.h>
+#include <torch/csrc/autograd/variable.h>
 
 #include "arguments.h"
+#include "device.h"
 #include "handles.h"
 #include "mode.h"
 #include "placeholder.h"
@@ -16,6 +18,19 @@
 #include "tensors.h"
 
 namespace torchcc::detail {
+namespace {
+
+/// Lets PyTorch know that a tensor is a view, made without gradients. It then keeps alive what it is a view of, as when
+/// it was recorded: autograd adds gradients up in place where their memory has one owner.
+void make_known_view(const at::Tensor& tensor, const at::Tensor& of) {
+  using namespace torch::autograd;
+  at::Tensor base = of;
+  if (of.is_view()) base = of._base();
+  make_variable_differentiable_view(tensor, ViewInfo(std::move(base), nullptr, nullptr), std::nullopt,
+                                    /*shared_view_info=*/false, CreationMeta::NO_GRAD_MODE);
+}
+
+}  // namespace
 
 Follow::Follow(Segments::Known known, std::shared_ptr<Segment> segment)
     : known_(std::move(known)),
@@ -27,7 +42,7 @@ Follow::Follow(Segments::Known known, std::shared_ptr<Segment> segment)
       held_(trace_.value_begin.size()),
       memories_(layout_.roots.size()) {}
 
-bool Follow::matches(const Operator& op, const c10::IValue* arguments, int16_t autocast) {
+bool Follow::matches(const Operator& op, const c10::IValue* arguments, Autocast autocast) {
   differs_in_number_ = false;
   if (is_whole()) return false;
   const Trace::Step& step = trace_.steps[position_];
@@ -38,6 +53,11 @@ bool Follow::matches(const Operator& op, const c10::IValue* arguments, int16_t a
     if (!matches_argument(arguments[i], op.arguments[i].number, is_written(op, i, arguments))) return false;
   }
   return true;
+}
+
+std::string Follow::expected() const {
+  if (is_whole()) return "its end";
+  return "operator " + std::to_string(position_) + ", " + recording().trace.steps[position_].op->name;
 }
 
 bool Follow::matches_argument(const c10::IValue& value, Tag number, bool written) {
@@ -144,6 +164,7 @@ bool Follow::involves(const at::Tensor& tensor) const {
 }
 
 void Follow::give(const Operator& op, torch::jit::Stack* stack, bool counts) {
+  op_ = &op;
   for (const Used& used : used_) {
     if (!used.is_written) continue;
     if (counts && !used.tensor->is_inference()) used.tensor->unsafeGetTensorImpl()->bump_version();
@@ -176,6 +197,7 @@ c10::IValue Follow::given(bool is_view) {
       for (int64_t left = *word_++; left > 0; --left) list.push_back(given(is_view).toTensor());
       return list;
     }
+    case Tag::integer: return *word_++;
     default: return at::Tensor();
   }
 }
@@ -186,7 +208,10 @@ at::Tensor Follow::make(ValueId id, bool is_view) {
   if (memory.storage == nullptr) {
     sweep();
     has_work_ = true;
-    storage = make_placeholder(layout_.bytes[memory_of(id)]);
+    const int64_t on_gpu = trace_.value(layout_.roots[memory_of(id)])[kDevice];
+    const c10::Device device =
+        on_gpu == 0 ? c10::Device(c10::kCPU) : c10::Device(c10::kCUDA, static_cast<c10::DeviceIndex>(on_gpu - 1));
+    storage = make_placeholder(layout_.bytes[memory_of(id)], device);
     memory.storage = storage.get();
     memory.made = c10::weak_intrusive_ptr<c10::StorageImpl>(storage);
     living_.push_back(memory_of(id));
@@ -198,7 +223,9 @@ at::Tensor Follow::make(ValueId id, bool is_view) {
     const auto base = std::find_if(used_.begin(), used_.end(), [&](const Used& used) {
       return memory_of(used.id) == memory_of(id) && !used.tensor->is_inference();
     });
-    if (base != used_.end()) {
+    if (base != used_.end() && tensor.is_cuda() && !op_->is_detach) {
+      make_known_view(tensor, *base->tensor);
+    } else if (base != used_.end()) {
       tensor.unsafeGetTensorImpl()->set_version_counter(base->tensor->unsafeGetTensorImpl()->version_counter());
     }
   }
@@ -271,12 +298,19 @@ void Follow::finish(Segments& segments, const std::string& end) {
 
 void Follow::compute(Segments& segments, const std::vector<bool>& needs) {
   Handles handles;
-  for (const Input& input : recording().inputs) handles.push_back(tensor_of(input));
+  c10::SmallVector<std::pair<at::Tensor, at::Tensor>, 1> written;  // copies, and what they are copies of
+  for (const Input& input : recording().inputs) {
+    at::Tensor tensor = tensor_of(input);
+    at::Tensor given = aligned(tensor);
+    if (input.written && !given.is_same(tensor)) written.emplace_back(given, std::move(tensor));
+    handles.push_back(std::move(given));
+  }
   const Library& library = *known_.code->library;
   c10::SmallVector<AtenTensorHandle, 8> outputs(library.outputs());
   handles.run(library, outputs.data());
   std::vector<at::Tensor> made;
   for (AtenTensorHandle handle : outputs) made.push_back(take(handle));
+  for (const auto& [copy, original] : written) original.copy_(copy);
   for (size_t i = 0; i < made.size(); ++i) {
     const size_t memory = memory_of(recording().outputs[i]);
     if (needs[memory]) bind(memory, made[i]);

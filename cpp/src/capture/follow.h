@@ -28,9 +28,11 @@ class Follow {
   /// The operator that comes next; null at the end.
   const Operator* next() const { return is_whole() ? nullptr : trace_.steps[position_].op; }
   /// Whether a call is the next one. If so, give() is to be called before anything else.
-  bool matches(const Operator& op, const c10::IValue* arguments, int16_t autocast);
+  bool matches(const Operator& op, const c10::IValue* arguments, Autocast autocast);
   /// Whether the call that did not match differs from the recorded one in a number that all recordings have alike.
   bool differs_in_number() const { return differs_in_number_; }
+  /// The next operator, for people.
+  std::string expected() const;
   /// The arguments on the stack become placeholders. `counts`: the call does not come out of autograd, which counts
   /// versions of what is written to itself, and lets views share them.
   void give(const Operator& op, torch::jit::Stack* stack, bool counts);
@@ -90,6 +92,7 @@ class Follow {
   const Recording::Layout& layout_;
   size_t position_;                // of the next operator
   const int64_t* word_ = nullptr;  // in the trace's code
+  const Operator* op_ = nullptr;   // whose results are given
   bool differs_in_number_ = false;
   bool has_work_ = false;
   bool has_written_ = false;

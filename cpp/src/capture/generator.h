@@ -1,17 +1,17 @@
 #pragma once
 
 #include <mutex>
+#include <utility>
 
-#include <ATen/CPUGeneratorImpl.h>
 #include <ATen/core/Generator.h>
 #include <ATen/core/Tensor.h>
 
 namespace torchcc::detail {
 
-/// Gives the CPU's generator a state for a scope, if there is one, and its own back afterwards.
+/// Gives a generator a state for a scope, if there is one, and its own back afterwards.
 class KeptGenerator {
  public:
-  explicit KeptGenerator(const at::Tensor& state) : generator_(at::detail::getDefaultCPUGenerator()) {
+  KeptGenerator(at::Generator generator, const at::Tensor& state) : generator_(std::move(generator)) {
     if (!state.defined()) return;
     const std::lock_guard lock(generator_.mutex());
     before_ = generator_.get_state();

@@ -7,6 +7,7 @@
 #include <string>
 
 #include <ATen/CPUGeneratorImpl.h>
+#include <ATen/Context.h>
 #include <ATen/core/grad_mode.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/function.h>
@@ -140,7 +141,9 @@ void Recorder::refuse_kept_beside_graph(const Recording& recording, c10::ArrayRe
     }
   }
   try {
-    const KeptGenerator generator(random_state_);
+    const KeptGenerator generator(at::detail::getDefaultCPUGenerator(), random_state_);
+    const at::Tensor on_gpu = device_.is_cuda() ? gpu_random_state_ : at::Tensor();
+    const KeptGenerator other(at::globalContext().defaultGenerator(device_), on_gpu);
     values = rerun(trace_, std::move(values));
   } catch (const std::exception& failure) {
     refuse("the recorded operators cannot be run again: " + first_line(failure.what()));
@@ -196,7 +199,8 @@ void Recorder::differentiate(Recording& recording, c10::ArrayRef<const at::Tenso
   if (outputs.empty()) return;
   const at::Generator generator = at::detail::createCPUGenerator(recording.trace.steps.size());
   for (const at::Tensor& output : outputs) {
-    recording.tangents.push_back(at::randn(output.sizes(), generator, output.options()));
+    const at::Tensor tangent = at::randn(output.sizes(), generator, output.options().device(at::kCPU));
+    recording.tangents.push_back(tangent.to(output.device()));
   }
   try {
     recording.gradients = torch::autograd::grad(outputs, inputs, recording.tangents, /*retain_graph=*/true,

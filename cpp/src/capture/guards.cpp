@@ -10,6 +10,7 @@
 #include <c10/core/InferenceMode.h>
 #include <torchcc/signature.h>
 
+#include "device.h"
 #include "tensors.h"
 
 namespace torchcc::detail {
@@ -19,10 +20,12 @@ constexpr int64_t kDefined = 1;
 constexpr int64_t kRequiresGrad = 2;
 constexpr int64_t kPending = 4;  // conjugate or negative
 constexpr int64_t kInference = 8;
+constexpr int64_t kDevices = 16;  // times 1 more than the number of the GPU
 
 int64_t flags_of(const at::Tensor& tensor) {
-  return kDefined | (tensor.requires_grad() ? kRequiresGrad : 0) |
-         (tensor.is_conj() || tensor.is_neg() ? kPending : 0) | (tensor.is_inference() ? kInference : 0);
+  return kDefined | (tensor.is_cuda() ? (1 + tensor.get_device()) * kDevices : 0) |
+         (tensor.requires_grad() ? kRequiresGrad : 0) | (tensor.is_conj() || tensor.is_neg() ? kPending : 0) |
+         (tensor.is_inference() ? kInference : 0);
 }
 
 // Per tensor: flags, dtype, rank, sizes, strides.
@@ -81,7 +84,7 @@ std::string type_of(const at::Tensor& tensor) {
   if (!tensor.defined()) return "undefined";
   std::string text = dtype_name(tensor.scalar_type()) + "[";
   for (int64_t d = 0; d < tensor.dim(); ++d) text += (d == 0 ? "" : ", ") + std::to_string(tensor.size(d));
-  text += "]";
+  text += tensor.is_cuda() ? "] on cuda" : "]";
   if (is_ordinary(tensor) && !tensor.is_contiguous()) {
     text += " with strides [";
     for (int64_t d = 0; d < tensor.dim(); ++d) text += (d == 0 ? "" : ", ") + std::to_string(tensor.stride(d));
@@ -122,11 +125,19 @@ uint64_t environment() {
   add(context.deterministicAlgorithms(), 1);
   add(context.deterministicAlgorithmsWarnOnly(), 1);
   add(static_cast<uint64_t>(context.float32MatmulPrecision()), 4);
+  const bool on_gpu = has_gpu();
+  const bool gpu_autocast = on_gpu && at::autocast::is_autocast_enabled(at::kCUDA);
+  add(gpu_autocast, 1);
+  add(gpu_autocast ? static_cast<uint64_t>(at::autocast::get_autocast_dtype(at::kCUDA)) : 0, 8);
+  add(on_gpu ? static_cast<uint64_t>(current_gpu().index()) : 0, 8);
   return word;
 }
 
 std::string environment_difference(uint64_t before, uint64_t after) {
-  constexpr std::pair<const char*, int> kFields[] = {{"the precision of matrix products", 4},
+  constexpr std::pair<const char*, int> kFields[] = {{"the current GPU", 8},
+                                                     {"the dtype of autocast on GPUs", 8},
+                                                     {"autocast on GPUs", 1},
+                                                     {"the precision of matrix products", 4},
                                                      {"deterministic algorithms (warn only)", 1},
                                                      {"deterministic algorithms", 1},
                                                      {"the default dtype", 8},

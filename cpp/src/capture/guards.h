@@ -12,7 +12,7 @@
 namespace torchcc::detail {
 
 /// PyTorch's settings that change what operators do: grad and inference mode, autocast, default dtype, deterministic
-/// algorithms, precision of matrix products; in one word.
+/// algorithms, precision of matrix products, the current GPU; in one word.
 uint64_t environment();
 
 /// What a word of environment() says, for people.

@@ -5,9 +5,13 @@
 
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/grad_mode.h>
+#include <c10/core/Event.h>
 #include <c10/core/InferenceMode.h>
+#include <c10/core/StreamGuard.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 
 #include "arguments.h"
+#include "device.h"
 #include "log.h"
 #include "placeholder.h"
 #include "tensors.h"
@@ -44,7 +48,8 @@ bool concerns_autograd(const Operator& op, const c10::IValue* arguments) {
 /// Whether an operator may wait.
 bool waits(const Operator& op, const c10::IValue* arguments, bool is_below) {
   if (draws(op, arguments) || op.is_uninitialized || op.changes_tensors || op.is_equal ||
-      (op.may_depend && !dependence(op, arguments).empty()) || (!is_below && may_print(op, arguments))) {
+      (op.may_depend && !dependence(op, arguments).empty()) || (op.may_move && moves_to(op, arguments)) ||
+      (!is_below && may_print(op, arguments))) {
     return false;
   }
   bool has_tensors = false;
@@ -56,6 +61,34 @@ bool waits(const Operator& op, const c10::IValue* arguments, bool is_below) {
   });
   return has_tensors && !has_other;
 }
+
+/// Makes a stream of a GPU the current one for a scope. The one that is current again afterwards waits for it then.
+class OnStream {
+ public:
+  explicit OnStream(const std::optional<c10::Stream>& stream) {
+    if (!stream) return;
+    const c10::Stream now = c10::impl::VirtualGuardImpl(c10::kCUDA).getStream(stream->device());
+    if (now == *stream) return;
+    after_ = now;
+    guard_.emplace(*stream);
+  }
+  ~OnStream() {
+    if (!after_) return;
+    try {
+      c10::Event done(c10::kCUDA);
+      done.record(guard_->current_stream());
+      done.block(*after_);
+    } catch (const std::exception& failure) {
+      log(Topic::capture, "lazy", std::string("a stream could not wait for another one: ") + failure.what());
+    }
+  }
+  OnStream(const OnStream&) = delete;
+  OnStream& operator=(const OnStream&) = delete;
+
+ private:
+  std::optional<c10::Stream> after_;
+  std::optional<c10::StreamGuard> guard_;
+};
 
 }  // namespace
 
@@ -77,7 +110,7 @@ void Lazy::materialize() { flush("materialize()"); }
 
 void Lazy::step(const c10::OperatorHandle& handle, torch::jit::Stack* stack) {
   const Operator& op = operator_of(handle);
-  const Call call{op, handle, stack, autocast_dtype(), false};
+  const Call call{op, handle, stack, autocast_now(), false};
   if (op.is_metadata || (op.is_equal && is_decided(call.arguments()[0], call.arguments()[1]))) {
     handle.callBoxed(stack);
   } else if (concerns_autograd(op, call.arguments())) {
@@ -92,17 +125,17 @@ void Lazy::step_below(const c10::OperatorHandle& handle, torch::jit::Stack* stac
   if (op.is_metadata) {
     handle.callBoxed(stack);
   } else {
-    run({op, handle, stack, -1, true});
+    run({op, handle, stack, {}, true});
   }
 }
 
 bool Lazy::step_quickly(const c10::OperatorHandle& handle, torch::jit::Stack* stack, bool is_below) {
-  if (state_ != State::following || !follow_->has_work()) return false;
+  if (state_ != State::following || !follow_->has_work() || has_gpu()) return false;  // a GPU's stream may change
   const Operator* op = follow_->next();
   if (op == nullptr || op->schema != &handle.schema()) return false;
   const c10::IValue* arguments = stack->data() + (stack->size() - op->arguments.size());
   if (!is_below && concerns_autograd(*op, arguments)) return false;
-  if (!follow_->matches(*op, arguments, is_below ? int16_t{-1} : autocast_dtype())) return false;
+  if (!follow_->matches(*op, arguments, is_below ? Autocast{} : autocast_now())) return false;
   follow_->give(*op, stack, !is_below);
   return true;
 }
@@ -122,7 +155,22 @@ void Lazy::run_now(const Call& call) {
   call.handle.callBoxed(call.stack);
 }
 
+/// Ends what waits for another stream than the current one.
+void Lazy::follow_stream(const Call& call) {
+  if (!has_gpu()) return;
+  const c10::impl::VirtualGuardImpl cuda(c10::kCUDA);
+  if (stream_) {
+    if (cuda.getStream(stream_->device()) == *stream_) return;
+    flush("a change of the GPU's current stream");
+  }
+  any_tensor(call.op, call.arguments(), [&](const at::Tensor& tensor) {
+    if (tensor.is_cuda()) stream_ = cuda.getStream(tensor.device());
+    return tensor.is_cuda();
+  });
+}
+
 void Lazy::run(const Call& call) {
+  follow_stream(call);
   if (state_ == State::following && follow_->matches(call.op, call.arguments(), call.autocast)) {
     advance(call);
     return;
@@ -135,6 +183,9 @@ void Lazy::run(const Call& call) {
   if (state_ == State::following) {
     const bool forgets = follow_->differs_in_number();
     const std::vector<View> views = std::exchange(views_, {});
+    if (is_logged(Topic::capture)) {
+      log(Topic::capture, "lazy", "a segment goes on as " + call.op.name + ", and was " + follow_->expected());
+    }
     flush(forgets ? "" : call.op.name);
     if (forgets) {
       state_ = State::passing;
@@ -235,6 +286,7 @@ void Lazy::note_next(int64_t ops) {
 void Lazy::flush(const std::string& end) {
   const State state = std::exchange(state_, State::idle);
   views_.clear();
+  const std::optional<c10::Stream> stream = std::exchange(stream_, std::nullopt);
   if (state == State::recording) {
     std::unique_ptr<Recording> recording = recorder_->finish_segment();
     recorder_.reset();
@@ -245,6 +297,7 @@ void Lazy::flush(const std::string& end) {
     }
   } else if (state == State::following) {
     const std::unique_ptr<Follow> follow = std::move(follow_);
+    const OnStream on_stream(stream);
     follow->finish(segments_, end);
     compiled_ops_ += follow->compiled();
     eager_ops_ += follow->eager();

@@ -2,10 +2,12 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include <ATen/core/stack.h>
+#include <c10/core/Stream.h>
 
 #include "follow.h"
 #include "mode.h"
@@ -25,8 +27,11 @@ namespace torchcc::detail {
 /// Operators that autograd follows go through it first: its graph is made of what the program does, whether or not
 /// there is memory yet, and backward is more operators. What waits are the operators that autograd calls.
 ///
-/// Run at once, whatever the recordings say, are operators whose numbers or sizes depend on data, random ones, and
-/// those on memory that PyTorch did not allocate, which the program may write to at any time.
+/// Run at once, whatever the recordings say, are operators whose numbers or sizes depend on data, random ones, copies
+/// between devices, and those on memory that PyTorch did not allocate, which the program may write to at any time.
+///
+/// What waits for a GPU is computed on the stream that was the current one, as soon as another one is; that then waits
+/// for it, since an event that the program has recorded meanwhile came too early.
 class Lazy final : public Mode {
  public:
   explicit Lazy(Segments& segments);
@@ -49,7 +54,7 @@ class Lazy final : public Mode {
     const Operator& op;
     const c10::OperatorHandle& handle;
     torch::jit::Stack* stack;
-    int16_t autocast;
+    Autocast autocast;
     bool is_below;  ///< out of autograd, which counts versions itself
     const c10::IValue* arguments() const { return stack->data() + (stack->size() - op.arguments.size()); }
   };
@@ -59,13 +64,14 @@ class Lazy final : public Mode {
     const Operator& op;
     c10::OperatorHandle handle;
     std::vector<c10::IValue> arguments;
-    int16_t autocast;
+    Autocast autocast;
   };
 
   void run(const Call& call);
   void run_now(const Call& call);
   void advance(const Call& call);
   bool resume(const std::vector<View>& views, const Call& call);
+  void follow_stream(const Call& call);
   bool is_involved(const Call& call) const;
   bool begin(const Call& call);
   void flush(const std::string& end);
@@ -78,6 +84,7 @@ class Lazy final : public Mode {
   std::unique_ptr<Follow> follow_;
   /// What is pending, where that is nothing but such views: another segment may begin with them too.
   std::vector<View> views_;
+  std::optional<c10::Stream> stream_;  ///< the current one of the GPU that operators use; empty while they use none
   int64_t compiled_ops_ = 0;
   int64_t eager_ops_ = 0;
 };

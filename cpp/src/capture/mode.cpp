@@ -4,9 +4,11 @@
 
 #include <string>
 
+#include <c10/core/AutogradState.h>
 #include <torch/library.h>
 #include <torchcc/error.h>
 
+#include "device.h"
 #include "message.h"
 
 namespace torchcc::detail {
@@ -62,6 +64,10 @@ void Mode::enter() {
   require_fallbacks();
   guard_.emplace(kMode);
   current_mode = this;
+  // For tensors on a GPU, autograd has a thread of its own, which is in no mode.
+  c10::AutogradState& autograd = c10::AutogradState::get_tls_state();
+  backward_had_threads_ = autograd.get_multithreading_enabled();
+  if (has_gpu()) autograd.set_multithreading_enabled(false);
 }
 
 void Mode::step_below(const c10::OperatorHandle& handle, torch::jit::Stack* stack) { handle.callBoxed(stack); }
@@ -77,6 +83,7 @@ void Mode::leave() {
   if (!guard_.has_value()) return;
   guard_.reset();
   current_mode = nullptr;
+  if (has_gpu()) c10::AutogradState::get_tls_state().set_multithreading_enabled(backward_had_threads_);
 }
 
 Unrecorded::Unrecorded() : guard_(kMode) {}

@@ -38,6 +38,7 @@ class Mode {
 
  private:
   std::optional<c10::impl::IncludeDispatchKeyGuard> guard_;
+  bool backward_had_threads_ = false;
 };
 
 /// Leaves the mode for a scope, so that torchcc's own operators are not seen.

@@ -4,6 +4,7 @@
 #include <string>
 #include <utility>
 
+#include <c10/core/Allocator.h>
 #include <c10/core/CPUAllocator.h>
 #include <c10/core/impl/COW.h>
 
@@ -14,7 +15,11 @@ namespace {
 void no_memory(void*) {}
 
 /// What such a storage has in place of memory.
-at::DataPtr placeholder() { return {nullptr, nullptr, &no_memory, at::kCPU}; }
+at::DataPtr placeholder(c10::Device device) { return {nullptr, nullptr, &no_memory, device}; }
+
+c10::Allocator* allocator_of(c10::Device device) {
+  return device.is_cpu() ? c10::GetCPUAllocator() : c10::GetAllocator(device.type());
+}
 
 at::DeleterFnPtr deleter_of(const c10::StorageImpl& storage) {
   return const_cast<c10::StorageImpl&>(storage)._mutable_data_ptr_no_checks().get_deleter();
@@ -79,15 +84,15 @@ const char* set_access_message(const char* message) { return std::exchange(acces
 
 bool is_placeholder(const c10::StorageImpl& storage) { return deleter_of(storage) == &no_memory; }
 
-c10::intrusive_ptr<c10::StorageImpl> make_placeholder(size_t bytes) {
+c10::intrusive_ptr<c10::StorageImpl> make_placeholder(size_t bytes, c10::Device device) {
   c10::intrusive_ptr<c10::StorageImpl> storage = c10::make_intrusive<PooledStorage>(
-      c10::StorageImpl::use_byte_size_t(), bytes, placeholder(), c10::GetCPUAllocator(), true);
+      c10::StorageImpl::use_byte_size_t(), bytes, placeholder(device), allocator_of(device), true);
   forbid_access(*storage);
   return storage;
 }
 
 at::DataPtr take_data(c10::StorageImpl& storage) {
-  at::DataPtr data = storage.set_data_ptr(placeholder());
+  at::DataPtr data = storage.set_data_ptr(placeholder(storage.device()));
   forbid_access(storage);
   return data;
 }
@@ -98,7 +103,7 @@ void set_data(c10::StorageImpl& storage, at::DataPtr data) {
 }
 
 bool is_allocated(const c10::StorageImpl& storage) {
-  return deleter_of(storage) == c10::GetCPUAllocator()->raw_deleter() ||
+  return deleter_of(storage) == allocator_of(storage.device())->raw_deleter() ||
          c10::impl::cow::is_cow_data_ptr(const_cast<c10::StorageImpl&>(storage)._mutable_data_ptr_no_checks());
 }
 

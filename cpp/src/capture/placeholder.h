@@ -18,8 +18,8 @@ inline c10::StorageImpl& storage_of(const at::Tensor& tensor) {
 const char* set_access_message(const char* message);
 
 bool is_placeholder(const c10::StorageImpl& storage);
-/// A new one.
-c10::intrusive_ptr<c10::StorageImpl> make_placeholder(size_t bytes);
+/// A new one, for memory of a device.
+c10::intrusive_ptr<c10::StorageImpl> make_placeholder(size_t bytes, c10::Device device);
 /// Makes one of a storage, and gives its memory.
 at::DataPtr take_data(c10::StorageImpl& storage);
 /// Gives it memory.

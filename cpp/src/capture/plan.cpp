@@ -1,10 +1,13 @@
 #include "plan.h"
 
 #include <algorithm>
+#include <string>
+#include <utility>
 
 #include <ATen/core/grad_mode.h>
 #include <c10/util/SmallVector.h>
 
+#include "device.h"
 #include "gradients.h"
 #include "handles.h"
 #include "tensors.h"
@@ -13,12 +16,11 @@
 namespace torchcc::detail {
 namespace {
 
-// Sizes and strides; the dtype of a tensor changes only together with its storage.
 bool has_layout(const at::Tensor& tensor, const int64_t* words) {
   const at::IntArrayRef sizes = tensor.sizes();
   const at::IntArrayRef strides = tensor.strides();
   return words[kRank] == static_cast<int64_t>(sizes.size()) &&
-         words[kDtype] == static_cast<int64_t>(tensor.scalar_type()) &&
+         words[kDtype] == static_cast<int64_t>(tensor.scalar_type()) && words[kDevice] == device_word(tensor) &&
          std::equal(sizes.begin(), sizes.end(), words + kSizes) &&
          std::equal(strides.begin(), strides.end(), words + kSizes + words[kRank]);
 }
@@ -37,6 +39,17 @@ at::Tensor view_of(const at::Tensor& tensor, const int64_t* words, bool requires
   const c10::AutoGradMode grad(true);
   const auto rank = static_cast<size_t>(words[kRank]);
   return tensor.as_strided({words + kSizes, rank}, {words + kSizes + rank, rank}, words[kOffset]);
+}
+
+/// Why no CUDA graph can be made of a recording's code; empty when one can.
+std::string why_no_graph(const Recording& recording, const Artifact* code) {
+  if (!recording.device.is_cuda() || code == nullptr) return "the function computes nothing on a GPU";
+  if (recording.trains) return "the function carries gradients";
+  for (const Input& input : recording.inputs) {
+    if (recording.trace.value(input.value)[kDevice] != 0) continue;
+    return "'" + input.name + "' is on the CPU, where the host reads it in each call";
+  }
+  return code->uncapturable.empty() ? why_no_graphs() : code->uncapturable;
 }
 
 }  // namespace
@@ -63,7 +76,7 @@ std::vector<Frozen::Weight> freezable(const Recording& recording, bool inference
 }
 
 Plan::Plan(std::shared_ptr<const Recording> recording, std::shared_ptr<const Artifact> code,
-           std::shared_ptr<Packed> packed)
+           const CompileOptions& options, std::shared_ptr<Packed> packed)
     : recording_(std::move(recording)),
       code_(std::move(code)),
       packed_(packed != nullptr ? std::move(packed) : std::make_shared<Packed>()),
@@ -72,6 +85,10 @@ Plan::Plan(std::shared_ptr<const Recording> recording, std::shared_ptr<const Art
       mutates_(recording_->mutates()) {
   for (size_t i = 0; i < recording_->same_as.size(); ++i) {
     has_same_arguments_ = has_same_arguments_ || recording_->same_as[i] != i;
+  }
+  if (options.cuda_graphs && packed_->graphs == nullptr) {
+    packed_->graphs =
+        std::make_unique<Graphs>(why_no_graph(*recording_, code_.get()), recording_->random_state.defined());
   }
 }
 
@@ -171,15 +188,40 @@ std::shared_ptr<Recording> Plan::sample(const Leaves& arguments) const {
   return made;
 }
 
+/// Runs the code by a CUDA graph. False when there is none yet, or never will be.
+bool Plan::compute_by_graph(const Leaves& arguments, std::vector<at::Tensor>& made) const {
+  c10::SmallVector<at::Tensor, 4> bases;
+  bases.reserve(recording_->inputs.size());
+  c10::SmallVector<Graphs::Input, 16> inputs;
+  for (const Input& input : recording_->inputs) {
+    const at::Tensor* tensor = &tensor_of(input, arguments);
+    if (input.is_base) tensor = &bases.emplace_back(make_view(tensor->storage(), recording_->trace.value(input.value)));
+    const bool is_weight = input.kind != Input::Kind::argument;
+    // A copy of it would have other strides, or other values.
+    if (!is_weight && (!tensor->is_non_overlapping_and_dense() || tensor->is_conj() || tensor->is_neg())) return false;
+    inputs.push_back({tensor, is_aligned(*tensor), input.written, is_weight, /*has_own_strides=*/true});
+  }
+  made.resize(recording_->outputs.size());
+  if (packed_->graphs->run(*code_->library, inputs, made)) return true;
+  made.clear();
+  return false;
+}
+
 std::vector<at::Tensor> Plan::compute(const Leaves& arguments, const Frozen* packed) const {
+  std::vector<at::Tensor> made;
+  if (graphs() != nullptr && !graphs()->is_refused() && compute_by_graph(arguments, made)) return made;
   const std::vector<Input>& inputs = recording_->inputs;
   Handles handles;
+  c10::SmallVector<std::pair<at::Tensor, at::Tensor>, 1> written;  // copies, and what they are copies of
   const auto give = [&](const Input& input) {
     const at::Tensor& tensor = tensor_of(input, arguments);
     if (input.is_base) {
       handles.push_back(make_view(tensor.storage(), recording_->trace.value(input.value)));
     } else if (tensor.is_conj() || tensor.is_neg()) {
       handles.push_back(tensor.resolve_conj().resolve_neg());
+    } else if (!is_aligned(tensor)) {
+      handles.push_back(aligned(tensor));
+      if (input.written) written.emplace_back(handles.back(), tensor);
     } else {
       handles.push_back(tensor);
     }
@@ -192,9 +234,9 @@ std::vector<at::Tensor> Plan::compute(const Leaves& arguments, const Frozen* pac
   }
   c10::SmallVector<AtenTensorHandle, 4> outputs(library.outputs());
   handles.run(library, outputs.data());
-  std::vector<at::Tensor> made;
   made.reserve(outputs.size());
   for (AtenTensorHandle handle : outputs) made.push_back(take(handle));
+  for (const auto& [copy, original] : written) original.copy_(copy);
   return made;
 }
 

@@ -5,10 +5,12 @@
 #include <memory>
 #include <vector>
 
+#include <torchcc/compile_options.h>
 #include <torchcc/detail/core.h>
 
 #include "aliases.h"
 #include "artifact.h"
+#include "graphs.h"
 #include "recording.h"
 
 namespace torchcc::detail {
@@ -32,9 +34,11 @@ struct Frozen {
 /// version counter that must not be frozen.
 std::vector<Frozen::Weight> freezable(const Recording& recording, bool inference_tensors);
 
-/// The form with packed weights of some code, as soon as there is one. Plans with the same code share it.
+/// What plans with the same code share: the form with packed weights, as soon as there is one; and CUDA graphs, null
+/// where these are not wanted.
 struct Packed {
   std::atomic<const Frozen*> form{nullptr};
+  std::unique_ptr<Graphs> graphs;
 };
 
 struct Training;
@@ -43,7 +47,7 @@ struct Training;
 class Plan {
  public:
   /// `code` is null when there is nothing to compute; `packed` when no other plan has the same code.
-  Plan(std::shared_ptr<const Recording> recording, std::shared_ptr<const Artifact> code,
+  Plan(std::shared_ptr<const Recording> recording, std::shared_ptr<const Artifact> code, const CompileOptions& options,
        std::shared_ptr<Packed> packed = nullptr);
 
   const Recording& recording() const { return *recording_; }
@@ -70,12 +74,15 @@ class Plan {
   const std::shared_ptr<Packed>& packed() const { return packed_; }
   /// The form with packed weights; null while there is none.
   const Frozen* frozen() const { return packed_->form.load(std::memory_order_acquire); }
+  /// The CUDA graphs of the code; null without CompileOptions::cuda_graphs.
+  const Graphs* graphs() const { return packed_->graphs.get(); }
 
  private:
   const at::Tensor& tensor_of(const Input& input, const Leaves& arguments) const;
   bool shares_as_recorded(const Leaves& arguments) const;
   bool overlaps(const Leaves& arguments) const;
   std::vector<at::Tensor> compute(const Leaves& arguments, const Frozen* packed) const;
+  bool compute_by_graph(const Leaves& arguments, std::vector<at::Tensor>& made) const;
   std::vector<at::Tensor> compute_with_gradients(const Leaves& arguments) const;
 
   std::shared_ptr<const Recording> recording_;

@@ -3,17 +3,18 @@
 #include "recorder.h"
 
 #include <algorithm>
-#include <cstring>
-#include <functional>
-#include <string_view>
 #include <utility>
 
 #include <ATen/CPUGeneratorImpl.h>
+#include <ATen/Context.h>
 #include <ATen/core/grad_mode.h>
 #include <c10/core/impl/COW.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 #include <torchcc/signature.h>
 
 #include "arguments.h"
+#include "content.h"
+#include "device.h"
 #include "tensors.h"
 
 namespace torchcc::detail {
@@ -21,10 +22,6 @@ namespace {
 
 // Reads of one storage that compare its content with the hash; at the end all are compared.
 constexpr int kChecks = 3;
-
-size_t hash_of(const c10::StorageImpl& storage) {
-  return std::hash<std::string_view>{}({static_cast<const char*>(storage.data()), storage.nbytes()});
-}
 
 /// What grows while a function runs, kept for the next recording of this thread: new memory comes from the system page
 /// by page, which takes longer than everything else.
@@ -68,6 +65,7 @@ Recorder::Recorder(c10::ArrayRef<const at::Tensor*> arguments, const Recording* 
   static const Operator kCall{.name = "the call"};
   swap_buffers();
   const Unrecorded unrecorded;
+  if (has_gpu()) stream_ = c10::impl::VirtualGuardImpl(c10::kCUDA).getStream(current_gpu());
   for (const at::Tensor* tensor : arguments) {
     arguments_.push_back(*tensor);
     argument_owners_.emplace_back(tensor->use_count(), tensor->defined() && tensor->has_storage()
@@ -86,7 +84,7 @@ Recorder::Recorder(c10::ArrayRef<const at::Tensor*> arguments, const Recording* 
     for (const Input& input : previous->inputs) {
       if (input.kind != Input::Kind::captured) continue;
       const c10::StorageImpl* storage = input.captured->tensor().storage().unsafeGetStorageImpl();
-      watched_[storage] = hash_of(*storage);
+      watched_[storage] = hash(*storage);
       owners_[input.captured.get()] = {input.captured->owners(), input.captured->storage_owners()};
     }
   }
@@ -120,10 +118,37 @@ void Recorder::refuse(std::string reason, bool touches_memory) {
 }
 
 bool Recorder::require_ordinary(const at::Tensor& tensor, const Operator& op) {
-  if (is_ordinary(tensor)) [[likely]]
+  if (is_ordinary(tensor)) [[likely]] {
+    if (tensor.is_cuda()) note_gpu(tensor.device());
     return true;
-  refuse(op.name + ": a tensor that is not an ordinary one on the CPU (" + tensor.toString() + ")", true);
+  }
+  refuse(op.name + ": a tensor that is not an ordinary one on the CPU or a GPU (" + tensor.toString() + ")", true);
   return false;
+}
+
+void Recorder::note_gpu(c10::Device device) {
+  if (device_ == device) return;
+  if (device_.is_cuda()) {
+    refuse("the function uses tensors on several GPUs");
+    return;
+  }
+  device_ = device;
+  if (!stream_ || stream_->device() != device) stream_ = c10::impl::VirtualGuardImpl(c10::kCUDA).getStream(device);
+}
+
+// What is compiled runs on one stream.
+void Recorder::check_stream() {
+  if (!device_.is_cuda() || c10::impl::VirtualGuardImpl(c10::kCUDA).getStream(device_) == *stream_) return;
+  refuse("the function changes the current stream of the GPU");
+}
+
+size_t Recorder::hash(const c10::StorageImpl& storage) {
+  try {
+    return hash_of(storage);
+  } catch (const c10::OutOfMemoryError&) {
+    refuse("the GPU has too little memory left for checking what the function does");
+    return 0;
+  }
 }
 
 ValueId Recorder::find(const at::Tensor& tensor, const Memory& memory) {
@@ -169,7 +194,7 @@ ValueId Recorder::add_external(const at::Tensor& tensor) {
     memory.is_external = true;
     if (checks_content_) {
       const auto watched = watched_.find(storage);
-      memory.hash = watched != watched_.end() ? watched->second : hash_of(*storage);
+      memory.hash = watched != watched_.end() ? watched->second : hash(*storage);
       memory.checks = kChecks;
     }
   }
@@ -220,7 +245,7 @@ ValueId Recorder::add_copy(const at::Tensor& tensor, ValueId old, size_t memory)
     has_copies_ = true;
     for (const at::Tensor& argument : arguments_) {
       if (!argument.defined()) continue;
-      argument_hash_ = argument_hash_ * 31 + hash_of(*argument.storage().unsafeGetStorageImpl());
+      argument_hash_ = argument_hash_ * 31 + hash(*argument.storage().unsafeGetStorageImpl());
     }
   }
   const at::Tensor content = tensor.clone();
@@ -241,9 +266,10 @@ ValueId Recorder::add_copy(const at::Tensor& tensor, ValueId old, size_t memory)
 void Recorder::check(Memory& memory, const c10::StorageImpl& storage) {
   if (memory.checks <= 0) return;
   --memory.checks;
-  if (memory.hash == hash_of(storage)) return;
+  const size_t now = hash(storage);
+  if (memory.hash == now) return;
   if (memory.is_unwritten) {
-    memory.hash = hash_of(storage);  // see add_copy
+    memory.hash = now;  // see add_copy
     return;
   }
   refuse("the function writes data without operators (data_ptr, accessor, from_blob, another thread)", true);
@@ -291,10 +317,22 @@ void Recorder::check_source(Memory& copy, const Operator& op) {
     refuse("memory that was written without operators (data_ptr, accessor) is copied by " + op.name, true);
 }
 
+// Of a new tensor on the CPU: the host may read it without an operator. What attention gives beside its result is the
+// state of the generator.
+void Recorder::check_origin(const Operator& op) {
+  for (const size_t index : touched_) {
+    const int64_t* words = trace_.value(memories_[index].values.front());
+    if (words[kDevice] == 0 || op.ignores_data || op.is_random) continue;
+    refuse("the function makes a tensor on the CPU out of one on a GPU (" + op.name + ")");
+  }
+}
+
 void Recorder::copy_original(Memory& memory, const c10::StorageImpl& storage) {
-  const Unrecorded unrecorded;
-  memory.original = at::empty({static_cast<int64_t>(storage.nbytes())}, at::kByte);
-  std::memcpy(memory.original.mutable_data_ptr(), storage.data(), storage.nbytes());
+  try {
+    memory.original = copy_of(storage);
+  } catch (const c10::OutOfMemoryError&) {
+    refuse("the GPU has too little memory left for a copy of what the function writes into");
+  }
 }
 
 void Recorder::use(const at::Tensor& tensor, const Operator& op, bool written) {
@@ -317,7 +355,7 @@ void Recorder::use(const at::Tensor& tensor, const Operator& op, bool written) {
     if (id < 0) id = add_alias(tensor, memories_[index]);
   }
   if (first_used_ == Memory::kNone) first_used_ = index;
-  const bool reads = !op.is_view && !op.ignores_data;
+  const bool reads = (!op.is_view || moves_) && !op.ignores_data;
   check_access(memories_[index], *storage);
   touched_.push_back(index);
   if (reads || written) {
@@ -337,6 +375,7 @@ void Recorder::use(const at::Tensor& tensor, const Operator& op, bool written) {
 }
 
 void Recorder::use_all(const Operator& op, const c10::IValue* arguments) {
+  moves_ = op.may_move && moves_to(op, arguments).has_value();
   for (size_t i = 0; i < op.arguments.size(); ++i) {
     const c10::IValue& value = arguments[i];
     if (value.isTensor()) {
@@ -380,9 +419,10 @@ ValueId Recorder::give_tensor(const at::Tensor& tensor, const Operator& op) {
   } else {
     Memory& memory = memories_.emplace_back(tensor.storage().getWeakStorageImpl());
     memory.is_unwritten = op.is_uninitialized;
-    if (op.is_view) check_source(memory, op);
+    if (op.is_view && !moves_) check_source(memory, op);
+    if (device_.is_cuda() && !tensor.is_cuda()) check_origin(op);
     if (checks_content_) {
-      memory.hash = hash_of(*storage);
+      memory.hash = hash(*storage);
       memory.checks = kChecks;
     }
   }
@@ -402,6 +442,8 @@ void Recorder::give(const c10::IValue& value, const Operator& op) {
     const c10::ArrayRef<c10::IValue> elements = value.toListRef();
     write(trace_.code, Tag::list, static_cast<int64_t>(elements.size()));
     for (const c10::IValue& element : elements) give(element, op);
+  } else if (op.gives_sizes && value.isInt()) {
+    write(trace_.code, Tag::integer, value.toInt());
   } else {
     refuse(op.name + ": a result of a kind that cannot be compiled (" + value.tagKind() + ")");
   }
@@ -410,8 +452,14 @@ void Recorder::give(const c10::IValue& value, const Operator& op) {
 void Recorder::note_random(const Operator& op, const c10::IValue* arguments) {
   if (random_state_.defined() || !draws(op, arguments)) return;
   at::Generator generator = at::detail::getDefaultCPUGenerator();
+  {
+    const std::lock_guard lock(generator.mutex());
+    random_state_ = generator.get_state();
+  }
+  if (!has_gpu()) return;
+  generator = at::globalContext().defaultGenerator(device_.is_cuda() ? device_ : current_gpu());
   const std::lock_guard lock(generator.mutex());
-  random_state_ = generator.get_state();
+  gpu_random_state_ = generator.get_state();
 }
 
 void Recorder::rehash_written() {
@@ -419,7 +467,7 @@ void Recorder::rehash_written() {
   for (const size_t index : written_) {
     Memory& memory = memories_[index];
     if (const auto storage = memory.storage.lock()) {
-      memory.hash = hash_of(*storage);
+      memory.hash = hash(*storage);
       memory.checks = kChecks;
     }
   }
@@ -482,12 +530,13 @@ void Recorder::step(const c10::OperatorHandle& handle, torch::jit::Stack* stack)
   if (op.is_metadata || op.is_equal) {
     handle.callBoxed(stack);
   } else {
-    record(op, handle, stack, !tracks_ || at::GradMode::is_enabled(), autocast_dtype());
+    record(op, handle, stack, !tracks_ || at::GradMode::is_enabled(), autocast_now());
   }
 }
 
 void Recorder::record(const Operator& op, const c10::OperatorHandle& handle, torch::jit::Stack* stack, bool grad,
-                      int16_t autocast) {
+                      Autocast autocast) {
+  if (refusal_.empty()) check_stream();
   if (!refusal_.empty()) {
     handle.callBoxed(stack);
     return;

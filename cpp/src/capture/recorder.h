@@ -2,11 +2,13 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include <ATen/core/Tensor.h>
 #include <ATen/core/stack.h>
+#include <c10/core/Stream.h>
 #include <c10/util/SmallVector.h>
 #include <c10/util/flat_hash_map.h>
 
@@ -76,7 +78,7 @@ class Recorder final : public Mode {
   /// The same for an operator that is known to depend on nothing but its arguments. `grad` and `autocast`: see
   /// Trace::Step.
   void record(const Operator& op, const c10::OperatorHandle& handle, torch::jit::Stack* stack, bool grad,
-              int16_t autocast);
+              Autocast autocast);
 
   /// The size of a dimension, which knows where it comes from where the recording knows the tensor.
   c10::SymInt size(const at::Tensor& tensor, int64_t dim);
@@ -101,6 +103,9 @@ class Recorder final : public Mode {
   void take_symbols(const Operator& op, c10::IValue* arguments);
   void note_random(const Operator& op, const c10::IValue* arguments);
   bool require_ordinary(const at::Tensor& tensor, const Operator& op);
+  void note_gpu(c10::Device device);
+  void check_stream();
+  size_t hash(const c10::StorageImpl& storage);
   ValueId find(const at::Tensor& tensor, const Memory& memory);
   ValueId add_value(const at::Tensor& tensor);
   ValueId add_external(const at::Tensor& tensor);
@@ -108,6 +113,7 @@ class Recorder final : public Mode {
   ValueId add_copy(const at::Tensor& tensor, ValueId old, size_t memory);
   void check(Memory& memory, const c10::StorageImpl& storage);
   void check_source(Memory& copy, const Operator& op);
+  void check_origin(const Operator& op);
   void copy_original(Memory& memory, const c10::StorageImpl& storage);
 
   // assemble.cpp: the recording, afterwards
@@ -158,7 +164,11 @@ class Recorder final : public Mode {
   };
   std::vector<Symbol> symbols_;
   std::vector<Sizes::Word> by_hand_;
+  bool moves_ = false;                           ///< the current operator copies to another device
+  c10::Device device_ = c10::Device(c10::kCPU);  ///< see Recording
+  std::optional<c10::Stream> stream_;            ///< the current one of the GPU, when the recording began
   at::Tensor random_state_;
+  at::Tensor gpu_random_state_;
   size_t argument_hash_ = 0;  ///< made with the first copy
   bool has_copies_ = false;
   std::string refusal_;

@@ -4,11 +4,11 @@
 #include <cstdio>
 #include <mutex>
 
-#include <ATen/ops/equal.h>
 #include <c10/util/flat_hash_map.h>
 #include <torchcc/signature.h>
 #include <nlohmann/json.hpp>
 
+#include "content.h"
 #include "recorder.h"
 
 namespace torchcc::detail {
@@ -119,7 +119,10 @@ Json argument(const Recording& recording, const int64_t*& word) {
     }
     case Tag::device: {
       const auto type = static_cast<c10::DeviceType>(*word++);
-      return {{"device", c10::Device(type, static_cast<c10::DeviceIndex>(*word++)).str()}};
+      const c10::Device device(type, static_cast<c10::DeviceIndex>(*word++));
+      // The same code serves any GPU; the compiler uses the one that the recording is for.
+      const bool is_own = device.is_cuda() && (device == recording.device || !device.has_index());
+      return {{"device", is_own ? "cuda" : device.str()}};
     }
     case Tag::list: {
       Json list = Json::array();
@@ -133,6 +136,7 @@ Json argument(const Recording& recording, const int64_t*& word) {
 Json output(const int64_t*& word) {
   switch (static_cast<Tag>(*word++)) {
     case Tag::tensor: return *word++;
+    case Tag::integer: return {{"constant", *word++}};
     case Tag::list: {
       Json list = Json::array();
       for (int64_t left = *word++; left > 0; --left) list.push_back(output(word));
@@ -151,6 +155,7 @@ Json value(const Trace& trace, size_t id) {
             {"offset", words[kOffset]},
             {"conj", (words[kFlags] & kConjugate) != 0},
             {"neg", (words[kFlags] & kNegative) != 0}};
+  if (words[kDevice] != 0) json["device"] = "cuda";
   if (!trace.requires_grad.empty() && trace.requires_grad[id]) json["requires_grad"] = true;
   return json;
 }
@@ -164,7 +169,9 @@ Json step(const Recording& recording, size_t index) {
   Json outputs = Json::array();
   for (size_t i = 0; i < step.op->returns; ++i) outputs.push_back(output(word));
   Json json{{"op", step.op->name}, {"args", arguments}, {"outputs", outputs}};
-  if (step.autocast >= 0) json["autocast"] = dtype_name(static_cast<c10::ScalarType>(step.autocast));
+  const Autocast& autocast = step.autocast;
+  if (autocast.cpu >= 0) json["autocast"] = dtype_name(static_cast<c10::ScalarType>(autocast.cpu));
+  if (autocast.cuda >= 0) json["autocast_cuda"] = dtype_name(static_cast<c10::ScalarType>(autocast.cuda));
   if (!step.grad && !trace.requires_grad.empty()) json["grad"] = false;
   return json;
 }
@@ -176,12 +183,6 @@ const char* kind_name(Input::Kind kind) {
     case Input::Kind::constant: return "constant";
   }
   return "";
-}
-
-bool same_bytes(const at::Tensor& a, const at::Tensor& b) {
-  const Unrecorded unrecorded;
-  return a.scalar_type() == b.scalar_type() && a.sizes() == b.sizes() && a.nbytes() == b.nbytes() &&
-         std::memcmp(a.contiguous().const_data_ptr(), b.contiguous().const_data_ptr(), a.nbytes()) == 0;
 }
 
 }  // namespace
@@ -260,6 +261,10 @@ std::string to_json(const Recording& recording, const std::string& name) {
             {"outputs", recording.outputs},
             {"mutated", mutated},
             {"random", recording.random_state.defined()}};
+  if (recording.matmul_precision != at::Float32MatmulPrecision::HIGHEST) {
+    json["environment"]["matmul_precision"] =
+        recording.matmul_precision == at::Float32MatmulPrecision::HIGH ? "high" : "medium";
+  }
   if (recording.sizes != nullptr) {
     Json free = Json::array();
     for (const Sizes::Free& one : recording.sizes->free) free.push_back({one.input, one.dim, one.symbol});

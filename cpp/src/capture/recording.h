@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include <ATen/Context.h>
 #include <ATen/core/Tensor.h>
 
 #include "aliases.h"
@@ -94,9 +95,12 @@ struct Recording {
     int64_t offset = 0;
   };
   std::vector<std::vector<Shared>> shared;
-  std::vector<size_t> same_as;  ///< per argument: the first argument that is the same value
-  at::Tensor random_state;      ///< of the CPU generator before the first random operator
-  bool trains = false;          ///< some result requires grad
+  std::vector<size_t> same_as;                  ///< per argument: the first argument that is the same value
+  c10::Device device = c10::Device(c10::kCPU);  ///< the one GPU of its tensors, if some are on one
+  /// Of the generators of the CPU, and of the GPU that is used, before the first random operator.
+  at::Tensor random_state;
+  at::Tensor gpu_random_state;
+  bool trains = false;  ///< some result requires grad
   /// If so: random gradients of the outputs that require grad, and what autograd makes of them, per input that requires
   /// grad (undefined where nothing arrives). Empty where that cannot be found out without running the program's hooks.
   std::vector<at::Tensor> tangents;
@@ -108,9 +112,10 @@ struct Recording {
   bool inference_mode = false;
   std::vector<Sizes::Word> by_hand;       ///< numbers of which C++ code says itself how they follow from sizes
   std::vector<SizeCondition> conditions;  ///< on which it branches
-  std::shared_ptr<const Sizes> sizes;     ///< where the code is for other sizes too; else null
-  std::string refusal;                    ///< why the call cannot be replayed; empty when it can
-  bool touches_memory = false;            ///< if it cannot: see Recorder::refuse()
+  at::Float32MatmulPrecision matmul_precision = at::Float32MatmulPrecision::HIGHEST;
+  std::shared_ptr<const Sizes> sizes;  ///< where the code is for other sizes too; else null
+  std::string refusal;                 ///< why the call cannot be replayed; empty when it can
+  bool touches_memory = false;         ///< if it cannot: see Recorder::refuse()
 
   /// Of segments: where values lie, so that they can be told when the same operators come again.
   struct Layout {

@@ -57,6 +57,7 @@ class Reader {
         ++word_;
         for (const c10::IValue& element : value.toListRef()) give(element, values);
         break;
+      case Tag::integer: ++word_; break;
       default: break;
     }
   }
@@ -97,22 +98,25 @@ c10::IValue adapted(c10::IValue value, c10::TypePtr type) {
   return value;
 }
 
-/// Autocast as it was in a step.
-class Autocast {
+/// Autocast of a device as it was in a step.
+class AutocastScope {
  public:
-  explicit Autocast(int16_t dtype)
-      : was_enabled_(at::autocast::is_autocast_enabled(at::kCPU)), before_(at::autocast::get_autocast_dtype(at::kCPU)) {
-    at::autocast::set_autocast_enabled(at::kCPU, dtype >= 0);
-    if (dtype >= 0) at::autocast::set_autocast_dtype(at::kCPU, static_cast<c10::ScalarType>(dtype));
+  AutocastScope(c10::DeviceType device, int8_t dtype)
+      : device_(device),
+        was_enabled_(at::autocast::is_autocast_enabled(device)),
+        before_(at::autocast::get_autocast_dtype(device)) {
+    at::autocast::set_autocast_enabled(device_, dtype >= 0);
+    if (dtype >= 0) at::autocast::set_autocast_dtype(device_, static_cast<c10::ScalarType>(dtype));
   }
-  ~Autocast() {
-    at::autocast::set_autocast_enabled(at::kCPU, was_enabled_);
-    at::autocast::set_autocast_dtype(at::kCPU, before_);
+  ~AutocastScope() {
+    at::autocast::set_autocast_enabled(device_, was_enabled_);
+    at::autocast::set_autocast_dtype(device_, before_);
   }
-  Autocast(const Autocast&) = delete;
-  Autocast& operator=(const Autocast&) = delete;
+  AutocastScope(const AutocastScope&) = delete;
+  AutocastScope& operator=(const AutocastScope&) = delete;
 
  private:
+  c10::DeviceType device_;
   bool was_enabled_;
   c10::ScalarType before_;
 };
@@ -128,7 +132,8 @@ std::vector<at::Tensor> rerun(const Trace& trace, std::vector<at::Tensor> values
     const c10::OperatorHandle handle = c10::Dispatcher::singleton().findSchemaOrThrow(
         step.op->name.substr(0, dot).c_str(), dot == std::string::npos ? "" : step.op->name.substr(dot + 1).c_str());
     const c10::AutoGradMode grad(step.grad);
-    const Autocast autocast(step.autocast);
+    const AutocastScope on_cpu(at::kCPU, step.autocast.cpu);
+    const AutocastScope on_gpu(at::kCUDA, step.autocast.cuda);
     Reader reader(trace.code.data() + step.begin, values);
     stack.clear();
     for (const c10::Argument& argument : handle.schema().arguments()) {

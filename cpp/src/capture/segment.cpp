@@ -99,7 +99,7 @@ ValueId add_number(Recording& recording, int64_t bits) {
   Trace& trace = recording.trace;
   const auto value = static_cast<ValueId>(trace.value_begin.size());
   trace.value_begin.push_back(static_cast<uint32_t>(trace.values.size()));
-  trace.values.append({static_cast<int64_t>(at::kDouble), 0, 0, 0});
+  trace.values.append({static_cast<int64_t>(at::kDouble), 0, 0, 0, 0});
   recording.layout.memories.push_back(SIZE_MAX);
   recording.layout.externals.push_back(false);
   Input& input = recording.inputs.emplace_back();

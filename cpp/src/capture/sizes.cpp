@@ -72,7 +72,8 @@ std::optional<std::vector<uint32_t>> align(const Recording& a, const Recording& 
   for (size_t id = 0; id < before.value_begin.size(); ++id) {
     const int64_t* one = before.value(static_cast<ValueId>(id));
     const int64_t* other = after.value(static_cast<ValueId>(id));
-    if (one[kDtype] != other[kDtype] || one[kFlags] != other[kFlags] || one[kRank] != other[kRank]) {
+    if (one[kDtype] != other[kDtype] || one[kFlags] != other[kFlags] || one[kDevice] != other[kDevice] ||
+        one[kRank] != other[kRank]) {
       return fail("a value of " + value_type(before, static_cast<ValueId>(id)) + " became " +
                   value_type(after, static_cast<ValueId>(id)));
     }

@@ -62,6 +62,11 @@ CompileStats Core::stats() const {
     one.from_cache = variant->from_cache;
     const Frozen* packed = plan != nullptr ? plan->frozen() : nullptr;
     one.frozen = packed != nullptr && packed->is_current();
+    if (plan != nullptr && plan->graphs() != nullptr) {
+      one.graph_captures = plan->graphs()->captures();
+      one.graph_calls = plan->graphs()->replays();
+      one.graph_reason = plan->graphs()->reason();
+    }
     const Recording* recording = plan != nullptr ? &plan->recording() : variant->last.get();
     if (recording != nullptr) one.ops = static_cast<int64_t>(recording->trace.steps.size());
     stats.recorded += one.recorded;
@@ -93,7 +98,9 @@ std::string CompileStats::str() const {
             std::to_string(variant.replayed) + " compiled calls, " + std::to_string(variant.recorded) + " recorded, " +
             std::to_string(variant.eager) + " eager" +
             (variant.sizes > 1 ? ", " + std::to_string(variant.sizes) + " sets of sizes" : "") +
-            (variant.from_cache ? ", from the cache" : "") + (variant.frozen ? ", weights packed" : "") + "\n";
+            (variant.from_cache ? ", from the cache" : "") + (variant.frozen ? ", weights packed" : "") +
+            (variant.graph_calls > 0 ? ", " + std::to_string(variant.graph_calls) + " by a CUDA graph" : "") + "\n";
+    if (!variant.graph_reason.empty()) text += "    no CUDA graph: " + variant.graph_reason + "\n";
     if (!variant.reason.empty()) text += "    " + variant.reason + "\n";
   }
   if (lazy > 0) {

@@ -10,18 +10,23 @@
 
 namespace torchcc::detail {
 
-// A tensor with no other keys than CPU and these is defined, dense, on the CPU, and no wrapper.
+// A tensor with no other keys than CPU, or CUDA, and these is defined, dense, there, and no wrapper.
 inline constexpr c10::DispatchKeySet kOrdinaryKeys({c10::DispatchKey::ADInplaceOrView,
                                                     c10::DispatchKey::AutogradFunctionality,
-                                                    c10::DispatchKey::AutocastCPU, c10::DispatchKey::Conjugate,
-                                                    c10::DispatchKey::Negative});
+                                                    c10::DispatchKey::AutocastCPU, c10::DispatchKey::AutocastCUDA,
+                                                    c10::DispatchKey::Conjugate, c10::DispatchKey::Negative});
 
 inline bool is_ordinary(const at::Tensor& tensor) {
-  return tensor.key_set() - kOrdinaryKeys == c10::DispatchKeySet(c10::DispatchKey::CPU) &&
+  const c10::DispatchKeySet backend = tensor.key_set() - kOrdinaryKeys;
+  return (backend == c10::DispatchKeySet(c10::DispatchKey::CPU) ||
+          backend == c10::DispatchKeySet(c10::DispatchKey::CUDA)) &&
          tensor.unsafeGetTensorImpl()->unsafe_storage();
 }
 
-/// Appends what makes a value, besides its storage: dtype, flags, offset, rank, sizes, strides (see ValueWord).
+/// The device of an ordinary tensor as a word; see ValueWord.
+inline int64_t device_word(const at::Tensor& tensor) { return tensor.is_cuda() ? 1 + tensor.get_device() : 0; }
+
+/// Appends what makes a value, besides its storage: see ValueWord.
 void append_words(Words& to, const at::Tensor& tensor);
 
 /// Conjugation and negation that a tensor's readers have to do.
@@ -34,7 +39,8 @@ inline bool has_words(const at::Tensor& tensor, const int64_t* words) {
   const at::IntArrayRef sizes = tensor.sizes();
   const at::IntArrayRef strides = tensor.strides();
   if (words[kRank] != static_cast<int64_t>(sizes.size()) || words[kOffset] != tensor.storage_offset() ||
-      words[kDtype] != static_cast<int64_t>(tensor.scalar_type()) || words[kFlags] != conjugation_of(tensor)) {
+      words[kDtype] != static_cast<int64_t>(tensor.scalar_type()) || words[kFlags] != conjugation_of(tensor) ||
+      words[kDevice] != device_word(tensor)) {
     return false;
   }
   const int64_t* given = words + kSizes;  // a loop, since these are too few for the call that std::equal becomes
@@ -50,7 +56,7 @@ inline bool has_words(const at::Tensor& tensor, const int64_t* words) {
 /// The bytes of a storage between the first element and behind the last; equal numbers when there are none.
 std::pair<int64_t, int64_t> extent(const int64_t* words);
 
-/// A tensor over an existing storage.
+/// A tensor over an existing storage, on the device of that.
 at::Tensor make_view(c10::Storage storage, const int64_t* words);
 
 }  // namespace torchcc::detail

@@ -62,6 +62,10 @@ constexpr std::string_view kMetadata[] = {"size",
                                           "_fused_sdp_choice",
                                           "_debug_has_internal_overlap"};
 
+// Give the longest lengths of sequences too, which are sizes of the arguments.
+constexpr std::string_view kGivesSizes[] = {"_scaled_dot_product_flash_attention",
+                                            "_scaled_dot_product_cudnn_attention"};
+
 // Shapes that follow from data, where the schema has no tag for it.
 constexpr std::string_view kDynamic[] = {"nonzero_numpy", "argwhere", "bincount", "_pack_padded_sequence",
                                          "unique_consecutive"};
@@ -125,7 +129,9 @@ Operator read(const c10::OperatorHandle& handle) {
   op.is_metadata = gives_numbers && is_in(base, kMetadata);
   op.is_to_device = op.name == "aten::to.device";
   op.is_equal = op.name == "aten::equal";
-  op.reads_host = gives_numbers && !op.is_metadata && !op.is_equal;
+  op.is_detach = op.name == "aten::detach";
+  op.gives_sizes = is_in(base, kGivesSizes);
+  op.reads_host = gives_numbers && !op.is_metadata && !op.is_equal && !op.gives_sizes;
   op.is_view = !schema.returns().empty() &&
                std::all_of(schema.returns().begin(), schema.returns().end(),
                            [](const c10::Argument& one) { return one.alias_info() != nullptr && !writes(one); });
@@ -139,8 +145,9 @@ Operator read(const c10::OperatorHandle& handle) {
                        std::any_of(schema.arguments().begin(), schema.arguments().end(),
                                    [](const c10::Argument& one) { return one.kwarg_only() && writes(one); });
   op.changes_storage = is_one_of(base, {"resize_", "resize_as_", "set_", "set_data", "resize_storage_bytes_"});
-  op.may_depend = op.reads_host || op.is_equal || op.has_dynamic_shape || op.changes_storage;
   op.is_conversion = base == "to" || base == "_to_copy" || base == "cpu";
+  op.may_move = op.is_conversion || is_one_of(base, {"copy_", "copy", "_foreach_copy_", "_foreach_copy"});
+  op.may_depend = op.reads_host || op.is_equal || op.has_dynamic_shape || op.changes_storage || op.may_move;
   return op;
 }
 
@@ -249,7 +256,7 @@ std::string value_type(const Trace& trace, ValueId id) {
   const int64_t* words = trace.value(id);
   std::string text = dtype_name(static_cast<c10::ScalarType>(words[kDtype])) + "[";
   for (int64_t d = 0; d < words[kRank]; ++d) text += (d == 0 ? "" : ", ") + std::to_string(words[kSizes + d]);
-  return text + "]";
+  return text + (words[kDevice] == 0 ? "]" : "] on cuda");
 }
 
 std::string difference(const Trace& before, const Trace& after) {

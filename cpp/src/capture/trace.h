@@ -47,11 +47,14 @@ struct Operator {
   size_t returns = 0;
   bool is_view = false;      ///< gives other views of its inputs and reads no data
   bool is_metadata = false;  ///< gives numbers that follow from dtypes and sizes
+  bool is_detach = false;    ///< aten::detach: a view that autograd does not know as one
   bool reads_host = false;   ///< gives numbers that follow from data
   bool has_dynamic_shape = false;
   bool may_depend = false;    ///< dependence() may find something
   bool is_index = false;      ///< aten::index: dynamic only with masks
   bool is_equal = false;      ///< aten::equal: no host read for a tensor and itself
+  bool gives_sizes = false;   ///< gives numbers beside tensors, which follow from sizes (attention on GPUs)
+  bool may_move = false;      ///< may copy from one device to another: to(), copy_()
   bool is_to_device = false;  ///< aten::to.device: what printing calls
   bool is_random = false;
   bool is_uninitialized = false;  ///< gives memory that nobody has written (empty)
@@ -75,17 +78,24 @@ const Operator& operator_of(const c10::OperatorHandle& handle);
 /// The operator of a full name, without overload: "aten::clone".
 const Operator& operator_named(const char* name);
 
+/// The dtypes of autocast while an operator ran; -1 where it was off.
+struct Autocast {
+  int8_t cpu = -1;
+  int8_t cuda = -1;
+  bool operator==(const Autocast&) const = default;
+};
+
 /// The operator calls of one run of a function, in order.
 struct Trace {
   struct Step {
     const Operator* op = nullptr;
-    uint32_t begin = 0;     ///< of its arguments, then its outputs, in `code`
-    int16_t autocast = -1;  ///< the dtype of CPU autocast while it ran; -1 when that was off
-    bool grad = true;       ///< grad mode while it ran, where Trace::requires_grad says something
+    uint32_t begin = 0;  ///< of its arguments, then its outputs, in `code`
+    Autocast autocast{};
+    bool grad = true;  ///< grad mode while it ran, where Trace::requires_grad says something
   };
   std::vector<Step> steps;
   Words code;
-  Words values;                       ///< dtype, flags, offset, rank, sizes, strides, and so on for the next
+  Words values;                       ///< the words of ValueWord, sizes, strides, and so on for the next
   std::vector<uint32_t> value_begin;  ///< of each value, in `values`; the same for neighbours that are alike
   std::vector<bool> requires_grad;    ///< of each value, as it was made; empty where no result requires grad
 
@@ -101,8 +111,8 @@ struct Trace {
   const int64_t* value(ValueId id) const { return values.data() + value_begin[static_cast<size_t>(id)]; }
 };
 
-/// Positions in a value's words.
-enum ValueWord : uint8_t { kDtype, kFlags, kOffset, kRank, kSizes };
+/// Positions in a value's words. The device is 0 for the CPU, else 1 more than the number of the GPU.
+enum ValueWord : uint8_t { kDtype, kFlags, kDevice, kOffset, kRank, kSizes };
 inline constexpr int64_t kConjugate = 1;
 inline constexpr int64_t kNegative = 2;
 

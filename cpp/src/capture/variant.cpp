@@ -71,6 +71,9 @@ std::vector<char> pickle(const Recording& recording) {
     gradients.push_back(tensor.defined() ? c10::IValue(tensor.detach()) : c10::IValue());
   }
   if (recording.random_state.defined()) random_state.emplace_back(recording.random_state);
+  if (recording.device.is_cuda() && recording.gpu_random_state.defined()) {
+    random_state.emplace_back(recording.gpu_random_state);
+  }
   // Tuples: Python's weights_only reads no lists and dicts that C++ has written.
   return torch::jit::pickle_save(c10::ivalue::Tuple::create(
       {c10::ivalue::Tuple::create(std::move(inputs)), c10::ivalue::Tuple::create(std::move(outputs)),
@@ -343,7 +346,7 @@ CoreState::Work CoreState::commit(Guards guards, std::unique_ptr<Recording> made
     now->sizes = variant->plans.back()->recording().sizes;
     variant->plans.back()->lower_owners(*now);
     variant->plans.push_back(
-        std::make_unique<Plan>(now, variant->plans.back()->code(), variant->plans.back()->packed()));
+        std::make_unique<Plan>(now, variant->plans.back()->code(), options, variant->plans.back()->packed()));
     variant->plan.store(variant->plans.back().get(), std::memory_order_release);
     now->drop_samples();
     if (variant->is_sized) keep_promises(*variant);
@@ -382,7 +385,7 @@ void CoreState::carry_out(const Work& work) {
 }
 
 std::string CoreState::key_text(const Recording& recording, bool freeze) const {
-  std::string text = build_text() + "options " + options_json(options.options) + "\n";
+  std::string text = build_text(recording.device) + "options " + options_json(options.options) + "\n";
   if (freeze) {
     torch::lazy::hash_t hash(uint64_t{0});
     for (const Input& input : recording.inputs) {
@@ -401,7 +404,9 @@ CoreState::Code CoreState::get_code(const Recording& recording, bool freeze) {
   std::string slower = read_marker(key.slower(folder));
   if (freeze && !slower.empty()) return {};
   std::string damage;
-  if (auto artifact = find_code(key, folder, damage)) return {std::move(artifact), "", std::move(slower), 0, true};
+  if (auto artifact = find_code(key, folder, recording.device, damage)) {
+    return {std::move(artifact), "", std::move(slower), 0, true};
+  }
   if (!damage.empty()) log(Topic::compile, options.name, "not used: " + damage);
   if (compiler_is_off()) {
     return {nullptr,
@@ -423,6 +428,7 @@ CoreState::Code CoreState::get_code(const Recording& recording, bool freeze) {
   request.log = logs / (key.name + "-" + std::to_string(::getpid()) + "-" + std::to_string(++count) + ".log");
   request.threads = at::get_num_threads();
   request.timeout = options.timeout;
+  request.device = recording.device;
   request.progress = options.progress;
   const CompileAnswer answer = compile_trace(request);
   if (answer.kind == "slower") write_marker(key.slower(folder), answer.error);
@@ -432,7 +438,9 @@ CoreState::Code CoreState::get_code(const Recording& recording, bool freeze) {
   }
   std::filesystem::remove(request.log, error);
   if (!answer.slower.empty()) write_marker(key.slower(folder), answer.slower);
-  if (auto artifact = find_code(key, folder, damage)) return {std::move(artifact), "", answer.slower, answer.seconds};
+  if (auto artifact = find_code(key, folder, recording.device, damage)) {
+    return {std::move(artifact), "", answer.slower, answer.seconds};
+  }
   return {nullptr, "the compiled code cannot be used: " + damage, "", answer.seconds};
 }
 
@@ -475,7 +483,7 @@ void CoreState::compile(Variant& variant, const std::shared_ptr<Recording>& reco
   if (recording->has_work()) code = find_code_for(*recording);
   note(variant, code);
   if (code.artifact != nullptr || !recording->has_work()) {
-    auto made = std::make_unique<Plan>(recording, code.artifact);
+    auto made = std::make_unique<Plan>(recording, code.artifact, options);
     plan = made.get();
     const std::lock_guard lock(mutex);
     variant.plans.push_back(std::move(made));
@@ -548,7 +556,7 @@ void CoreState::generalize(Variant& variant, const std::shared_ptr<Recording>& r
       leave_family(variant, recording, code.reason);
       return;
     }
-    auto made = std::make_unique<Plan>(recording, code.artifact);
+    auto made = std::make_unique<Plan>(recording, code.artifact, options);
     plan = made.get();
     family->codes.push_back({code.artifact, recording, plan->packed()});
     family->failures = 0;
@@ -571,12 +579,13 @@ void CoreState::join(Variant& variant, const std::shared_ptr<Recording>& recordi
     leave_family(variant, recording, differs);
   } else {
     variant.family->failures = 0;
-    serve(variant, std::make_unique<Plan>(recording, code.artifact, code.packed));
+    serve(variant, std::make_unique<Plan>(recording, code.artifact, options, code.packed));
   }
 }
 
 void CoreState::freeze(Variant& variant, Plan& plan, const Recording& recording) {
-  if (!options.freeze || recording.trains) return;
+  // Inductor folds weights for GPUs too, but keeps 16-bit ones as float32 where its kernels compute with that.
+  if (!options.freeze || recording.trains || recording.device.is_cuda()) return;
   try {
     auto made = std::make_unique<Frozen>();
     made->weights = freezable(recording, options.freeze_inference_tensors);

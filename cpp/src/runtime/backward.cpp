@@ -14,6 +14,7 @@
 #include <torchcc/error.h>
 #include <nlohmann/json.hpp>
 
+#include "device.h"
 #include "handles.h"
 #include "message.h"
 
@@ -101,7 +102,7 @@ at::Tensor tangent(const at::Tensor& gradient, const Backward::Tangent& wanted) 
   const at::Tensor given = gradient.defined()
                                ? gradient.resolve_conj().resolve_neg()
                                : torch::autograd::get_current_node()->input_metadata(wanted.output).zeros_like();
-  if (has_strides(given, wanted.strides)) return given;
+  if (has_strides(given, wanted.strides)) return aligned(given);
   if (!wanted.strides) return given.contiguous();
   return at::empty_strided(given.sizes(), *wanted.strides, given.options()).copy_(given);
 }
@@ -171,7 +172,7 @@ class Compiled : public torch::autograd::Function<Compiled> {
     size_t next = 0;
     for (const Backward::Saved& one : code.saved) {
       if (one.from != Backward::Saved::From::extra) {
-        handles.push_back(kept.saved[next++].get().resolve_conj().resolve_neg());
+        handles.push_back(aligned(kept.saved[next++].get().resolve_conj().resolve_neg()));
       } else if (is_last) {  // the code frees it after its last use
         handles.push_back(std::move(kept.extras[one.index]));
       } else {

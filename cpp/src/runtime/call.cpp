@@ -17,6 +17,7 @@
 #include <torch/csrc/inductor/aoti_torch/utils.h>
 #include <torchcc/error.h>
 
+#include "device.h"
 #include "graphs.h"
 #include "refusal.h"
 #include "state.h"
@@ -185,12 +186,6 @@ void check_mutated(const FunctionState& state, const Bound& bound) {
       }
     }
   }
-}
-
-// Inductor's kernels for GPUs load 16 bytes at once, as PyTorch's allocator aligns tensors; a view may begin elsewhere.
-bool is_aligned(const at::Tensor& tensor) {
-  constexpr uintptr_t kAlignment = 16;
-  return !tensor.is_cuda() || reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % kAlignment == 0;
 }
 
 /// Whether the compiled code can read this tensor's memory as it is.

@@ -18,6 +18,14 @@ std::string why_no_cuda() {
   return "";
 }
 
+bool has_gpu() {
+  if (!c10::impl::hasDeviceGuardImpl(c10::kCUDA)) return false;
+  static const bool found = c10::impl::VirtualGuardImpl(c10::kCUDA).deviceCount() != 0;
+  return found;
+}
+
+c10::Device current_gpu() { return c10::impl::VirtualGuardImpl(c10::kCUDA).getDevice(); }
+
 c10::Device cuda_device(int index) {
   const c10::impl::VirtualGuardImpl cuda(c10::kCUDA);
   const int count = cuda.deviceCount();
@@ -81,6 +89,19 @@ void* make_stream(c10::Device device) {
 
 int64_t current_stream_id(c10::Device device) {
   return c10::impl::VirtualGuardImpl(device.type()).getStream(device).id();
+}
+
+bool is_aligned(const at::Tensor& tensor) {
+  constexpr uintptr_t kAlignment = 16;
+  return !tensor.is_cuda() || reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % kAlignment == 0;
+}
+
+at::Tensor aligned(const at::Tensor& tensor) {
+  if (is_aligned(tensor) || tensor.numel() == 0) return tensor;
+  int64_t length = 1;
+  for (int64_t d = 0; d < tensor.dim(); ++d) length += (tensor.size(d) - 1) * tensor.stride(d);
+  const at::Tensor memory = tensor.detach().as_strided({length}, {1}, tensor.storage_offset()).clone();
+  return memory.as_strided(tensor.sizes(), tensor.strides(), 0);
 }
 
 }  // namespace torchcc::detail

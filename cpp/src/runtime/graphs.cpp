@@ -5,6 +5,7 @@
 
 #include <ATen/ops/_foreach_copy.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_strided.h>
 #include <c10/core/DeviceGuard.h>
 #include <c10/core/InferenceMode.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
@@ -143,7 +144,10 @@ void Graphs::capture(Entry& entry, const Library& library, std::span<const Input
     for (size_t i = 0; i < inputs.size(); ++i) {
       Slot& slot = entry.slots[i];
       if (!slot.is_in_place && !slot.buffer.defined()) {
-        slot.buffer = at::empty(inputs[i].tensor->sizes(), inputs[i].tensor->options().requires_grad(false));
+        const at::Tensor& given = *inputs[i].tensor;
+        const at::TensorOptions options = given.options().requires_grad(false);
+        slot.buffer = inputs[i].has_own_strides ? at::empty_strided(given.sizes(), given.strides(), options)
+                                                : at::empty(given.sizes(), options);
       }
     }
     std::vector<at::Tensor> outputs;

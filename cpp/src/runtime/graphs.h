@@ -34,6 +34,7 @@ class Graphs {
     bool is_ready;    ///< the compiled code can read its memory as it is
     bool is_mutated;  ///< the code writes into it
     bool is_weight;
+    bool has_own_strides = false;  ///< the code reads it with its own strides; else it wants it contiguous
   };
 
   /// With a reason why the code cannot be captured, run() does nothing. `is_random`: the code draws random numbers.

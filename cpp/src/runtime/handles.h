@@ -19,6 +19,8 @@ class Handles {
   void push_back(at::Tensor tensor) {
     handles_.push_back(torch::aot_inductor::tensor_pointer_to_tensor_handle(new at::Tensor(std::move(tensor))));
   }
+  /// The one that was added last.
+  at::Tensor back() const { return *torch::aot_inductor::tensor_handle_to_tensor_pointer(handles_.back()); }
   void run(const Library& library, AtenTensorHandle* outputs) {
     c10::SmallVector<AtenTensorHandle, 16> given(handles_.begin(), handles_.end());
     handles_.clear();

@@ -268,11 +268,13 @@ Function bind_function(const FunctionEntry& entry, const Contents& contents, con
 
 }  // namespace
 
-std::vector<LoadedCode> load_code(Archive& archive) {
+std::vector<LoadedCode> load_code(Archive& archive, c10::Device device) {
   const Manifest manifest = read_manifest(archive);
   Contents contents;
   contents.origin = archive.origin();
-  contents.gpu.device = find_gpu(manifest, contents.origin, {});
+  LoadOptions options;
+  if (device.is_cuda()) options.device = device.index();
+  contents.gpu.device = find_gpu(manifest, contents.origin, options);
   for (const auto& [name, record] : manifest.records) {
     if (name.starts_with("data/aotinductor/"))
       contents.records.texts[name] = archive.read(name, record.size, record.crc32);
@@ -281,7 +283,8 @@ std::vector<LoadedCode> load_code(Archive& archive) {
   for (FunctionEntry entry : manifest.functions) {
     entry.graph.clear();
     entry.training.clear();
-    code.push_back({Access::state(bind_function(entry, contents, {}))->library, entry.signature});
+    const std::string uncapturable = entry.variants.empty() ? "" : entry.variants.front().uncapturable;
+    code.push_back({Access::state(bind_function(entry, contents, {}))->library, entry.signature, uncapturable});
   }
   return code;
 }

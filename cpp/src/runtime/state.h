@@ -64,7 +64,9 @@ struct FunctionState {
 struct LoadedCode {
   std::shared_ptr<const Library> library;
   Signature signature;
+  std::string uncapturable;  ///< why no CUDA graph can be made of it; empty when one can
 };
-std::vector<LoadedCode> load_code(Archive& archive);
+/// `device`: the CPU, or the GPU that functions for GPUs are to run on.
+std::vector<LoadedCode> load_code(Archive& archive, c10::Device device);
 
 }  // namespace torchcc::detail

@@ -1,0 +1,229 @@
+"""Steps of training a GPT on one GPU: compiled C++ against Python's torch.compile."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import torchcc
+from benchmarks import harness
+from benchmarks.harness import Report
+
+_TARGET = "cuda_training"
+
+_WIDTH, _HEADS, _LAYERS, _WORDS = 768, 12, 12, 50257
+_BATCH, _TOKENS = 8, 512
+_BATCHES = 8
+_RATE = 1e-4
+
+#: Steps whose losses are compared.
+STEPS = 12
+
+# Largest difference of a loss, which is about 10; bfloat16 has three digits.
+_TOLERANCE = 0.1
+
+Step = Callable[[], Tensor]
+
+#: What the C++ program has, by the names that it knows.
+_CPP = {"step": "C++, the whole step compiled", "loss": "C++, loss and optimiser compiled apart", "eager": "C++, eager"}
+
+#: What Python has: whether the loss is compiled, and how the optimiser runs.
+_PYTHON = {
+    "compile": (True, "compiled", "Python, torch.compile of loss and optimiser"),
+    "fused": (True, "fused", "Python, torch.compile of the loss, fused optimiser"),
+    "python": (False, "fused", "Python, eager, fused optimiser"),
+}
+
+
+class Layer(nn.Module):
+    """A layer of GPT-2; ``cpp/cuda_training.cpp`` has the same one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(_WIDTH)
+        self.qkv = nn.Linear(_WIDTH, 3 * _WIDTH)
+        self.out = nn.Linear(_WIDTH, _WIDTH)
+        self.norm2 = nn.LayerNorm(_WIDTH)
+        self.up = nn.Linear(_WIDTH, 4 * _WIDTH)
+        self.down = nn.Linear(4 * _WIDTH, _WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        b, t, d = x.shape
+        q, k, v = self.qkv(self.norm1(x)).view(b, t, 3, _HEADS, d // _HEADS).permute(2, 0, 3, 1, 4)
+        mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.out(mixed.transpose(1, 2).reshape(b, t, d))
+        return x + self.down(functional.gelu(self.up(self.norm2(x)), approximate="tanh"))
+
+
+class Gpt(nn.Module):
+    """GPT-2 (124M) for 512 tokens; gives the loss of the next ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(_WORDS, _WIDTH)
+        self.positions = nn.Embedding(_TOKENS, _WIDTH)
+        self.layers = nn.ModuleList(Layer() for _ in range(_LAYERS))
+        self.norm = nn.LayerNorm(_WIDTH)
+
+    def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:  # noqa: D102
+        x = self.words(tokens) + self.positions(torch.arange(tokens.shape[1], device=tokens.device))
+        for layer in self.layers:
+            x = layer(x)
+        scores = functional.linear(self.norm(x), self.words.weight)
+        return functional.cross_entropy(scores.flatten(0, 1), targets.flatten())
+
+
+def make() -> tuple[Gpt, Tensor]:
+    """The network on the GPU, and tokens of all batches, the same ones each time."""
+    torch.manual_seed(0)
+    network = Gpt()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if parameter.dim() == 2:
+                parameter.normal_(0, 0.02)
+    return network.cuda(), torch.randint(_WORDS, (_BATCHES, _BATCH, _TOKENS + 1))
+
+
+def make_step(compiled: bool, optimiser: str) -> Step:
+    """A function that trains on the next batch and gives its loss."""
+    network, text = make()
+    text = text.cuda()
+    batches = [(one[:, :-1].contiguous(), one[:, 1:].contiguous()) for one in text]
+    adam = torch.optim.AdamW(network.parameters(), _RATE, fused=optimiser == "fused")
+    done = 0
+
+    def forward(tokens: Tensor, targets: Tensor) -> Tensor:
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            return network(tokens, targets)  # type: ignore[no-any-return]
+
+    loss_of = torch.compile(forward) if compiled else forward
+    update: Any = torch.compile(lambda: adam.step()) if optimiser == "compiled" else adam.step
+
+    def step() -> Tensor:
+        nonlocal done
+        tokens, targets = batches[done % len(batches)]
+        done += 1
+        adam.zero_grad()
+        loss = loss_of(tokens, targets)
+        loss.backward()
+        update()
+        return loss
+
+    return step
+
+
+class Program:
+    """The C++ program, which trains when it is told to."""
+
+    def __init__(self, program: Path, folder: Path) -> None:
+        self._process = subprocess.Popen(
+            [str(program), str(folder / "weights.pt")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def ask(self, way: str, calls: int) -> Any:
+        """What it answers: for no calls, the losses of its first steps; else nanoseconds of a step."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        line = ""
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(f"{way} {calls}\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        if not line:
+            raise torchcc.CompileError(f"the program ended with status {self._process.wait()}")
+        return json.loads(line)
+
+    def end(self) -> None:
+        """Lets it end."""
+        self._process.communicate()
+
+
+def run(quick: bool = False) -> Report:
+    """Trains the network in both languages, in turns.
+
+    Args:
+        quick: Measure too little to judge by.
+
+    Raises:
+        CompileError: There is no GPU, a program cannot be built, or failed, or a contender has other losses.
+    """
+    if not torch.cuda.is_available():
+        raise torchcc.CompileError("this benchmark needs a GPU, and PyTorch with CUDA")
+    rounds, calls = (3, 3) if quick else (20, 10)
+    program_file = harness.build(_TARGET) / _TARGET
+    with tempfile.TemporaryDirectory(prefix="torchcc-benchmark-") as folder:
+        network, text = make()
+        weights = {name: one.detach().cpu() for name, one in network.named_parameters()}
+        torch.save({**weights, "text": text}, Path(folder) / "weights.pt")
+        del network
+        expected = _losses(make_step(False, "fused"))
+        program = Program(program_file, Path(folder))
+        notes = []
+        for way in _CPP:
+            start = time.monotonic()
+            answer = program.ask(way, 0)
+            _check(_CPP[way], answer["losses"], expected)
+            notes.append(f"{_CPP[way]}: ready after {time.monotonic() - start:.0f} s\n{answer['stats']}".rstrip())
+        steps = {}
+        for name, (compiled, optimiser, title) in _PYTHON.items():
+            steps[name] = make_step(compiled, optimiser)
+            _check(title, _losses(steps[name]), expected)
+        samples: dict[str, list[float]] = {}
+        for _ in range(rounds):
+            for name, step in steps.items():
+                samples.setdefault(name, []).append(_nanoseconds(step, calls))
+            for way in _CPP:
+                samples.setdefault(way, []).append(program.ask(way, calls)["total"])
+        program.end()
+    return _report(samples, rounds, calls, notes)
+
+
+def _losses(step: Step) -> list[float]:
+    return [float(step().detach()) for _ in range(STEPS)]
+
+
+def _check(title: str, losses: list[float], expected: list[float]) -> None:
+    difference = max(abs(one - other) for one, other in zip(losses, expected, strict=True))
+    if not difference <= _TOLERANCE or math.isnan(sum(losses)):
+        raise torchcc.CompileError(f"{title}: other losses than eager, by {difference:.3g}: {losses}, {expected}")
+
+
+def _nanoseconds(step: Step, calls: int) -> float:
+    step()
+    torch.cuda.synchronize()
+    start = time.perf_counter_ns()
+    for _ in range(calls):
+        step()
+    torch.cuda.synchronize()
+    return (time.perf_counter_ns() - start) / calls
+
+
+def _report(samples: dict[str, list[float]], rounds: int, calls: int, notes: list[str]) -> Report:
+    title = "GPT-2, 124M, 8 x 512 tokens, bfloat16 by autocast, AdamW"
+    titles = {**_CPP, **{name: text for name, (_, _, text) in _PYTHON.items()}}
+    cases = [
+        harness.case(f"{title}: {text}", [one / 1e6 for one in samples[name]], "ms") for name, text in titles.items()
+    ]
+    for way in [one for one in _CPP if one != "eager"]:
+        for other, limit in (("compile", 1.0), ("fused", None)):
+            ratios = harness.ratios(samples[way], samples[other])
+            limit_of = limit if way == "loss" else None
+            cases.append(harness.case(f"{title}: {titles[way]}, over {titles[other]}", ratios, "ratio", limit_of))
+    return Report(
+        cases,
+        [
+            f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}; {rounds} rounds of {calls} steps each in turn",
+            f"the losses of {STEPS} steps agree with eager Python's within {_TOLERANCE}",
+            *notes,
+        ],
+    )
