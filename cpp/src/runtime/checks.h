@@ -64,7 +64,8 @@ inline void check_sizes(const Signature& signature, size_t index, const InputChe
 /// Whether check_relations() has anything to check in a call of this function.
 bool has_relations(const Signature& signature, std::span<const InputCheck> checks);
 
-/// Checks what a call can only check once all symbols are bound: sizes that are expressions, and the signature's guards.
+/// Checks what a call can only check once all symbols are bound: sizes that are expressions, and the signature's
+/// guards.
 void check_relations(const Signature& signature, std::span<const InputCheck> checks, const Tensor* const* tensors,
                      const int64_t* symbols);
 
