@@ -51,8 +51,8 @@ def run(quick: bool = False) -> Report:
         "about 5 ms of each contender, in an order that changes; results are compared before",
         "a contender's time is the median of a session's rounds, without those in which the machine was disturbed; "
         "a ratio is the median over the sessions",
-        "noise: compiled C++ over itself in another process, the largest deviation from 1 of a session; for a ratio, "
-        "the largest deviation of one of its sessions from it, if that is more; "
+        "noise: compiled C++, and eager C++, over itself in another process, the largest deviation from 1 of a "
+        "session; for a ratio, the largest deviation of one of its sessions from it, if that is more; "
         f"a ratio that misses its limit by no more, and by no more than {_MOST_NOISE}, is a tie and holds",
     ]
     for threads in _THREADS[:1] if quick or harness.cores() < 2 else _THREADS:

@@ -43,6 +43,11 @@ CONTENDERS = {
 #: Compiled C++ once more, in another process: what differs between the two is noise.
 TWIN = "twin"
 
+#: Eager C++ once more, in another process, where that is measured.
+EAGER_TWIN = "eager twin"
+
+_TWINS = {"compiled": TWIN, "eager": EAGER_TWIN}
+
 #: Largest difference from the expected result, whose values are about 1.
 TOLERANCE = 1e-4
 
@@ -91,17 +96,24 @@ class Samples:
         return [one for session in self.sessions for one in session[name]]
 
     def ratios(self, below: str) -> list[float]:
-        """Compiled C++, the mean of its two processes, over a contender, session by session."""
-        both = zip(self._medians("compiled"), self._medians(TWIN), strict=True)
-        return harness.ratios([statistics.mean(two) for two in both], self._medians(below))
+        """Compiled C++ over a contender, session by session; of what has two processes, the mean of both."""
+        return harness.ratios(self._means("compiled"), self._means(below))
 
     def better(self, *contenders: str) -> str:
         """The contender with the smallest median."""
         return min(contenders, key=lambda name: statistics.median(self._medians(name)))
 
     def noise(self) -> float:
-        """Compiled C++ over its twin, session by session: the largest deviation from 1."""
-        return max(abs(ratio - 1) for ratio in harness.ratios(self._medians("compiled"), self._medians(TWIN)))
+        """What has a twin over that, session by session: the largest deviation from 1."""
+        pairs = [(self._medians(name), self._medians(twin)) for name, twin in self._twins()]
+        return max(abs(ratio - 1) for one, twin in pairs for ratio in harness.ratios(one, twin))
+
+    def _twins(self) -> list[tuple[str, str]]:
+        return [(name, twin) for name, twin in _TWINS.items() if all(twin in session for session in self.sessions)]
+
+    def _means(self, name: str) -> list[float]:
+        twin = dict(self._twins()).get(name, name)
+        return [statistics.mean(both) for both in zip(self._medians(name), self._medians(twin), strict=True)]
 
     def _medians(self, name: str) -> list[float]:
         return [statistics.median(session[name]) for session in self.sessions]
@@ -200,6 +212,7 @@ def run(program: Path, model: str, sessions: int, rounds: int, threads: int) -> 
         # Each has a process of its own: what else is in memory makes calls of a few microseconds 8 % faster or slower.
         contenders: list[Command] = [
             *(([program, *arguments, name], name) for name in ("compiled", TWIN, "eager", "aoti", "script")),
+            ([program, *arguments, "eager"], EAGER_TWIN),
             ([sys.executable, "-m", "benchmarks.contender", "compile", *arguments], "compile"),
         ]
         reason = folder / "onnx.txt"

@@ -130,6 +130,15 @@ def test_cases_of_a_model(tmp_path: Path) -> None:
     assert (missing["value"], missing["holds"]) == (None, None)
 
 
+def test_eager_has_a_twin() -> None:
+    samples = contest.Samples(missing={"onnx": "no onnxruntime"})
+    programs = [*fakes(1000, "compiled", "twin", "aoti", "compile", "script"), *fakes(980, "eager")]
+    for _ in range(2):
+        contest.measure(samples, [*programs, fake(940, "eager twin")], 2, {})
+    assert samples.ratios("eager") == pytest.approx([1000 / 960] * 2)
+    assert samples.noise() == pytest.approx(980 / 940 - 1)
+
+
 def test_more_than_noise_does_not_hold() -> None:
     samples = contest.Samples(missing={"onnx": "no onnxruntime"})
     programs = [fake(1000, "compiled"), fake(1010, "twin"), *fakes(900, "aoti", "eager", "compile", "script")]
