@@ -19,14 +19,14 @@ import pytest
 
 from torchcc import paths
 
-# Suites that share a process; each of these takes about as long.
+# Suites that share a process; the longest first, since the other process cannot help with a test that has begun.
 GROUPS = (
+    ("lazy", "steps"),
     ("operators", "guards"),
     ("sequences", "mutation"),
     ("changes", "signatures", "eager"),
     ("convolutions", "layers", "concurrency", "random_numbers"),
     ("training",),
-    ("lazy", "steps"),
     ("sizes",),
 )
 
