@@ -41,8 +41,8 @@ struct Operator {
     bool is_written = false;       ///< by the schema
     bool is_hidden_state = false;  ///< running statistics, which training writes although the schema does not say so
   };
-  std::string name{};              ///< "aten::add.Tensor"
-  const void* schema = nullptr;    ///< where the dispatcher has it
+  std::string name{};            ///< "aten::add.Tensor"
+  const void* schema = nullptr;  ///< where the dispatcher has it
   std::vector<Argument> arguments{};
   size_t returns = 0;
   bool is_view = false;      ///< gives other views of its inputs and reads no data
