@@ -232,6 +232,10 @@ def environment_of(folder: Path, threads: int) -> dict[str, str]:
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
         "TORCHCC_CACHE": str(folder / "cache"),  # what another version of torchcc compiled does not count
+        # Else it depends on what a process did before whether glibc gives memory of results back to the kernel, which
+        # has to clear it again, in each call.
+        "MALLOC_MMAP_THRESHOLD_": str(2**25),
+        "MALLOC_TRIM_THRESHOLD_": str(2**28),
     }
 
 
