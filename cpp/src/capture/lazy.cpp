@@ -180,20 +180,17 @@ void Lazy::run(const Call& call) {
     run_now(call);
     return;
   }
+  std::vector<View> views;
   if (state_ == State::following) {
     const bool forgets = follow_->differs_in_number();
-    const std::vector<View> views = std::exchange(views_, {});
+    views = std::exchange(views_, {});
     if (is_logged(Topic::capture)) {
       log(Topic::capture, "lazy", "a segment goes on as " + call.op.name + ", and was " + follow_->expected());
     }
     flush(forgets ? "" : call.op.name);
-    if (forgets) {
-      state_ = State::passing;
-    } else if (!views.empty() && resume(views, call)) {
-      return;
-    }
+    if (forgets) state_ = State::passing;
   }
-  if (state_ == State::idle && begin(call)) {
+  if (state_ == State::idle && begin(views, call)) {
     advance(call);
   } else if (state_ == State::passing) {
     run_now(call);
@@ -215,12 +212,12 @@ void Lazy::advance(const Call& call) {
   if (follow_->has_work()) views_.clear();
 }
 
-/// Goes on from views with which the program has begun a segment that it then left: with another segment that begins
-/// with them, so that the sizes of what comes next decide which one it is. Else they are the beginning of a new one.
-/// False: the call has to be looked at as any other.
-bool Lazy::resume(const std::vector<View>& views, const Call& call) {
+/// Looks for a segment that begins with some views, if any, and then this call. With the views alone the program may
+/// have begun another one that it then left: the sizes of what comes next decide which one it is. Where there is none,
+/// they are the beginning of a new one. False: the call has to run now.
+bool Lazy::begin(const std::vector<View>& views, const Call& call) {
   bool passes = false;
-  for (std::shared_ptr<Segment>& segment : segments_.beginning_with(views.front().op)) {
+  for (std::shared_ptr<Segment>& segment : segments_.beginning_with(views.empty() ? call.op : views.front().op)) {
     Segments::Known known = segments_.know(*segment);
     if (known.state == Segment::State::recorded) continue;
     const bool is_compiled = known.state == Segment::State::compiled;
@@ -235,7 +232,6 @@ bool Lazy::resume(const std::vector<View>& views, const Call& call) {
     if (is_compiled) {
       follow_ = std::move(follow);
       state_ = State::following;
-      advance(call);
       return true;
     }
     passes = true;
@@ -250,31 +246,6 @@ bool Lazy::resume(const std::vector<View>& views, const Call& call) {
   for (const View& view : views) {
     torch::jit::Stack stack = view.arguments;
     recorder_->record(view.op, view.handle, &stack, false, view.autocast);
-  }
-  return false;
-}
-
-/// Looks for a segment that begins with this operator. False: it has to run now.
-bool Lazy::begin(const Call& call) {
-  bool passes = false;
-  for (std::shared_ptr<Segment>& segment : segments_.beginning_with(call.op)) {
-    Segments::Known known = segments_.know(*segment);
-    if (known.state == Segment::State::recorded) continue;
-    const bool is_compiled = known.state == Segment::State::compiled;
-    auto follow = std::make_unique<Follow>(std::move(known), std::move(segment));
-    if (!follow->matches(call.op, call.arguments(), call.autocast)) continue;
-    if (is_compiled) {
-      follow_ = std::move(follow);
-      state_ = State::following;
-      return true;
-    }
-    passes = true;
-  }
-  if (passes) {
-    state_ = State::passing;
-  } else {
-    recorder_ = std::make_unique<Recorder>();
-    state_ = State::recording;
   }
   return false;
 }

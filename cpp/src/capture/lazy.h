@@ -70,10 +70,9 @@ class Lazy final : public Mode {
   void run(const Call& call);
   void run_now(const Call& call);
   void advance(const Call& call);
-  bool resume(const std::vector<View>& views, const Call& call);
   void follow_stream(const Call& call);
   bool is_involved(const Call& call) const;
-  bool begin(const Call& call);
+  bool begin(const std::vector<View>& views, const Call& call);
   void flush(const std::string& end);
   void note_next(int64_t ops);
 

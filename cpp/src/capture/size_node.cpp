@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <utility>
 
 #include <c10/util/Exception.h>
@@ -160,6 +161,20 @@ c10::SymNode SizeNode::joined(const SizeNode& other, Kind kind, int64_t value) c
   return node;
 }
 
+/// A number that does not follow from this one and another by an expression: it is constant, and so are they.
+c10::SymNode SizeNode::constant_of(const SizeNode& other, Number value) const {
+  fix();
+  other.fix();
+  return made(value);
+}
+
+/// Of two numbers: what a function of both gives, an expression where they are whole.
+template <class Function>
+c10::SymNode SizeNode::combined(const SizeNode& other, Kind kind, const Function& function) const {
+  if (is_whole() && other.is_whole()) return joined(other, kind, function(whole(), other.whole()));
+  return constant_of(other, function(as_double(), other.as_double()));
+}
+
 /// A float that follows from the whole number inside this one.
 c10::SymNode SizeNode::shaped(Form form, double value) const {
   auto node = c10::make_intrusive<SizeNode>(value, log_);
@@ -169,22 +184,12 @@ c10::SymNode SizeNode::shaped(Form form, double value) const {
   return node;
 }
 
-c10::SymNode SizeNode::add(const c10::SymNode& other) {
-  const Pointer right = own(other, log_);
-  if (is_whole() && right->is_whole()) return joined(*right, Kind::add, whole() + right->whole());
-  fix();
-  right->fix();
-  return made(as_double() + right->as_double());
-}
+c10::SymNode SizeNode::add(const c10::SymNode& other) { return combined(*own(other, log_), Kind::add, std::plus<>()); }
 
 c10::SymNode SizeNode::sub(const c10::SymNode& other) { return add(own(other, log_)->neg()); }
 
 c10::SymNode SizeNode::mul(const c10::SymNode& other) {
-  const Pointer right = own(other, log_);
-  if (is_whole() && right->is_whole()) return joined(*right, Kind::mul, whole() * right->whole());
-  fix();
-  right->fix();
-  return made(as_double() * right->as_double());
+  return combined(*own(other, log_), Kind::mul, std::multiplies<>());
 }
 
 c10::SymNode SizeNode::neg() {
@@ -226,9 +231,7 @@ c10::SymNode SizeNode::truediv(const c10::SymNode& other) {
     if (form == Form::whole || form == Form::floating) return right->shaped(Form::inverse, quotient);
     if (form == Form::root) return right->shaped(Form::inverse_root, quotient);
   }
-  fix();
-  right->fix();
-  return made(quotient);
+  return constant_of(*right, quotient);
 }
 
 c10::SymNode SizeNode::pow(const c10::SymNode& other) {
@@ -237,25 +240,15 @@ c10::SymNode SizeNode::pow(const c10::SymNode& other) {
   if (is_root && expression_ != nullptr && expression_->form == Form::floating) {
     return shaped(Form::root, std::sqrt(as_double()));
   }
-  fix();
-  right->fix();
-  return made(std::pow(as_double(), right->as_double()));
+  return constant_of(*right, std::pow(as_double(), right->as_double()));
 }
 
 c10::SymNode SizeNode::sym_min(const c10::SymNode& other) {
-  const Pointer right = own(other, log_);
-  if (is_whole() && right->is_whole()) return joined(*right, Kind::min, std::min(whole(), right->whole()));
-  fix();
-  right->fix();
-  return made(std::min(as_double(), right->as_double()));
+  return combined(*own(other, log_), Kind::min, [](auto a, auto b) { return std::min(a, b); });
 }
 
 c10::SymNode SizeNode::sym_max(const c10::SymNode& other) {
-  const Pointer right = own(other, log_);
-  if (is_whole() && right->is_whole()) return joined(*right, Kind::max, std::max(whole(), right->whole()));
-  fix();
-  right->fix();
-  return made(std::max(as_double(), right->as_double()));
+  return combined(*own(other, log_), Kind::max, [](auto a, auto b) { return std::max(a, b); });
 }
 
 c10::SymNode SizeNode::ceil() {

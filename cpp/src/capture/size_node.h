@@ -92,6 +92,9 @@ class SizeNode final : public c10::SymNodeImpl {
   void fix() const;
   bool divides(const SizeNode& other) const;
   c10::SymNode made(Number value) const;
+  c10::SymNode constant_of(const SizeNode& other, Number value) const;
+  template <class Function>
+  c10::SymNode combined(const SizeNode& other, SizeStep::Kind kind, const Function& function) const;
   c10::SymNode joined(const SizeNode& other, SizeStep::Kind kind, int64_t value) const;
   c10::SymNode compared(const SizeNode& left, const SizeNode& right, SizeGuard::Kind kind) const;
   c10::SymNode shaped(SizeExpression::Form form, double value) const;
