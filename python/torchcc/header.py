@@ -9,7 +9,7 @@ from typing import Any
 
 import jinja2
 
-from torchcc import sizes
+from torchcc import paths, sizes
 from torchcc._version import __version__
 from torchcc.errors import ArgumentError, message
 from torchcc.signature import Signature, Value
@@ -154,8 +154,5 @@ def write(
     source = "standalone.cpp.jinja" if standalone else "functions.cpp.jinja"
     for template, suffix in (("header.h.jinja", ".h"), (source, ".cpp")):
         file = folder / f"{name}{suffix}"
-        temporary = file.with_name(f".{file.name}.tmp")
-        temporary.write_text(environment.get_template(template).render(context))
-        temporary.replace(file)
-        written.append(file)
+        written.append(paths.write_whole(file, environment.get_template(template).render(context).encode()))
     return written[0], written[1]

@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from torchcc import _torch, agreement, package, sizes
+from torchcc import _torch, agreement, package, paths, sizes
 from torchcc.errors import ArgumentError, CompileError, PackageError, message, reason
 from torchcc.signature import Signature, Value
 
@@ -84,9 +84,7 @@ def write(
         checks[f"{name}, {TARGET}"] = agreement.compare(function, _fresh(content, name), ())
         if _written_buffers(function):
             _compare_steps(function, _Method(content, name))
-    temporary = file.with_name(f".{file.name}.tmp")
-    temporary.write_bytes(content)
-    temporary.replace(file)
+    paths.write_whole(file, content)
     return Written(file, checks)
 
 

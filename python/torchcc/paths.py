@@ -39,6 +39,13 @@ def cache_dir() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "torchcc"
 
 
+def write_whole(file: Path, content: bytes) -> Path:
+    """Writes a file under another name, and renames it: nobody sees a part of it. Returns the file."""
+    temporary = file.with_name(f".{file.name}.tmp")
+    temporary.write_bytes(content)
+    return temporary.replace(file)
+
+
 @contextlib.contextmanager
 def locked(file: Path, waiting: Callable[[], None] | None = None) -> Iterator[None]:
     """Lets one process at a time work; the others wait.

@@ -167,7 +167,7 @@ def emit(
         features = _target(isa)[2]
         content = blob.content()
         folder.mkdir(parents=True, exist_ok=True)
-        weights_file = _put(folder / f"{name}.weights", content)
+        weights_file = paths.write_whole(folder / f"{name}.weights", content)
         standalone = {
             "embedded": weights == "embedded",
             "weights_file": str(weights_file.resolve()),
@@ -179,7 +179,8 @@ def emit(
             "includes": list(includes),
             "headers": [generated.LIBRARIES[one] for one in sorted(used)],
         }
-        flags_file = _put(folder / f"{name}.flags", _flags(isa).encode())  # with which they are checked here
+        # With these they are checked here.
+        flags_file = paths.write_whole(folder / f"{name}.flags", _flags(isa).encode())
         written = header.write(folder, name, namespace, origins, described, standalone)
     emitted = Emitted(*written, weights_file, flags_file, {})
     try:
@@ -189,15 +190,8 @@ def emit(
             file.unlink(missing_ok=True)  # nobody shall build what is wrong
         raise
     if march:
-        _put(flags_file, _flags(isa, march).encode())
+        paths.write_whole(flags_file, _flags(isa, march).encode())
     return Emitted(*written, weights_file, flags_file, checks)
-
-
-def _put(file: Path, content: bytes) -> Path:
-    temporary = file.with_name(f".{file.name}.tmp")
-    temporary.write_bytes(content)
-    temporary.replace(file)
-    return file
 
 
 def _check_ranks(signature: Signature) -> None:
