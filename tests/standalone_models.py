@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import torchcc
-from torchcc import Method, exporter, package
+from torchcc import Method, exporter, package_reader
 from torchcc.examples.digits import digits
+from torchcc.export_settings import ExportSettings
 from torchcc.exporter import Exported
 from torchcc.signature import Guard
 
@@ -120,11 +121,11 @@ def _export_for_any_machine(file: Path, folder: Path) -> Exported:
     """
     folder.mkdir()
     with tempfile.TemporaryDirectory() as work:
-        (function,) = package.read(file, Path(work))
+        (function,) = package_reader.read(file, Path(work))
         signature = dataclasses.replace(function.signature, guards=(Guard("!=", "n", 3),))
         functions = [dataclasses.replace(function, signature=signature)]
-        targets = ["standalone-scalar"]
-        return exporter.write(folder / file.name, functions, targets, False, {}, march="armv8-a")
+        settings = ExportSettings(["standalone-scalar"], march="armv8-a")
+        return exporter.write(folder / file.name, functions, settings)
 
 
 #: A call: package, function, arguments.

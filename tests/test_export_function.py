@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from torchcc import package
+from torchcc import package_reader
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def test_a_lambda_with_named_weights(ran: Ran) -> None:
     for got, expected in zip(program.module()(x), (mean, cell), strict=True):
         assert torch.allclose(got, expected, atol=1e-5)
     assert {"linear.weight", "lstm.weight_ih_l0"} <= set(program.state_dict)
-    (function,) = package.read_manifest(ran.folder / "lambda.pt2")["functions"]
+    (function,) = package_reader.read_manifest(ran.folder / "lambda.pt2")["functions"]
     assert [value["name"] for value in function["signature"]["inputs"]] == ["arg0"]
 
 

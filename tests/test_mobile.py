@@ -17,7 +17,7 @@ from models import FAMILIES
 from standalone_models import Convolutions, trained
 
 import torchcc
-from torchcc import calling, exporter, mobile, native
+from torchcc import calling, mobile, native, targets
 from torchcc.errors import ArgumentError, CompileError, PackageError
 from torchcc.examples.digits import digits
 
@@ -166,7 +166,7 @@ def test_without_executorch(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(importlib.metadata, "version", version)
     with pytest.raises(CompileError, match=r"(?s)ExecuTorch was not found.*got: +none.*fix: +pip install 'torchcc"):
-        exporter.check_targets(["mobile"])
+        targets.check_targets(["mobile"])
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "1.4.2")
     with pytest.raises(CompileError, match=r"(?s)too old.*expected: +the Python package executorch, 1\.5.*got: +1\.4"):
-        exporter.check_targets(["mobile"])
+        targets.check_targets(["mobile"])

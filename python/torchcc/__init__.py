@@ -7,8 +7,9 @@ that C++ programs use without Python.
 from torchcc._version import __version__
 from torchcc.builder import Built, build
 from torchcc.errors import ArgumentError, CaptureError, CompileError, Error, PackageError
-from torchcc.exporter import Exported, Method, export
+from torchcc.exporter import Exported, export
 from torchcc.loading import load
+from torchcc.method import Method
 from torchcc.region import Region, region
 
 __all__ = [

@@ -10,7 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torchcc import _torch, gradients, header, package, standalone, standalone_check, toolchain, verify, workers
+from torchcc import (
+    _torch,
+    gradients,
+    header,
+    package,
+    package_writer,
+    standalone,
+    standalone_check,
+    toolchain,
+    verify,
+    workers,
+)
 from torchcc.capture import Captured, capture
 from torchcc.errors import ArgumentError, CaptureError, message, no_such
 from torchcc.region import Region
@@ -76,7 +87,7 @@ def build(
                 log.unlink()
             log_folder.rmdir()
     file = folder / f"{name}.pt2"
-    package.write(file, functions)
+    package_writer.write(file, functions)
     written = header.write(
         folder,
         name,

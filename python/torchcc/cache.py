@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from torchcc import package, paths
+from torchcc import package_reader, paths
 from torchcc.errors import ArgumentError, PackageError, message
 
 #: Bytes that the cache may take when ``TORCHCC_CACHE_LIMIT`` does not say otherwise.
@@ -84,7 +84,7 @@ def make_folder(path: Path) -> None:
 @contextlib.contextmanager
 def temporary_folder(parent: Path) -> Iterator[Path]:
     """A folder for unfinished files, on the file system of the finished ones."""
-    with tempfile.TemporaryDirectory(dir=parent, prefix=f"{package.TEMPORARY}{os.getpid()}-") as path:
+    with tempfile.TemporaryDirectory(dir=parent, prefix=f"{paths.TEMPORARY}{os.getpid()}-") as path:
         yield Path(path)
 
 
@@ -99,7 +99,7 @@ def evict(keep: Path | None = None) -> None:
         left -= entry.size
         if left < 0 and entry.file.resolve() != kept:
             entry.file.unlink(missing_ok=True)
-    for path in folder().glob(f"{package.TEMPORARY}*"):
+    for path in folder().glob(f"{paths.TEMPORARY}*"):
         with contextlib.suppress(FileNotFoundError):
             if time.time() - path.stat().st_mtime > _ABANDONED:
                 shutil.rmtree(path, ignore_errors=True)
@@ -128,7 +128,7 @@ def export_to(file: Path) -> int:
             with tarfile.open(work / file.name, "w") as archive:
                 for one in (*(entry.file for entry in found), *_notes()):
                     archive.add(one, one.name, filter=_anonymous)
-            package.publish(work / file.name, file, private=False)
+            paths.publish(work / file.name, file, private=False)
     except OSError as error:
         raise ArgumentError(
             message(f"{file}: it cannot be written", got=str(error), fix="check the path and the space left")
@@ -159,7 +159,7 @@ def import_from(file: Path) -> int:
             with tarfile.open(file, "r:*") as archive:
                 unpacked = [_unpack(file, archive, member, work) for member in archive]
             for path in unpacked:
-                package.publish(path, folder() / path.name, private=True)
+                paths.publish(path, folder() / path.name, private=True)
     except (OSError, tarfile.TarError) as error:
         raise ArgumentError(
             message(
@@ -189,5 +189,5 @@ def _unpack(file: Path, archive: tarfile.TarFile, member: tarfile.TarInfo, work:
     with path.open("xb") as target:
         shutil.copyfileobj(source, target)
     if path.suffix == ".pt2":
-        package.check(path)
+        package_reader.check(path)
     return path

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from torchcc import mobile, native, package
+from torchcc import mobile, native, package_reader, paths
 from torchcc.errors import ArgumentError, CompileError, PackageError, message
 from torchcc.signature import Signature
 
@@ -83,7 +83,7 @@ def signatures(file: Path) -> dict[str, Signature]:
     Raises:
         PackageError: The file is missing or damaged, or no package by torchcc.
     """
-    entries = package.read_manifest(file)["functions"]
+    entries = package_reader.read_manifest(file)["functions"]
     return {entry["signature"]["name"]: Signature.from_json(entry["signature"]) for entry in entries}
 
 
@@ -236,7 +236,7 @@ def save_outputs(outputs: Mapping[str, torch.Tensor], folder: Path) -> list[Path
 
     folder.mkdir(parents=True, exist_ok=True)
     files = []
-    with tempfile.TemporaryDirectory(dir=folder, prefix=package.TEMPORARY) as work:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=paths.TEMPORARY) as work:
         for name, tensor in outputs.items():
             has_numpy = tensor.dtype != torch.bfloat16
             file = folder / f"{name.replace('/', '_')}{'.npy' if has_numpy else '.pt'}"

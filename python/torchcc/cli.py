@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 from rich.console import Console
@@ -20,10 +20,15 @@ from rich.text import Text
 from torchcc import paths
 from torchcc._version import __version__
 from torchcc.errors import ArgumentError, Error, message
+from torchcc.export_settings import ExportSettings
 
 if TYPE_CHECKING:
     from torchcc.exporter import Exported  # imports torch, which takes seconds
     from torchcc.standalone import Emitted
+
+    _Make: TypeAlias = Callable[[str, Path, ExportSettings, "_Tell"], Exported]
+
+_Tell: TypeAlias = Callable[[str, int, int], None]
 
 app = typer.Typer(
     help="torch.compile for C++.",
@@ -92,7 +97,7 @@ def _parse_params(params: list[str], flag: str = "--param") -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _progress(verbose: bool) -> Iterator[Callable[[str, int, int], None]]:
+def _progress(verbose: bool) -> Iterator[_Tell]:
     """A progress bar on a terminal; one line per step where there is none and ``verbose`` is set."""
     if not _console.is_terminal:
         yield lambda title, done, total: _console.print(title, highlight=False) if verbose else None
@@ -131,11 +136,11 @@ def build(
     library: _Libraries = None,
 ) -> None:
     """Compiles the regions of Python files into a package and a typed C++ header."""
-    from torchcc import builder, exporter
+    from torchcc import builder, targets
 
     if standalone:
         (target,) = _with_simdlen([f"standalone-{isa}" if isa else "standalone"], simdlen)
-        exporter.check_targets([target])
+        targets.check_targets([target])
         with _progress(verbose) as tell:
             emitted = builder.build_sources(
                 sources,
@@ -144,7 +149,7 @@ def build(
                 namespace=namespace,
                 params=_parse_params(param or []),
                 weights=weights,
-                isa=exporter.STANDALONE_TARGETS[target],
+                isa=targets.STANDALONE_TARGETS[target],
                 libraries=library or [],
                 march=march,
                 depfile=depfile,
@@ -289,76 +294,67 @@ def _writing(file: Path) -> Iterator[None]:
         ) from error
 
 
-@app.command()
-def export(
-    source: Annotated[str, typer.Argument(help="model.py:build, where build() gives the module and its arguments.")],
-    out: _Out,
-    target: _Targets = None,
-    updatable: _Updatable = False,
-    train: _Train = False,
-    option: _Options = None,
-    operators: _Operators = None,
-    imports: _Imports = None,
-    weights: _Weights = "embedded",
-    library: _Libraries = None,
-    march: _March = "",
-    simdlen: _Simdlen = None,
-) -> None:
+def _package_command(name: str, argument: Any) -> Callable[[_Make], _Make]:
+    """Makes a command of a function that writes a package, and perhaps sources and a .pte file.
+
+    Args:
+        name: Of the command; its help is the function's documentation.
+        argument: What the command says of its first argument.
+    """
+
+    def decorate(make: _Make) -> _Make:
+        @app.command(name, help=make.__doc__)
+        def command(
+            out: _Out,
+            source: str = argument,
+            target: _Targets = None,
+            updatable: _Updatable = False,
+            train: _Train = False,
+            option: _Options = None,
+            operators: _Operators = None,
+            imports: _Imports = None,
+            weights: _Weights = "embedded",
+            library: _Libraries = None,
+            march: _March = "",
+            simdlen: _Simdlen = None,
+        ) -> None:
+            options = _parse_params(option or [], "--option")
+            with _progress(verbose=False) as tell, _writing(out):
+                settings = ExportSettings(
+                    targets=_with_simdlen(target or ["native"], simdlen),
+                    updatable=updatable,
+                    train=train,
+                    options=options,
+                    imports=[*(imports or []), *(operators or [])],
+                    weights=weights,
+                    libraries=library or [],
+                    march=march,
+                )
+                exported = make(source, out, settings, tell)
+            _print_exported(exported)
+
+        return make
+
+    return decorate
+
+
+@_package_command(
+    "export",
+    typer.Argument(metavar="SOURCE", help="model.py:build, where build() gives the module and its arguments."),
+)
+def _export(source: str, out: Path, settings: ExportSettings, tell: _Tell) -> Exported:
     """Exports a model: its graph and code for the targets, C++ sources (standalone), or a .pte file (mobile)."""
     from torchcc import packaging
 
-    options = _parse_params(option or [], "--option")
-    with _progress(verbose=False) as tell, _writing(out):
-        exported = packaging.export_file(
-            source,
-            out,
-            _with_simdlen(target or ["native"], simdlen),
-            updatable,
-            options,
-            [*(imports or []), *(operators or [])],
-            tell,
-            train,
-            weights,
-            library or [],
-            march,
-        )
-    _print_exported(exported)
+    return packaging.export_file(source, out, settings, tell)
 
 
-@app.command("compile")
-def compile_(
-    file: Annotated[Path, typer.Argument(help="A package, or a file by torch.export.save.")],
-    out: _Out,
-    target: _Targets = None,
-    updatable: _Updatable = False,
-    train: _Train = False,
-    option: _Options = None,
-    operators: _Operators = None,
-    imports: _Imports = None,
-    weights: _Weights = "embedded",
-    library: _Libraries = None,
-    march: _March = "",
-    simdlen: _Simdlen = None,
-) -> None:
+@_package_command("compile", typer.Argument(metavar="FILE", help="A package, or a file by torch.export.save."))
+def _compile(file: str, out: Path, settings: ExportSettings, tell: _Tell) -> Exported:
     """Adds compiled code for this machine, or other targets, to a package."""
     from torchcc import packaging
 
-    options = _parse_params(option or [], "--option")
-    with _progress(verbose=False) as tell, _writing(out):
-        exported = packaging.compile_file(
-            file,
-            out,
-            _with_simdlen(target or ["native"], simdlen),
-            updatable,
-            options,
-            [*(imports or []), *(operators or [])],
-            tell,
-            train,
-            weights,
-            library or [],
-            march,
-        )
-    _print_exported(exported)
+    return packaging.compile_file(Path(file), out, settings, tell)
 
 
 def _print_exported(exported: Exported) -> None:

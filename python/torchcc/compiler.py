@@ -52,9 +52,8 @@ from typing import IO, Any
 import torch
 from torch.export import ExportedProgram
 
-from torchcc import _torch, cache, gradients, trace_compiler, trace_exporter, workers
+from torchcc import _torch, cache, gradients, paths, trace_compiler, trace_exporter, workers
 from torchcc.errors import ArgumentError, CompileError, Error
-from torchcc.package import TEMPORARY
 from torchcc.recording import RefusedError
 
 
@@ -236,7 +235,7 @@ _folders: set[Path] = set()
 def _end() -> None:
     """Ends this process and all that it started, in the middle of whatever they do, and removes what they leave."""
     group = os.getpgid(0)
-    unfinished = [str(path) for folder in tuple(_folders) for path in folder.glob(f"{TEMPORARY}{os.getpid()}-*")]
+    unfinished = [str(path) for folder in tuple(_folders) for path in folder.glob(f"{paths.TEMPORARY}{os.getpid()}-*")]
     with contextlib.suppress(OSError):
         # By a process of its own, since this one could write again before it is gone.
         subprocess.Popen(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from torchcc import _torch, agreement, calling, compare, gradients, package, packaging
+from torchcc import _torch, agreement, calling, compare, gradients, package, package_reader, packaging
 from torchcc.errors import ArgumentError, CompileError, PackageError, message
 
 Progress = Callable[[str, int, int], None]
@@ -64,11 +64,11 @@ def verify(file: Path, operators: Sequence[Path] = (), progress: Progress | None
         CompileError: The program that calls it cannot be built.
     """
     tell = progress or (lambda title, done, total: None)
-    package.read_manifest(file)
+    package_reader.read_manifest(file)
     packaging.load_extensions(operators)
     checks: list[Check] = []
     with tempfile.TemporaryDirectory(prefix="torchcc-") as folder:
-        functions = package.read(file, Path(folder))
+        functions = package_reader.read(file, Path(folder))
         for position, function in enumerate(functions):
             for check in _checks(file, function, operators):
                 checks.append(check)
@@ -185,12 +185,12 @@ def bench(
             )
         )
     tell = progress or (lambda title, done, total: None)
-    package.read_manifest(file)
+    package_reader.read_manifest(file)
     packaging.load_extensions(operators)
     flags = ["--seconds", str(seconds), *(["--threads", str(threads)] if threads else [])]
     timings: list[Timing] = []
     with tempfile.TemporaryDirectory(prefix="torchcc-") as folder:
-        functions = {one.signature.name: one for one in package.read(file, Path(folder))}
+        functions = {one.signature.name: one for one in package_reader.read(file, Path(folder))}
         wanted = [calling.choose(file, list(functions), function)] if function else list(functions)
         for position, name in enumerate(wanted):
             tell(f"measuring {name}", position, len(wanted))

@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from torchcc import cache, operators, package, trace
+from torchcc import cache, operators, package, package_graphs, package_reader, trace
 from torchcc.cache import Entry
 from torchcc.calling import Ran
 from torchcc.errors import ArgumentError, Error, message
@@ -60,21 +60,21 @@ def text(described: Mapping[str, Any]) -> str:
 
 def describe_package(file: Path) -> dict[str, Any]:
     """Functions, variants and the trace of a package."""
-    manifest = package.read_manifest(file)
-    texts = package.read_graphs(file, [one["model"] for one in manifest["functions"] if one["graph"]])
+    manifest = package_reader.read_manifest(file)
+    texts = package_graphs.read_graphs(file, [one["model"] for one in manifest["functions"] if one["graph"]])
     described: dict[str, Any] = {
         "file": str(file),
         "bytes": file.stat().st_size,
         "producer": manifest["producer"],
         "functions": [_function(one, manifest["records"], texts) for one in manifest["functions"]],
     }
-    if recorded := package.read_extra(file, package.TRACE):
+    if recorded := package_reader.read_extra(file, package.TRACE):
         described["trace"] = describe_trace(trace.parse(json.loads(recorded), str(file)))
     return described
 
 
 def _function(
-    function: Mapping[str, Any], records: Mapping[str, Any], graphs: Mapping[str, package.Graph]
+    function: Mapping[str, Any], records: Mapping[str, Any], graphs: Mapping[str, package_graphs.Graph]
 ) -> dict[str, Any]:
     signature = function["signature"]
     graph = graphs.get(function["model"])

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from torchcc import _torch, agreement, package, sizes
+from torchcc import _torch, agreement, package, package_reader, sizes
 from torchcc.errors import ArgumentError, PackageError, message, no_such
 from torchcc.signature import Signature, Value
 
@@ -172,7 +172,7 @@ def load(file: Path | str, *, compiled: bool = True) -> LoadedPackage:
         PackageError: The file is missing or damaged, or a function has nothing that can run here.
     """
     with tempfile.TemporaryDirectory(prefix="torchcc-") as folder:
-        functions = package.read(Path(file), Path(folder))
+        functions = package_reader.read(Path(file), Path(folder))
         groups: dict[str, list[package.Function]] = {}
         for function in functions:
             groups.setdefault(function.group, []).append(function)

@@ -11,9 +11,11 @@ from typing import Any
 
 import torch
 
-from torchcc import _torch, exporter, package, workers
+from torchcc import _torch, exporter, package, package_reader, package_writer, workers
 from torchcc.errors import ArgumentError, message, no_such
+from torchcc.export_settings import ExportSettings
 from torchcc.exporter import Exported
+from torchcc.targets import check_targets
 
 #: What ``build`` of ``torchcc export model.py:build`` may put into a dict.
 KEYWORDS = ("module", "args", "kwargs", "dynamic", "ranges", "methods")
@@ -24,15 +26,8 @@ _SHAPE = '(module, args), (module, args, kwargs), or {"module": ..., "args": ...
 def export_file(
     source: str,
     out: Path,
-    targets: Sequence[str],
-    updatable: bool = False,
-    options: Mapping[str, Any] | None = None,
-    imports: Sequence[Path] = (),
+    settings: ExportSettings,
     progress: Callable[[str, int, int], None] | None = None,
-    train: bool = False,
-    weights: str = "embedded",
-    libraries: Sequence[str] = (),
-    march: str = "",
 ) -> Exported:
     """Exports what a function of a Python file gives: ``model.py:build``.
 
@@ -40,16 +35,8 @@ def export_file(
         source: The file and the name of the function, which takes no arguments and gives what is in :data:`KEYWORDS` as
             a dict, or a tuple of a module, its positional and its keyword arguments.
         out: Where to write.
-        targets: What to compile for, as :func:`torchcc.export` takes it, like all that follows.
-        updatable: Whether the weights of compiled code can be replaced.
-        options: Options of Inductor.
-        imports: Python files, names of modules, and shared libraries that define custom operators of the model, beside
-            the file itself.
+        settings: What to make of it; the file itself is one of the ``imports``.
         progress: Called with a title, the steps done and the steps in all.
-        train: Whether to compile forward and backward for training too.
-        weights: Where a standalone program has its weights.
-        libraries: What it may link beside.
-        march: The compiler's ``-march`` for its sources.
 
     Raises:
         ArgumentError: The file, the function or its result is not as described, or as :func:`torchcc.export`.
@@ -57,25 +44,19 @@ def export_file(
         CompileError: The compiler failed, or its code gives other results than the graph.
         OSError: The package cannot be written.
     """
-    package.check_name(out)
-    _torch.check_options(options or {})
-    exporter.check_targets(targets)
-    load_extensions(imports)
+    _prepare(out, settings)
     given = _call(source)
     module = Path(source.rpartition(":")[0])
-    return exporter.export(
-        out,
-        **given,
-        targets=targets,
-        updatable=updatable,
-        train=train,
-        options=options,
-        imports=[*imports, module],
-        progress=progress,
-        weights=weights,
-        libraries=libraries,
-        march=march,
-    )
+    keywords = {**vars(settings), "imports": [*settings.imports, module]}
+    return exporter.export(out, **given, **keywords, progress=progress)
+
+
+def _prepare(out: Path, settings: ExportSettings) -> None:
+    """Refuses what makes no sense before anything is read, and loads what the graphs need."""
+    package_writer.check_name(out)
+    _torch.check_options(settings.options)
+    check_targets(settings.targets)
+    load_extensions(settings.imports)
 
 
 def _call(source: str) -> dict[str, Any]:
@@ -121,13 +102,13 @@ def _call(source: str) -> dict[str, Any]:
     return _check_result(source, result)
 
 
-def load_extensions(files: Sequence[Path]) -> None:
+def load_extensions(files: Sequence[Path | str]) -> None:
     """Loads custom operators and dataclasses from Python files, installed modules and shared libraries.
 
     Raises:
         ArgumentError: One is missing, or fails.
     """
-    for file in files:
+    for file in map(Path, files):
         if file.suffix == ".py":
             import_file(file)
             continue
@@ -202,31 +183,17 @@ def _check_result(source: str, result: Any) -> dict[str, Any]:
 def compile_file(
     file: Path,
     out: Path,
-    targets: Sequence[str],
-    updatable: bool = False,
-    options: Mapping[str, Any] | None = None,
-    imports: Sequence[Path] = (),
+    settings: ExportSettings,
     progress: Callable[[str, int, int], None] | None = None,
-    train: bool = False,
-    weights: str = "embedded",
-    libraries: Sequence[str] = (),
-    march: str = "",
 ) -> Exported:
     """Adds compiled code to a package, or to a file by ``torch.export.save``.
 
     Args:
         file: What to read.
         out: Where to write; may be the same file.
-        targets: What to compile for, as :func:`torchcc.export` takes it, like all that follows. With ``portable``
-            alone, a file by ``torch.export.save`` becomes a package that C++ loads.
-        updatable: Whether the weights of compiled code can be replaced.
-        options: Options of Inductor.
-        imports: Python files, names of modules, and shared libraries that define custom operators of the graphs.
+        settings: What to make of it. With the target ``portable`` alone, a file by ``torch.export.save`` becomes a
+            package that C++ loads.
         progress: Called with a title, the steps done and the steps in all.
-        train: Whether to compile forward and backward for training too.
-        weights: As :func:`export_file`, like ``libraries`` and ``march``.
-        libraries: What a standalone program may link beside.
-        march: The compiler's ``-march`` for its sources.
 
     Raises:
         ArgumentError: A function has no graph, or code that this would not replace in full; or a target makes no sense.
@@ -234,27 +201,13 @@ def compile_file(
         CompileError: The compiler failed, or its code gives other results than the graph.
         OSError: The package cannot be written.
     """
-    package.check_name(out)
-    _torch.check_options(options or {})
-    wanted = exporter.check_targets(targets)
-    load_extensions(imports)
+    _prepare(out, settings)
+    wanted = check_targets(settings.targets)
     with tempfile.TemporaryDirectory(prefix="torchcc-") as folder:
-        functions = package.read(file, Path(folder))
+        functions = package_reader.read(file, Path(folder))
         for function in functions:
             _check_compilable(file, function, wanted)
-        return exporter.write(
-            out,
-            functions,
-            targets,
-            updatable,
-            dict(options or {}),
-            imports,
-            progress,
-            train,
-            weights,
-            libraries,
-            march,
-        )
+        return exporter.write(out, functions, settings, progress)
 
 
 def _check_compilable(file: Path, function: package.Function, wanted: Sequence[str]) -> None:
@@ -297,16 +250,16 @@ def merge_files(sources: Sequence[str], out: Path, imports: Sequence[Path] = ())
         PackageError: A file cannot be read.
         OSError: The package cannot be written.
     """
-    package.check_name(out)
+    package_writer.check_name(out)
     load_extensions(imports)
     with tempfile.TemporaryDirectory(prefix="torchcc-") as folder:
         packages = []
         for position, source in enumerate(sources):
             file, names = _parse_source(source)
-            functions = package.read(file, Path(folder) / str(position))
+            functions = package_reader.read(file, Path(folder) / str(position))
             packages.append(_renamed(file, functions, names))
         merged = package.merge(packages)
-        package.write(out, merged)
+        package_writer.write(out, merged)
     return merged
 
 

@@ -13,6 +13,9 @@ from pathlib import Path
 
 _HERE = Path(__file__).resolve().parent
 
+#: Prefix of temporary folders beside what is being written, before the number of the process.
+TEMPORARY = ".torchcc-"
+
 
 def _folder(name: str, witness: str) -> Path:
     for candidate in (_HERE / name, _HERE.parents[1] / name):
@@ -44,6 +47,15 @@ def write_whole(file: Path, content: bytes) -> Path:
     temporary = file.with_name(f".{file.name}.tmp")
     temporary.write_bytes(content)
     return temporary.replace(file)
+
+
+def publish(temporary: Path, file: Path, private: bool) -> None:
+    """Moves a finished file to its place, so that it survives a crash of the machine whole or not at all."""
+    if private:
+        temporary.chmod(0o600)
+    with temporary.open("rb") as opened:
+        os.fsync(opened.fileno())
+    temporary.replace(file)
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from torchcc import _torch, generated, header, package, paths, sizes, workers
+from torchcc import _torch, generated, header, package, package_writer, paths, sizes, workers
 from torchcc.errors import ArgumentError, CompileError, message, no_such
 from torchcc.signature import Guard, Signature, Value
 
@@ -245,7 +245,7 @@ def _generate(
         program = one.function.program
         assert program is not None
         saved = work / f"{position}.pt2"
-        with package.storing([one.function.signature.name]):
+        with package_writer.storing([one.function.signature.name]):
             _torch.save(_torch.without_own_containers(program), saved)
         jobs.append(
             workers.Job(

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.export import Dim, ExportedProgram
 
-from torchcc import _torch, package, replay, toolchain, trace_signature, training
+from torchcc import _torch, package, package_reader, package_writer, replay, toolchain, trace_signature, training
 from torchcc.errors import Error
 from torchcc.recording import Recording, RefusedError, Run, check_artifact, check_replay, load, one_line
 from torchcc.replay import Replay
@@ -180,7 +180,7 @@ def _compile_training(recording: Recording, request: Request, work: Path, tell: 
         package.KEY: request.key,
         package.BACKWARD: training.description(halves),
     }
-    package.write(request.package, functions, extras, private=True)
+    package_writer.write(request.package, functions, extras, private=True)
     return Measured(None, slower)
 
 
@@ -311,7 +311,7 @@ def speedup(recording: Recording, given: Sequence[int], run: Run, against: str, 
         RefusedError: Not enough.
     """
     with tempfile.TemporaryDirectory(dir=work) as folder:
-        other = _torch.load_library(package.extract_library(Path(against), Path(folder)))
+        other = _torch.load_library(package_reader.extract_library(Path(against), Path(folder)))
         everything = range(len(recording.inputs))
         seconds, other_seconds = _fastest(recording, (run, given), (other, everything))
     speedup = other_seconds / seconds
@@ -376,4 +376,4 @@ def _write(
         ],
     )
     extras = {package.TRACE: request.trace.read_text(), package.KEY: request.key}
-    package.write(request.package, [function], extras, private=True)
+    package_writer.write(request.package, [function], extras, private=True)

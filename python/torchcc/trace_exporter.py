@@ -9,10 +9,14 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
-from torchcc import _torch, exporter, package, replay
+from torchcc import _torch, package, replay
 from torchcc.errors import ArgumentError
+from torchcc.export_settings import ExportSettings
+from torchcc.function_compiler import compile_functions
+from torchcc.program_signature import signature_of
 from torchcc.recording import Recording, RefusedError, check_replay, load, one_line
 from torchcc.replay import Replay
+from torchcc.targets import check_targets, refuse_sources
 
 
 def export_trace(request: Mapping[str, Any], file: Path, tell: Callable[[str], None]) -> None:
@@ -25,10 +29,11 @@ def export_trace(request: Mapping[str, Any], file: Path, tell: Callable[[str], N
         OSError: The file cannot be written.
     """
     wanted = request["export"]
+    settings = ExportSettings(wanted["targets"], wanted["updatable"], options=request["options"])
     try:
-        targets = exporter.check_targets(wanted["targets"])
-        exporter.refuse_sources(wanted["targets"])
-        _torch.check_options(request["options"])
+        check_targets(settings.targets)
+        refuse_sources(settings.targets)
+        _torch.check_options(settings.options)
     except ArgumentError as error:
         raise RefusedError("argument", one_line(error)) from error
     tell("checking the recording")
@@ -37,17 +42,9 @@ def export_trace(request: Mapping[str, Any], file: Path, tell: Callable[[str], N
         check_replay(recording)
         tell("exporting")
         program = _export(recording, wanted["results"], set(wanted["parameters"]))
-    function = package.Function(
-        exporter.signature_of(program, recording.trace.name), program, (), group=recording.trace.name
-    )
-    exporter.compile_functions(
-        file,
-        [function],
-        targets,
-        wanted["updatable"],
-        request["options"],
-        progress=lambda title, done, total: tell(title),
-    )
+    name = recording.trace.name
+    function = package.Function(signature_of(program, name), program, (), group=name)
+    compile_functions(file, [function], settings, lambda title, done, total: tell(title))
 
 
 def _export(recording: Recording, results: Sequence[int], parameters: set[str]) -> ExportedProgram:

@@ -178,6 +178,11 @@ def is_module(extension: Path) -> bool:
     return all(part.isidentifier() for part in str(extension).split("."))
 
 
+def absolute(extensions: Sequence[Path | str]) -> tuple[str, ...]:
+    """Extensions as a process in another folder finds them: names of modules, and absolute paths of files."""
+    return tuple(str(one if is_module(Path(one)) else Path(one).resolve()) for one in extensions)
+
+
 def import_file(path: Path) -> Any:
     """Imports a Python file as a module of its own, with its folder on ``sys.path``."""
     folder = str(path.parent.resolve())

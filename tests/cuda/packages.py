@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import torchcc
-from torchcc import builder, package
-from torchcc.exporter import Method
+from torchcc import Method, builder, package_reader, package_writer
 
 
 class Functions(nn.Module):
@@ -129,9 +128,9 @@ def export_portable(file: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / "made.pt2"
         torchcc.export(made, module(), (x,), dynamic={"x": {0: "n"}})
-        (function,) = package.read(made, Path(folder) / "files")
+        (function,) = package_reader.read(made, Path(folder) / "files")
         variants = [dataclasses.replace(one, target="cuda-sm35") for one in function.variants]
-        package.write(file.with_name("foreign.pt2"), [dataclasses.replace(function, variants=variants)])
+        package_writer.write(file.with_name("foreign.pt2"), [dataclasses.replace(function, variants=variants)])
 
 
 def build_regions(file: Path) -> None:

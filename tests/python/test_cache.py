@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from torchcc import cache, cli, package
+from torchcc import cache, cli, package, package_reader, package_writer
 from torchcc.errors import ArgumentError, PackageError
 from torchcc.signature import Signature, Value
 
@@ -31,7 +31,7 @@ def add(key: str, age: float = 0, size: int = 1000) -> Path:
     signature = Signature("step", (Value("x", "float32", (2, 3)),), (Value("out", "float32", (2,)),))
     file = cache.folder() / f"{key}.pt2"
     function = package.Function(signature, None, [package.Variant([str(code)])])
-    package.write(file, [function], {package.KEY: key}, private=True)
+    package_writer.write(file, [function], {package.KEY: key}, private=True)
     os.utime(file, (time.time() - age, time.time() - age))
     return file
 
@@ -147,7 +147,7 @@ def test_a_damaged_entry_is_refused(tmp_path: Path) -> None:
     content[content.index(bytes(500)) + 250] = 1
     file.write_bytes(content)
     with pytest.raises(PackageError, match="it cannot be read"):
-        package.check(file)
+        package_reader.check(file)
     cache.export_to(tmp_path / "a.tar")
     cache.clear()
     with pytest.raises(PackageError):
@@ -155,7 +155,7 @@ def test_a_damaged_entry_is_refused(tmp_path: Path) -> None:
     for text in (b"", content[:400]):
         file.write_bytes(text)
         with pytest.raises(PackageError):
-            package.check(file)
+            package_reader.check(file)
 
 
 def test_an_archive_that_is_none(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import torch
 from models import FAMILIES, Family
 
 import torchcc
-from torchcc import _torch, agreement, native, package
+from torchcc import _torch, agreement, native, package_reader
 
 # Compiled in every run, because they differ most: sizes of 1 and others, state in buffers, several methods, containers.
 # The others are compiled by `pytest -m slow`: each takes a compiler 15 to 60 seconds.
@@ -108,7 +108,7 @@ def check(got: Sequence[Sequence[torch.Tensor]], expected: Sequence[Sequence[tor
 
 def compare_in_cpp(runner: Path, family: Family, file: Path, backend: str, *options: str) -> None:
     """Compares all functions of a package with the module, on calls one after the other."""
-    for seed, entry in enumerate(package.read_manifest(file)["functions"]):
+    for seed, entry in enumerate(package_reader.read_manifest(file)["functions"]):
         signature = entry["signature"]
         calls = fresh(family, signature["name"], seed)
         given = [inputs(family, signature["name"], call, signature) for call in calls]

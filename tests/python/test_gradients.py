@@ -13,8 +13,19 @@ import torch
 from torch.export import Dim
 
 import torchcc
-from torchcc import _torch, capture, exporter, gradients, inspection, operators, package, verify
+from torchcc import (
+    _torch,
+    capture,
+    gradients,
+    inspection,
+    operators,
+    package,
+    package_reader,
+    package_writer,
+    verify,
+)
 from torchcc.errors import CaptureError, CompileError
+from torchcc.program_signature import signature_of
 from torchcc.signature import Signature, Value
 
 # PyTorch says so of its own code when Inductor is imported.
@@ -105,7 +116,7 @@ def differentiated(case: str) -> tuple[package.Function, _torch.Differentiated, 
     }
     module, args, dynamic = modules[case]
     program = _torch.export(module, args, dynamic, prefer_general=case != "batch norm")
-    function = package.Function(exporter.signature_of(program, "forward"), program, ())
+    function = package.Function(signature_of(program, "forward"), program, ())
     weights = tuple(_torch.weight_names(program))
     made = _torch.differentiate(program, weights, operators.for_complex, {"fallback_random": True})
     return function, made, weights
@@ -262,7 +273,7 @@ class Detached(torch.nn.Module):
 )
 def test_what_cannot_train(tmp_path: Path, module: torch.nn.Module, example: torch.Tensor, reason: str) -> None:
     with pytest.raises(CaptureError, match=f"(?s)function forward: its backward cannot be compiled.*{reason}"):
-        exporter.export(tmp_path / "model.pt2", module, (example,), train=True)
+        torchcc.export(tmp_path / "model.pt2", module, (example,), train=True)
     assert not (tmp_path / "model.pt2").exists()
 
 
@@ -276,8 +287,8 @@ def test_a_package_keeps_code_for_training(tmp_path: Path) -> None:
     other = dataclasses.replace(training, target="b-avx512")
     fewer = dataclasses.replace(training, description={**told, "gradients": [1]})
     function = package.Function(signature, None, [package.Variant([str(code)])], training=[training])
-    package.write(tmp_path / "f.pt2", [function])
-    (read,) = package.read(tmp_path / "f.pt2", tmp_path / "read")
+    package_writer.write(tmp_path / "f.pt2", [function])
+    (read,) = package_reader.read(tmp_path / "f.pt2", tmp_path / "read")
     (one,) = read.training
     assert [Path(file).read_bytes() for file in (*one.files, *one.files_backward)] == [b"code.so", b"backward.so"]
     assert dataclasses.replace(one, files=(), files_backward=()) == dataclasses.replace(

@@ -10,7 +10,7 @@ import torch
 from recorded import Recorder
 from typer.testing import CliRunner
 
-from torchcc import cli, inspection, package
+from torchcc import cli, inspection, package, package_writer
 from torchcc.errors import ArgumentError, CaptureError, PackageError
 from torchcc.signature import Signature, Symbol, Value
 
@@ -132,7 +132,7 @@ def test_package_as_lines(tmp_path: Path) -> None:
     function = package.Function(signature, None, [package.Variant([str(code)], [str(code)])])
     recorder, outputs = recorded()
     extras = {package.TRACE: json.dumps(recorder.trace(outputs))}
-    package.write(tmp_path / "step.pt2", [function], extras)
+    package_writer.write(tmp_path / "step.pt2", [function], extras)
 
     described = inspection.describe(tmp_path / "step.pt2")
     (entry,) = described["functions"]

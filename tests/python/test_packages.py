@@ -16,7 +16,7 @@ import torch
 from typer.testing import CliRunner
 
 import torchcc
-from torchcc import _torch, cli, deployment, package
+from torchcc import _torch, cli, deployment, package, package_reader, package_writer
 from torchcc.errors import ArgumentError, CompileError, Error, PackageError
 from torchcc.signature import Signature, Symbol, Value
 
@@ -157,9 +157,9 @@ def change(file: Path, out: Path, work: Path, **attributes: Any) -> Path:
     """The same package with other attributes of its variants."""
     functions = [
         dataclasses.replace(one, variants=[dataclasses.replace(variant, **attributes) for variant in one.variants])
-        for one in package.read(file, work)
+        for one in package_reader.read(file, work)
     ]
-    package.write(out, functions)
+    package_writer.write(out, functions)
     return out
 
 
@@ -174,19 +174,19 @@ def test_signatures_survive_json() -> None:
 
 
 def test_reading_gives_what_was_written(folder: Path, tmp_path: Path) -> None:
-    forward, encode = package.read(folder / "net.pt2", tmp_path / "net")
+    forward, encode = package_reader.read(folder / "net.pt2", tmp_path / "net")
     assert [value.name for value in forward.signature.inputs] == ["ids", "state.bias", "mask"]
     assert forward.signature.symbols == (Symbol("batch", 1), Symbol("length", 1, 64))
     assert forward.group == encode.group == "model"
     assert forward.variants == encode.variants == []
-    (function,) = package.read(folder / "both.pt2", tmp_path / "both")
+    (function,) = package_reader.read(folder / "both.pt2", tmp_path / "both")
     updatable, frozen = function.variants
     assert (updatable.weights, frozen.weights) == (("linear.weight", "linear.bias"), ())
     for variant in function.variants:
         assert (variant.target, _torch.cpu_target()[2]) == (_torch.cpu_target()[0], variant.cpu_features)
         assert variant.torch == _torch.tree_version() and not variant.files_out and not package.misfit(variant)
         assert all(Path(file).is_relative_to(tmp_path / "both") and Path(file).is_file() for file in variant.files)
-    package.write(tmp_path / "again.pt2", [function])
+    package_writer.write(tmp_path / "again.pt2", [function])
     first, again = (
         json.loads(run("inspect", file, "--json")) for file in (folder / "both.pt2", tmp_path / "again.pt2")
     )
@@ -200,8 +200,8 @@ def test_names_in_the_archive_do_not_clash(tmp_path: Path) -> None:
     training = [package.Training([str(code)], [str(code)], {}, target=one) for one in ("a", "b")]
     names = ("f", "model", "model__1", "g", "g__1", "h__out", "h", "g__training0", "h__training1__backward")
     functions = [package.Function(Signature(name, (), ()), None, variants, training=training) for name in names]
-    package.write(tmp_path / "names.pt2", functions)
-    read = package.read(tmp_path / "names.pt2", tmp_path / "read")
+    package_writer.write(tmp_path / "names.pt2", functions)
+    read = package_reader.read(tmp_path / "names.pt2", tmp_path / "read")
     assert [one.signature.name for one in read] == list(names)
     assert all(len(one.files) == len(one.files_out) == 1 for function in read for one in function.variants)
     assert all(len(one.files) == len(one.files_backward) == 1 for function in read for one in function.training)
@@ -257,7 +257,7 @@ def test_merge(folder: Path, tmp_path: Path) -> None:
         ("layer", "model_2", 2),
         ("count", "model_3", 0),
     ]
-    package.check(out)
+    package_reader.check(out)
     assert {one[2] for one in outcomes(out)} == {"equal"}
     assert torch.export.load(str(out)).graph_signature.user_inputs[0] == "ids"
 
@@ -265,15 +265,15 @@ def test_merge(folder: Path, tmp_path: Path) -> None:
 def test_code_of_several_machines(folder: Path, tmp_path: Path) -> None:
     """Each machine has compiled a copy of one package."""
     portable, out = tmp_path / "portable.pt2", tmp_path / "all.pt2"
-    functions = package.read(folder / "both.pt2", tmp_path / "read")
-    package.write(portable, [dataclasses.replace(one, variants=()) for one in functions])
+    functions = package_reader.read(folder / "both.pt2", tmp_path / "read")
+    package_writer.write(portable, [dataclasses.replace(one, variants=()) for one in functions])
     elsewhere = tmp_path / "elsewhere.pt2"
     other = [
         dataclasses.replace(one, target="cpu-elsewhere", cpu_features=("abacus",)) for one in functions[0].variants
     ]
-    package.write(elsewhere, [dataclasses.replace(functions[0], variants=other)])
+    package_writer.write(elsewhere, [dataclasses.replace(functions[0], variants=other)])
     run("merge", portable, elsewhere, folder / "layer.pt2", folder / "both.pt2", "-o", out)
-    (function,) = package.read(out, tmp_path / "again")
+    (function,) = package_reader.read(out, tmp_path / "again")
     here = _torch.cpu_target()[0]
     assert sorted((one.target, bool(one.weights)) for one in function.variants) == sorted(
         [(here, False), (here, True), ("cpu-elsewhere", False), ("cpu-elsewhere", True)]
@@ -285,7 +285,7 @@ def test_code_of_several_machines(folder: Path, tmp_path: Path) -> None:
     program = functions[0].program
     assert program is not None
     program.state_dict["linear.bias"] = torch.nn.Parameter(program.state_dict["linear.bias"] + 1)
-    package.write(elsewhere, [dataclasses.replace(functions[0], variants=())])
+    package_writer.write(elsewhere, [dataclasses.replace(functions[0], variants=())])
     refuse(ArgumentError, "with other signatures, graphs or weights", "merge", portable, elsewhere, "-o", out)
 
 
@@ -307,7 +307,7 @@ def test_merges_that_make_no_sense(folder: Path, tmp_path: Path, sources: tuple[
 
 
 def test_a_plain_file_becomes_a_package(folder: Path, tmp_path: Path) -> None:
-    (layer,) = package.read(folder / "layer.pt2", tmp_path / "read")
+    (layer,) = package_reader.read(folder / "layer.pt2", tmp_path / "read")
     assert layer.program is not None
     plain = tmp_path / "plain.pt2"
     _torch.save(layer.program, plain)
@@ -321,7 +321,7 @@ def test_a_plain_file_becomes_a_package(folder: Path, tmp_path: Path) -> None:
     code.write_bytes(b"code")
     for name, programs in (("with.pt2", {"model": layer.program, "other": layer.program}), ("without.pt2", {})):
         _torch.write_archive(tmp_path / name, programs, {"model": [str(code)]}, {})
-    functions = package.read(tmp_path / "with.pt2", tmp_path / "with")
+    functions = package_reader.read(tmp_path / "with.pt2", tmp_path / "with")
     assert [(one.signature.name, one.group, list(one.variants)) for one in functions] == [
         ("forward", "model", []),
         ("other", "other", []),
@@ -330,19 +330,19 @@ def test_a_plain_file_becomes_a_package(folder: Path, tmp_path: Path) -> None:
 
 
 def test_packages_of_compiled_code_alone(folder: Path, tmp_path: Path) -> None:
-    (layer,) = package.read(folder / "both.pt2", tmp_path / "read")
-    package.write(tmp_path / "code.pt2", [dataclasses.replace(layer, program=None, variants=layer.variants[1:])])
+    (layer,) = package_reader.read(folder / "both.pt2", tmp_path / "read")
+    package_writer.write(tmp_path / "code.pt2", [dataclasses.replace(layer, program=None, variants=layer.variants[1:])])
     refuse(ArgumentError, "no graph to compile", "compile", tmp_path / "code.pt2", "-o", tmp_path / "x.pt2")
     refuse(ArgumentError, "no example inputs", "bench", tmp_path / "code.pt2")
     assert outcomes(tmp_path / "code.pt2") == [("forward", "", "skipped")]
     assert torchcc.load(tmp_path / "code.pt2")["forward"].backend == "compiled"
     with pytest.raises(PackageError, match="cannot run here"):
         torchcc.load(tmp_path / "code.pt2", compiled=False)
-    package.write(tmp_path / "half.pt2", [dataclasses.replace(layer, program=None, variants=layer.variants[:1])])
+    package_writer.write(tmp_path / "half.pt2", [dataclasses.replace(layer, program=None, variants=layer.variants[:1])])
     with pytest.raises(PackageError, match="it takes weights"):
         torchcc.load(tmp_path / "half.pt2")
     variant = dataclasses.replace(layer.variants[1], files_out=layer.variants[1].files)
-    package.write(tmp_path / "out.pt2", [dataclasses.replace(layer, variants=[variant])])
+    package_writer.write(tmp_path / "out.pt2", [dataclasses.replace(layer, variants=[variant])])
     refuse(ArgumentError, "form for given outputs", "compile", tmp_path / "out.pt2", "-o", tmp_path / "x.pt2")
 
 
@@ -474,10 +474,10 @@ def test_verify(folder: Path, tmp_path: Path) -> None:
 
 
 def test_verify_finds_differences(folder: Path, tmp_path: Path) -> None:
-    (layer,) = package.read(folder / "layer.pt2", tmp_path / "work")
+    (layer,) = package_reader.read(folder / "layer.pt2", tmp_path / "work")
     assert layer.program is not None
     layer.program.state_dict["linear.bias"].data += 1
-    package.write(tmp_path / "wrong.pt2", [layer])
+    package_writer.write(tmp_path / "wrong.pt2", [layer])
     assert [one[2] for one in outcomes(tmp_path / "wrong.pt2", code=1)] == ["differs", "equal", "differs"]
     text = " ".join(run("verify", tmp_path / "wrong.pt2", code=1).split())
     assert "differs from the graph in output 'out'" in text and "largest difference" in text

@@ -16,7 +16,7 @@ import pytest
 import torch
 from recorded import Recorder
 
-from torchcc import _torch, compare, operators, package, replay, trace, trace_compiler
+from torchcc import _torch, compare, operators, package, package_reader, replay, trace, trace_compiler
 from torchcc.recording import Recording, RefusedError, check_artifact, check_replay, load
 
 
@@ -195,9 +195,9 @@ def test_compiled_like_recorded(function: Any, compiler: Compiler, tmp_path: Pat
     assert file.stat().st_mode & 0o777 == 0o600
     assert file.parent.stat().st_mode & 0o777 == 0o700
     assert [one for one in file.parent.iterdir() if one.suffix != ".pt2"] == []
-    package.check(file)
-    assert package.read_extra(file, package.KEY) == "the key"
-    assert package.read_extra(file, package.TRACE) == (recording / "trace.json").read_text()
+    package_reader.check(file)
+    assert package_reader.read_extra(file, package.KEY) == "the key"
+    assert package_reader.read_extra(file, package.TRACE) == (recording / "trace.json").read_text()
     run_on_other_values(recording, file, tmp_path)
 
 
@@ -208,7 +208,7 @@ def run_on_other_values(recording: Path, file: Path, folder: Path) -> None:
         one + 1 if one.is_floating_point() or one.is_complex() else one
         for one in torch.load(recording / "tensors.pt", weights_only=True)["inputs"]
     ]
-    run = _torch.load_library(package.extract_library(file, folder))
+    run = _torch.load_library(package_reader.extract_library(file, folder))
     results = []
     with torch.no_grad():
         graph = _torch.load(str(file)).module()
@@ -229,7 +229,7 @@ def test_random_numbers_follow_the_generator(compiler: Compiler, tmp_path: Path)
     answer = compiler.ask(recording, options={"fallback_random": True})
 
     assert "error" not in answer, answer
-    run = _torch.load_library(package.extract_library(compiler.package("noise"), tmp_path))
+    run = _torch.load_library(package_reader.extract_library(compiler.package("noise"), tmp_path))
     torch.manual_seed(5)
     first = run([torch.ones(6, 7)])
     second = run([torch.ones(6, 7)])
@@ -253,12 +253,12 @@ def test_frozen_package(compiler: Compiler, tmp_path: Path) -> None:
 
     assert "error" not in answer, answer
     file = compiler.package("frozen")
-    (function,) = package.read_manifest(file)["functions"]
+    (function,) = package_reader.read_manifest(file)["functions"]
     assert [one["name"] for one in function["signature"]["inputs"]] == ["arg0", "state"]
     assert [one["mutated"] for one in function["signature"]["inputs"]] == [False, True]
     assert function["graph"] == ""
-    assert not [one for one in package.read_manifest(file)["records"] if one.startswith("models/")]
-    run = _torch.load_library(package.extract_library(file, tmp_path))
+    assert not [one for one in package_reader.read_manifest(file)["records"] if one.startswith("models/")]
+    run = _torch.load_library(package_reader.extract_library(file, tmp_path))
     torch.testing.assert_close(run([x, torch.zeros(8)])[0], y)
     for seconds, wins in ((0.0, True), (0.01, False)):
         compare_speed(recording, file, tmp_path, seconds, wins)
@@ -333,7 +333,7 @@ def test_outputs_have_memory_of_their_own(compiler: Compiler, tmp_path: Path) ->
     doubled = r("mul.Scalar", x, 2)
     recording = r.write(tmp_path / "own", [y, doubled, r("t", doubled)])
     assert "error" not in compiler.ask(recording)
-    outputs = _torch.load_library(package.extract_library(compiler.package("own"), tmp_path))([x])
+    outputs = _torch.load_library(package_reader.extract_library(compiler.package("own"), tmp_path))([x])
     assert not compare.overlap(outputs[0], x)
     assert compare.overlap(outputs[1], outputs[2])
 
@@ -347,7 +347,7 @@ def test_outputs_have_the_recorded_strides(compiler: Compiler, tmp_path: Path) -
     spread = r("diagonal", r("cat", [x, x], 1))
     recording = r.write(tmp_path / "strided", [y, spread])
     assert "error" not in compiler.ask(recording)
-    outputs = _torch.load_library(package.extract_library(compiler.package("strided"), tmp_path))([x])
+    outputs = _torch.load_library(package_reader.extract_library(compiler.package("strided"), tmp_path))([x])
     for output, expected in zip(outputs, (y, spread), strict=True):
         torch.testing.assert_close(output, expected)
         assert output.stride() == expected.stride()
