@@ -11,14 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmarks import gpt2
 from benchmarks.models import Mlp
 
-_WIDTH, _HEADS, _LAYERS = 768, 12, 12
-_TOKENS = 512  # in the cache
-_WORDS = 50257
+_WIDTH, _HEADS, _LAYERS = 768, 12, 12  # of BERT-base
 
 
-class DecoderLayer(nn.Module):
+class DecoderLayer(gpt2.Layer):
     """A layer of GPT-2 that sees one new token; its keys and values of before are buffers."""
 
     keys: Tensor
@@ -26,38 +25,27 @@ class DecoderLayer(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(_WIDTH)
-        self.qkv = nn.Linear(_WIDTH, 3 * _WIDTH)
-        self.out = nn.Linear(_WIDTH, _WIDTH)
-        self.norm2 = nn.LayerNorm(_WIDTH)
-        self.up = nn.Linear(_WIDTH, 4 * _WIDTH)
-        self.down = nn.Linear(4 * _WIDTH, _WIDTH)
         for name in ("keys", "values"):
-            self.register_buffer(name, torch.randn(1, _HEADS, _TOKENS, _WIDTH // _HEADS))
+            self.register_buffer(name, torch.randn(1, gpt2.HEADS, gpt2.TOKENS, gpt2.WIDTH // gpt2.HEADS))
 
     def forward(self, x: Tensor, position: Tensor, mask: Tensor) -> Tensor:  # noqa: D102
-        q, k, v = self.qkv(self.norm1(x)).view(1, 1, 3, _HEADS, _WIDTH // _HEADS).permute(2, 0, 3, 1, 4)
+        q, k, v = self.split(x)
         self.keys.index_copy_(2, position, k)
         self.values.index_copy_(2, position, v)
-        scores = q @ self.keys.transpose(2, 3) / math.sqrt(_WIDTH // _HEADS)
+        scores = q @ self.keys.transpose(2, 3) / math.sqrt(gpt2.WIDTH // gpt2.HEADS)
         weights = torch.softmax(scores.masked_fill(mask, float("-inf")).float(), -1).to(x.dtype)
-        x = x + self.out((weights @ self.values).transpose(1, 2).reshape(1, 1, _WIDTH))
-        return x + self.down(functional.gelu(self.up(self.norm2(x)), approximate="tanh"))
+        return self.finish(x, weights @ self.values)
 
 
-class Decoder(nn.Module):
+class Decoder(gpt2.Network):
     """One step of GPT-2 (124M): the next token's logits, with 512 cached tokens."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.words = nn.Embedding(_WORDS, _WIDTH)
-        self.positions = nn.Embedding(_TOKENS, _WIDTH)
-        self.layers = nn.ModuleList(DecoderLayer() for _ in range(_LAYERS))
-        self.norm = nn.LayerNorm(_WIDTH)
+        super().__init__(DecoderLayer)
 
     def forward(self, token: Tensor, position: Tensor) -> Tensor:  # noqa: D102
         x = self.words(token) + self.positions(position)
-        mask = torch.arange(_TOKENS, device=token.device) > position
+        mask = torch.arange(gpt2.TOKENS, device=token.device) > position
         for layer in self.layers:
             x = layer(x, position, mask)
         return self.norm(x) @ self.words.weight.t()
@@ -132,7 +120,7 @@ MODELS = {
     "decode": Model(
         "GPT-2 decode step, 512 cached tokens, half",
         Decoder,
-        lambda: (torch.tensor([[17]]), torch.tensor([_TOKENS - 1])),
+        lambda: (torch.tensor([[17]]), torch.tensor([gpt2.TOKENS - 1])),
         torch.float16,
         "reduce-overhead",
         0.85,

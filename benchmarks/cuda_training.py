@@ -13,17 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 import torchcc
-from benchmarks import harness
+from benchmarks import gpt2, harness
 from benchmarks.harness import Report
 
 _TARGET = "cuda_training"
 
-_WIDTH, _HEADS, _LAYERS, _WORDS = 768, 12, 12, 50257
-_BATCH, _TOKENS = 8, 512
+_BATCH = 8
 _BATCHES = 8
 _RATE = 1e-4
 
@@ -46,35 +45,18 @@ _PYTHON = {
 }
 
 
-class Layer(nn.Module):
-    """A layer of GPT-2; ``cpp/cuda_training.cpp`` has the same one."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(_WIDTH)
-        self.qkv = nn.Linear(_WIDTH, 3 * _WIDTH)
-        self.out = nn.Linear(_WIDTH, _WIDTH)
-        self.norm2 = nn.LayerNorm(_WIDTH)
-        self.up = nn.Linear(_WIDTH, 4 * _WIDTH)
-        self.down = nn.Linear(4 * _WIDTH, _WIDTH)
+class Layer(gpt2.Layer):
+    """A layer of GPT-2 that sees whole texts; ``cpp/cuda_training.cpp`` has the same one."""
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
-        b, t, d = x.shape
-        q, k, v = self.qkv(self.norm1(x)).view(b, t, 3, _HEADS, d // _HEADS).permute(2, 0, 3, 1, 4)
-        mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.out(mixed.transpose(1, 2).reshape(b, t, d))
-        return x + self.down(functional.gelu(self.up(self.norm2(x)), approximate="tanh"))
+        return self.finish(x, functional.scaled_dot_product_attention(*self.split(x), is_causal=True))
 
 
-class Gpt(nn.Module):
+class Gpt(gpt2.Network):
     """GPT-2 (124M) for 512 tokens; gives the loss of the next ones."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.words = nn.Embedding(_WORDS, _WIDTH)
-        self.positions = nn.Embedding(_TOKENS, _WIDTH)
-        self.layers = nn.ModuleList(Layer() for _ in range(_LAYERS))
-        self.norm = nn.LayerNorm(_WIDTH)
+        super().__init__(Layer)
 
     def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:  # noqa: D102
         x = self.words(tokens) + self.positions(torch.arange(tokens.shape[1], device=tokens.device))
@@ -92,7 +74,7 @@ def make() -> tuple[Gpt, Tensor]:
         for parameter in network.parameters():
             if parameter.dim() == 2:
                 parameter.normal_(0, 0.02)
-    return network.cuda(), torch.randint(_WORDS, (_BATCHES, _BATCH, _TOKENS + 1))
+    return network.cuda(), torch.randint(gpt2.WORDS, (_BATCHES, _BATCH, gpt2.TOKENS + 1))
 
 
 def make_step(compiled: bool, optimiser: str) -> Step:
