@@ -93,7 +93,7 @@ def built() -> Path:
 def standalone() -> Path:
     """The folder with packages and sources of the models of standalone_models.py, and ``checks.json``."""
     models = TESTS / "standalone_models.py"
-    folder = _cache() / "standalone" / _key(models, TESTS / "models.py", *_compiler_sources())
+    folder = _cache() / "standalone" / _key(models, *sorted((TESTS / "models").glob("*.py")), *_compiler_sources())
     with paths.locked(_cache() / "standalone.lock"):
         _forget_old(folder.parent)
         if not (folder / "finished").exists():
