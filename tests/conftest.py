@@ -1,6 +1,6 @@
-"""What several tests need: the packages of regions.py, cpp/twin.py and cpp/network.py, and the C++ tests, built once.
+"""What several tests need: packages of regions, networks and models, and the C++ tests, built once.
 
-Both are kept in torchcc's cache folder, so that a second run starts at once.
+All are kept in torchcc's cache folder, so that a second run starts at once.
 """
 
 from __future__ import annotations
@@ -86,6 +86,37 @@ def built() -> Path:
             _run(sys.executable, "-m", "torchcc", "build", source, "--out", folder, "--namespace", namespace)
         _run(sys.executable, models, folder)
         finished.touch()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def packages(libraries: Path) -> Path:
+    """The folder with packages of package_models.py: ``net.pt2``, ``counter.pt2`` and ``noise.pt2`` are portable.
+
+    ``layer.pt2`` is compiled for this machine, and ``both.pt2`` once more, with the weights as inputs.
+    """
+    from commands import MODELS, run
+
+    folder = _cache() / "models" / _key(MODELS, *_compiler_sources())
+    with paths.locked(_cache() / "models.lock"):
+        _forget_old(folder.parent)
+        if not (folder / "finished").exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of a run that was ended
+            folder.mkdir(parents=True)
+            for name in ("net", "counter", "noise"):
+                run("export", f"{MODELS}:{name}", "-o", folder / f"{name}.pt2", "--target", "portable")
+            checked = run("export", f"{MODELS}:layer", "-o", folder / "layer.pt2")
+            assert "forward, cpu-" in checked and "equal to the graph on 5 sets of sizes" in checked
+            run(
+                "compile",
+                folder / "layer.pt2",
+                "-o",
+                folder / "both.pt2",
+                "--updatable",
+                "--option",
+                "max_autotune=false",
+            )
+            (folder / "finished").touch()
     return folder
 
 

@@ -31,10 +31,11 @@ def opened(file: Path, *others: type[Exception]) -> Iterator[zipfile.ZipFile]:
     Raises:
         PackageError: In place of these and of what the zip reader raises.
     """
+    kinds: tuple[type[Exception], ...] = (OSError, zipfile.BadZipFile, zlib.error, *others)
     try:
         with zipfile.ZipFile(file) as archive:
             yield archive
-    except (OSError, zipfile.BadZipFile, zlib.error, *others) as error:
+    except kinds as error:
         raise damaged(file, f"{type(error).__name__}: {error}") from error
 
 
