@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torchcc.exporter import Exported  # imports torch, which takes seconds
     from torchcc.standalone import Emitted
 
-    _Make: TypeAlias = Callable[[str, Path, ExportSettings, "_Tell"], Exported]
+    _Make: TypeAlias = Callable[[Any, Path, ExportSettings, "_Tell"], Exported]
 
 _Tell: TypeAlias = Callable[[str, int, int], None]
 
@@ -299,14 +299,13 @@ def _package_command(name: str, argument: Any) -> Callable[[_Make], _Make]:
 
     Args:
         name: Of the command; its help is the function's documentation.
-        argument: What the command says of its first argument.
+        argument: The annotation of its first argument.
     """
 
     def decorate(make: _Make) -> _Make:
-        @app.command(name, help=make.__doc__)
         def command(
+            source: Any,
             out: _Out,
-            source: str = argument,
             target: _Targets = None,
             updatable: _Updatable = False,
             train: _Train = False,
@@ -333,6 +332,8 @@ def _package_command(name: str, argument: Any) -> Callable[[_Make], _Make]:
                 exported = make(source, out, settings, tell)
             _print_exported(exported)
 
+        command.__annotations__["source"] = argument
+        app.command(name, help=make.__doc__)(command)
         return make
 
     return decorate
@@ -340,7 +341,7 @@ def _package_command(name: str, argument: Any) -> Callable[[_Make], _Make]:
 
 @_package_command(
     "export",
-    typer.Argument(metavar="SOURCE", help="model.py:build, where build() gives the module and its arguments."),
+    Annotated[str, typer.Argument(help="model.py:build, where build() gives the module and its arguments.")],
 )
 def _export(source: str, out: Path, settings: ExportSettings, tell: _Tell) -> Exported:
     """Exports a model: its graph and code for the targets, C++ sources (standalone), or a .pte file (mobile)."""
@@ -349,12 +350,14 @@ def _export(source: str, out: Path, settings: ExportSettings, tell: _Tell) -> Ex
     return packaging.export_file(source, out, settings, tell)
 
 
-@_package_command("compile", typer.Argument(metavar="FILE", help="A package, or a file by torch.export.save."))
-def _compile(file: str, out: Path, settings: ExportSettings, tell: _Tell) -> Exported:
+@_package_command(
+    "compile", Annotated[Path, typer.Argument(metavar="file", help="A package, or a file by torch.export.save.")]
+)
+def _compile(file: Path, out: Path, settings: ExportSettings, tell: _Tell) -> Exported:
     """Adds compiled code for this machine, or other targets, to a package."""
     from torchcc import packaging
 
-    return packaging.compile_file(Path(file), out, settings, tell)
+    return packaging.compile_file(file, out, settings, tell)
 
 
 def _print_exported(exported: Exported) -> None:
