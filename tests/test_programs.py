@@ -30,7 +30,7 @@ GROUPS = (
     ("sizes",),
 )
 
-# Suites whose programs run with gradients too; see trains() in harness.h.
+# Suites whose programs run with gradients too, and lazily; see TORCHCC_PROGRAMS in harness.h.
 TRAINED = ("operators", "sequences", "mutation", "signatures", "eager", "convolutions", "layers", "random_numbers")
 
 # Suites most of whose programs take arguments of other sizes; see check_sizes() in harness.cpp.
@@ -150,16 +150,15 @@ def test_slow_programs(cpp_build: Callable[[str], Path], tmp_path: Path) -> None
 @pytest.mark.parametrize("suite", TRAINED)
 def test_programs_with_gradients(cpp_build: Callable[[str], Path], tmp_path: Path, suite: str) -> None:
     """All that can be differentiated are right; nearly all that could be compiled are."""
-    compiled, programs = _summary(cpp_build, tmp_path, suite, "training", r"training: (\d+) of (\d+) compiled")
+    compiled, programs = _summary(cpp_build, tmp_path, (suite,), "training", r"training: (\d+) of (\d+) compiled")
     # Programs that must stay eager without gradients must with them.
     assert suite == "eager" or compiled >= 0.8 * programs
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("suite", TRAINED)
-def test_programs_lazily(cpp_build: Callable[[str], Path], tmp_path: Path, suite: str) -> None:
+def test_programs_lazily(cpp_build: Callable[[str], Path], tmp_path: Path) -> None:
     """All are right, and at least half of their operators run compiled."""
-    good, every = _summary(cpp_build, tmp_path, suite, "lazy", r"lazy: (\d+) of (\d+) operators compiled")
+    good, every = _summary(cpp_build, tmp_path, TRAINED, "lazy", r"lazy: (\d+) of (\d+) operators compiled")
     assert good >= 0.5 * every
 
 
@@ -167,13 +166,15 @@ def test_programs_lazily(cpp_build: Callable[[str], Path], tmp_path: Path, suite
 @pytest.mark.parametrize("suite", SIZED)
 def test_programs_of_many_sizes(cpp_build: Callable[[str], Path], tmp_path: Path, suite: str) -> None:
     """All are right, and most dimensions that may have other sizes need one code for all of them."""
-    good, every = _summary(cpp_build, tmp_path, suite, "sizes", r"sizes: (\d+) of (\d+) dimensions served by one code")
+    good, every = _summary(cpp_build, tmp_path, (suite,), "sizes", r"sizes: (\d+) of (\d+) dimensions served by one code")
     assert good >= 0.6 * every
 
 
-def _summary(cpp_build: Callable[[str], Path], tmp_path: Path, suite: str, mode: str, pattern: str) -> tuple[int, int]:
-    """Runs a suite with its programs in another way; the numbers of its last line."""
-    ran = _execute(cpp_build("release") / "programs", Run((suite,), {"TORCHCC_PROGRAMS": mode}), tmp_path)
+def _summary(
+    cpp_build: Callable[[str], Path], tmp_path: Path, suites: tuple[str, ...], mode: str, pattern: str
+) -> tuple[int, int]:
+    """Runs suites with their programs in another way; the numbers of the last line."""
+    ran = _execute(cpp_build("release") / "programs", Run(suites, {"TORCHCC_PROGRAMS": mode}), tmp_path)
     _check(ran)
     summary = re.search(pattern, ran.output)
     assert summary is not None, ran.output

@@ -1,6 +1,10 @@
 #include "arguments.h"
 
+#include <dlfcn.h>
+#include <execinfo.h>
+
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cstring>
 #include <string_view>
@@ -49,6 +53,30 @@ void write_complex(Words& code, c10::complex<double> number) {
   code.push_back(std::bit_cast<int64_t>(number.imag()));
 }
 
+/// The start of the library or program that has some code; null when nobody knows.
+const void* module_of(const void* code, Dl_info& info) {
+  return ::dladdr(code, &info) != 0 ? info.dli_fbase : nullptr;
+}
+
+/// Whether libtorch's own code has called at::equal, and not the program.
+bool is_asked_by_libtorch() {
+  constexpr int kDeepest = 48;
+  constexpr std::string_view kEqual = "_ZN2at4_ops5equal4call";
+  std::array<void*, kDeepest> stack{};
+  const int depth = ::backtrace(stack.data(), kDeepest);
+  Dl_info info{};
+  const void* const own = module_of(reinterpret_cast<const void*>(&draws), info);
+  for (int i = 0; i + 1 < depth; ++i) {
+    const void* const library = module_of(stack[static_cast<size_t>(i)], info);
+    if (library == nullptr || info.dli_sname == nullptr || !std::string_view(info.dli_sname).starts_with(kEqual)) {
+      continue;
+    }
+    // Where everything is one program, nobody can tell.
+    return library != own && module_of(stack[static_cast<size_t>(i) + 1], info) == library;
+  }
+  return false;
+}
+
 }  // namespace
 
 bool draws(const Operator& op, const c10::IValue* arguments) {
@@ -59,7 +87,7 @@ bool draws(const Operator& op, const c10::IValue* arguments) {
 
 std::string dependence(const Operator& op, const c10::IValue* arguments) {
   if (op.reads_host) return "the function reads a value on the host (" + op.name + ")";
-  if (op.is_equal && !is_decided(arguments[0], arguments[1])) {
+  if (op.is_equal && !decided(arguments[0], arguments[1])) {
     return "the function reads a value on the host (" + op.name + ")";
   }
   if (op.has_dynamic_shape && !(op.is_index && !has_mask(arguments[1])) && !has_given_size(op, arguments)) {
@@ -102,9 +130,13 @@ Autocast autocast_now() {
   return {dtype(at::kCPU), has_gpu() ? dtype(at::kCUDA) : int8_t{-1}};
 }
 
-bool is_decided(const c10::IValue& a, const c10::IValue& b) {
-  return a.isTensor() && b.isTensor() &&
-         (a.toTensor().is_same(b.toTensor()) || a.toTensor().sizes() != b.toTensor().sizes());
+std::optional<bool> decided(const c10::IValue& a, const c10::IValue& b) {
+  if (!a.isTensor() || !b.isTensor()) return std::nullopt;
+  const at::Tensor& tensor = a.toTensor();
+  if (tensor.sizes() != b.toTensor().sizes()) return false;
+  if (!tensor.is_same(b.toTensor())) return std::nullopt;
+  const bool has_nan = at::isFloatingType(tensor.scalar_type()) || at::isComplexType(tensor.scalar_type());
+  return !has_nan || is_asked_by_libtorch() ? std::optional<bool>(true) : std::nullopt;
 }
 
 bool may_print(const Operator& op, const c10::IValue* arguments) {

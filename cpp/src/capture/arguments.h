@@ -1,5 +1,6 @@
 #pragma once
 
+#include <optional>
 #include <string>
 
 #include <ATen/core/Tensor.h>
@@ -33,8 +34,10 @@ inline bool is_written(const Operator& op, size_t position, const c10::IValue* a
                                  arguments[op.training].toBool());
 }
 
-/// Whether at::equal needs no data: for a tensor and itself, and for tensors of different sizes.
-bool is_decided(const c10::IValue& a, const c10::IValue& b);
+/// What at::equal gives where it needs no data: for tensors of different sizes, and for a tensor and itself. A NaN is
+/// not equal to itself, so that floating-point data are needed, but for libtorch's own code: nn::MultiheadAttention asks
+/// whether its arguments are one, and computes the same otherwise.
+std::optional<bool> decided(const c10::IValue& a, const c10::IValue& b);
 
 /// Whether the call is the one that operator<< begins with: to(kCPU, kDouble), or kComplexDouble, of a tensor that is
 /// that already. It then reads memory, which no operator shows. For tensors of other dtypes, the copy is all there is.

@@ -111,7 +111,10 @@ void Lazy::materialize() { flush("materialize()"); }
 void Lazy::step(const c10::OperatorHandle& handle, torch::jit::Stack* stack) {
   const Operator& op = operator_of(handle);
   const Call call{op, handle, stack, autocast_now(), false};
-  if (op.is_metadata || (op.is_equal && is_decided(call.arguments()[0], call.arguments()[1]))) {
+  if (const auto equal = op.is_equal ? decided(call.arguments()[0], call.arguments()[1]) : std::nullopt) {
+    torch::jit::drop(*stack, op.arguments.size());
+    torch::jit::push(*stack, *equal);
+  } else if (op.is_metadata) {
     handle.callBoxed(stack);
   } else if (concerns_autograd(op, call.arguments())) {
     call_through_autograd(handle, stack);

@@ -154,7 +154,7 @@ BOOST_AUTO_TEST_CASE(key_value_cache_mutated_in_place) {
           const Tensor scores = torch::einsum("bd,btd->bt", {qkv[0], keys}).masked_fill(later, -INFINITY);
           return torch::einsum("bt,btd->bd", {torch::softmax(scores, -1), values});
         },
-        [](int call) { return std::tuple(torch::randn({2, 8}), torch::tensor({call})); },
+        [](int call) { return std::tuple(torch::randn({2, 8}), torch::tensor({call % 6})); },
         [=] { return std::vector<Tensor>{(*cache)[0], (*cache)[1], project->weight}; });
   });
 }
