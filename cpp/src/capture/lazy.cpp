@@ -116,7 +116,7 @@ void Lazy::step(const c10::OperatorHandle& handle, torch::jit::Stack* stack) {
     torch::jit::push(*stack, *equal);
   } else if (op.is_metadata) {
     handle.callBoxed(stack);
-  } else if (concerns_autograd(op, call.arguments())) {
+  } else if (concerns_autograd(op, call.arguments()) && !may_print(op, call.arguments())) {
     call_through_autograd(handle, stack);
   } else {
     run(call);

@@ -80,7 +80,8 @@ Plan::Plan(std::shared_ptr<const Recording> recording, std::shared_ptr<const Art
     : recording_(std::move(recording)),
       code_(std::move(code)),
       packed_(packed != nullptr ? std::move(packed) : std::make_shared<Packed>()),
-      training_(recording_->trains ? std::make_shared<const Training>(recording_, *code_) : nullptr),
+      training_(recording_->trains && code_ != nullptr ? std::make_shared<const Training>(recording_, *code_)
+                                                       : nullptr),
       lowest_(std::make_unique<Lowest[]>(recording_->inputs.size())),
       mutates_(recording_->mutates()) {
   for (size_t i = 0; i < recording_->same_as.size(); ++i) {

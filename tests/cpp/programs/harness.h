@@ -60,6 +60,7 @@ struct Expect {
   bool values = true;      ///< false: values differ by nature (random numbers); all else is compared
   bool gradients = false;  ///< true: runs with grad mode on
   double tolerance = 1;    ///< times that of the dtype
+  double gradient_tolerance = 1;  ///< the same for gradients, which may have come through shorter dtypes
   int calls = 5;
   bool needs_compiler = false;  ///< the reason is the compiler's; other eager programs run without one
 };

@@ -465,6 +465,39 @@ BOOST_AUTO_TEST_CASE(gradients_of_other_functions, *boost::unit_test::label("slo
   });
 }
 
+// Printing copies nothing where the dtype is double already, and so calls no operator below autograd.
+BOOST_AUTO_TEST_CASE(printing_with_gradients) {
+  for (const auto dtype : {torch::kFloat, torch::kDouble}) {
+    const Tensor weight = torch::randn({4, 4}, dtype).requires_grad_();
+    const auto text = [](const Tensor& tensor) {
+      std::ostringstream stream;
+      stream << tensor;
+      return stream.str();
+    };
+    std::string printed;
+    const auto compiled = torchcc::compile(
+        [&](Tensor x) {
+          const Tensor y = x.mm(weight).tanh();
+          printed = text(y);
+          return y.sum();
+        },
+        lazy_options());
+    for (int call = 0; call < 5; ++call) {
+      const Tensor x = torch::randn({3, 4}, dtype);
+      compiled(x).backward();
+      const Tensor got = weight.grad().clone();
+      weight.mutable_grad().reset();
+      const Tensor y = x.mm(weight).tanh();
+      y.sum().backward();
+      // Of floats, the last printed digit may differ.
+      BOOST_TEST((dtype == torch::kDouble ? printed == text(y) : printed.find("{3,4}") != std::string::npos), printed);
+      BOOST_TEST(difference(got, weight.grad()) == "");
+      weight.mutable_grad().reset();
+    }
+    BOOST_TEST(compiled.stats().compiled_ops > 0, compiled.stats().str());
+  }
+}
+
 // PyTorch's own error where a tensor that backward needs was written to, and where backward ran before.
 BOOST_AUTO_TEST_CASE(errors_of_autograd) {
   const Tensor weight = torch::randn({4, 4}).requires_grad_();

@@ -167,7 +167,7 @@ BOOST_AUTO_TEST_CASE(nested_modes, *boost::unit_test::label("slow")) {
             },
             one, tensors_of(net));
       },
-      {.tolerance = 300});  // of bfloat16
+      {.tolerance = 300, .gradient_tolerance = 300});  // of bfloat16
 }
 
 BOOST_AUTO_TEST_CASE(autocast_around_the_call, *boost::unit_test::label("slow")) {

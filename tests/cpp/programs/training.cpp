@@ -52,6 +52,14 @@ BOOST_AUTO_TEST_CASE(perceptron) {
   });
 }
 
+// There is nothing to compile, and nothing that gradients go through.
+BOOST_AUTO_TEST_CASE(no_operators) {
+  check_trained([] {
+    return program([](Tensor x, Tensor y) { return std::pair(y, x); },
+                   [](int) { return std::tuple(torch::randn({3, 4}), torch::randn({2})); });
+  });
+}
+
 BOOST_AUTO_TEST_CASE(several_results) {
   check_trained([] {
     nn::Linear net(4, 4);
