@@ -336,7 +336,7 @@ def _verified(one: Captured, made: Mapping[str, tuple[workers.Job, workers.Resul
                 weights=job.weights,
                 target=target,
                 cpu_features=features,
-                uncapturable=_torch.uncapturable(one.program) if target.startswith("cuda") else "",
+                uncapturable=_torch.uncapturable(one.program),
             )
         ],
         training=training,

@@ -685,7 +685,7 @@ def compile_functions(
                     weights=job.weights,
                     target=target,
                     cpu_features=features,
-                    uncapturable=_torch.uncapturable(function.program) if target.startswith("cuda") else "",
+                    uncapturable=_torch.uncapturable(function.program),
                 )
             )
         whole = [

@@ -75,7 +75,8 @@ class Training:
         description: What goes where, in the form that ``parse_backward`` in ``cpp/src/runtime/backward.h`` reads:
             ``saved`` (``"input"``, ``"output"`` or ``"extra"``, and the position there), ``tangents`` (outputs, and the
             strides that their gradients have to have; ``None`` for contiguous ones), ``gradients`` (inputs, by the
-            results of backward), ``covered`` and ``reached`` (see :class:`torchcc._torch.Differentiated`), ``random``.
+            results of backward), ``covered`` and ``reached`` (see :class:`torchcc._torch.Differentiated`), ``random``;
+            ``uncapturable`` as in :class:`Variant`, of both directions, where it is not empty.
         exclusive: Whether the code must run alone (integer division).
         weights: Names of the weights, all of which the code takes as inputs.
         target, torch, cpu_features: As in :class:`Variant`.

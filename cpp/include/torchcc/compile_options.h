@@ -108,6 +108,7 @@ struct VariantStats {
   bool frozen = false;         ///< the next call uses packed weights
   int64_t graph_captures = 0;  ///< CUDA graphs that were recorded, where CompileOptions::cuda_graphs is true
   int64_t graph_calls = 0;     ///< compiled calls that were the launch of one
+  int64_t graph_backwards = 0;  ///< backward passes that were
   std::string graph_reason;    ///< why others were not; else empty
 };
 
@@ -126,6 +127,9 @@ struct SegmentStats {
   double compile_seconds = 0;  ///< spent in the compiler
   bool from_cache = false;     ///< the compiled code came from the cache
   int64_t sizes = 1;           ///< sets of sizes that share its code
+  int64_t graph_captures = 0;  ///< as in VariantStats
+  int64_t graph_calls = 0;
+  std::string graph_reason;
 };
 
 /// What a compiled function has done so far.

@@ -57,7 +57,8 @@ struct TrainingVariant {
   Backward backward;                         ///< without its library
   std::vector<std::vector<size_t>> covered;  ///< as in Differentiable
   std::vector<std::vector<size_t>> reached;
-  bool is_random = false;  ///< the function draws random numbers
+  bool is_random = false;    ///< the function draws random numbers
+  std::string uncapturable;  ///< as in Variant, of both directions
 };
 
 struct FunctionEntry {
