@@ -667,7 +667,7 @@ def compile_functions(
             tell(f"verifying {job.title}", len(jobs) + number, 2 * len(jobs))
             function = functions[position]
             assert function.program is not None
-            target, features = _torch.target(_torch.device_of(function.program), isa)
+            target, features = _torch.target(_torch.device_of(function.program), isa, options)
             title = f"{function.signature.name}, {target}"
             if job.train:
                 one = gradients.training(job, result)
@@ -738,8 +738,9 @@ def _job(
     _, written = _torch.mutations(program)
     weights = _torch.weight_names(program) if updatable else sorted(written)
     suffix = f", gradients of {kind}" if kind else ""
+    target, _ = _torch.target(_torch.device_of(program), isa, options)
     return workers.Job(
-        title=f"function {function.signature.name} for {_torch.target(_torch.device_of(program), isa)[0]}{suffix}",
+        title=f"function {function.signature.name} for {target}{suffix}",
         program=str(saved),
         into_outputs=False,
         # On GPUs, Inductor would keep 16-bit weights as float32 where its kernels compute with that.

@@ -572,13 +572,14 @@ def misfit(variant: Variant | Training) -> str:
         if not torch.cuda.is_available():
             return f"compiled for GPUs of {wanted}, and there is no GPU"
         here = "sm{}{}".format(*torch.cuda.get_device_capability())
-        if here != wanted:
+        is_later = wanted.endswith("+") and int(here[2:]) >= int(wanted[2:-1])
+        if here != wanted and not is_later:
             return f"compiled for GPUs of {wanted}, this one is {here}"
     return ""
 
 
 def _architecture(variant: Variant | Training) -> str:
-    """Of the GPU that compiled code is for, ``"sm90"``; empty for the CPU."""
+    """Of the GPU that compiled code is for, ``"sm90"``, or ``"sm80+"``, that and later; empty for the CPU."""
     return variant.target.removeprefix("cuda-") if variant.target.startswith("cuda-") else ""
 
 

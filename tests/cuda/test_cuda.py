@@ -24,8 +24,10 @@ pytestmark = [
 ]
 
 SUITES = ("packages", "graphs", "streams")
-COMPILED = ("compile", "lazy")
-PACKAGES = ("functions", "updatable", "training", "half", "eight", "portable", "kernels")
+COMPILED = ("compile", "lazy", "compiled_graphs")
+
+two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+PACKAGES = ("functions", "updatable", "training", "half", "eight", "portable", "many", "kernels")
 
 
 def _run(*command: str | Path) -> str:
@@ -72,6 +74,13 @@ def test_compile(programs: Path, tmp_path: Path, suite: str) -> None:
     _run_suite(programs / "cuda_compile_tests", suite, {**os.environ, "TORCHCC_CACHE": str(tmp_path)})
 
 
+@two_gpus
+@pytest.mark.parametrize("program", ["cuda_tests", "cuda_compile_tests"])
+def test_devices(programs: Path, files: Path, tmp_path: Path, program: str) -> None:
+    environment = {**os.environ, "TORCHCC_TEST_FILES": str(files), "TORCHCC_CACHE": str(tmp_path)}
+    _run_suite(programs / program, "devices", environment)
+
+
 def _run_suite(program: Path, suite: str, environment: dict[str, str]) -> None:
     ran = subprocess.run(
         [str(program), f"--run_test={suite}", "--log_level=message"],
@@ -100,6 +109,26 @@ def test_code_for_cpus_is_refused(tmp_path: Path) -> None:
     with pytest.raises(torchcc.ArgumentError, match="is for models on the CPU"):
         module = torch.nn.Linear(4, 4).cuda()
         torchcc.export(tmp_path / "m.pt2", module, (torch.randn(2, 4, device="cuda"),), targets=["avx2"])
+
+
+def test_kernels_as_ptx_are_in_the_package_if_asked_for(files: Path) -> None:
+    """Has the driver compile PTX, as another GPU's would. PyTorch's own kernels have none; so all else is on the CPU."""
+    program = (
+        "import sys, torch, torchcc; x = torch.randn(8, 128); "
+        "y = torchcc.load(sys.argv[1])['forward'](x.cuda()).cpu(); "
+        "torch.testing.assert_close(y, torch.nn.functional.gelu(x * 2) + 1)"
+    )
+    codes = [
+        subprocess.run(
+            [sys.executable, "-c", program, str(files / name)],
+            env={**os.environ, "CUDA_FORCE_PTX_JIT": "1"},
+            capture_output=True,
+            check=False,
+        ).returncode
+        for name in ("many.pt2", "single.pt2")
+    ]
+    assert codes[0] == 0
+    assert codes[1] != 0
 
 
 def test_verify_and_inspect(files: Path) -> None:

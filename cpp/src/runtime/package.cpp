@@ -1,7 +1,9 @@
 #include <torchcc/package.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <optional>
+#include <string_view>
 
 #include <dlfcn.h>
 
@@ -33,6 +35,13 @@ bool is_weight(const std::string& record) {
   return (record.starts_with("data/weights/") || record.starts_with("data/constants/")) && !record.ends_with(".json");
 }
 
+/// Whether code for GPUs of an architecture, or with "+" of that and later ones, runs on this one.
+bool runs_on(const std::string& wanted, const std::string& here) {
+  if (wanted == here) return true;
+  const auto number = [](const std::string& name) { return std::atoi(name.c_str() + std::string_view("sm").size()); };
+  return wanted.ends_with('+') && here.starts_with("sm") && number(here) >= number(wanted);
+}
+
 /// Why a variant cannot run here; empty when it can.
 template <class Form>
 std::string misfit(const Form& variant, c10::Device device) {
@@ -43,7 +52,9 @@ std::string misfit(const Form& variant, c10::Device device) {
   }
   if (!variant.architecture.empty()) {
     const std::string here = cuda_architecture(device);
-    if (here != variant.architecture) return "compiled for GPUs of " + variant.architecture + ", this one is " + here;
+    if (!runs_on(variant.architecture, here)) {
+      return "compiled for GPUs of " + variant.architecture + ", this one is " + here;
+    }
   }
   return "";
 }
