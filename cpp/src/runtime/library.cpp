@@ -166,6 +166,8 @@ class Library::Runner : public torch::inductor::AOTIModelContainerRunner {
 Library::Library(const Source& source, size_t inputs, size_t outputs)
     : name_(source.name), inputs_(inputs), outputs_(outputs), exclusive_(source.exclusive), device_(source.device) {
   Files files(source);
+  c10::OptionalDeviceGuard guard;  // AOTInductor's code makes its GPU the current one
+  if (device_.is_cuda()) guard.reset_device(device_);
   try {
     runner_ = std::make_unique<Runner>(files.path(), device_);
   } catch (const std::exception& error) {
