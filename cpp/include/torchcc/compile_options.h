@@ -102,14 +102,14 @@ struct VariantStats {
   int64_t recorded = 0;  ///< calls that were recorded
   int64_t replayed = 0;  ///< calls that ran compiled code
   int64_t eager = 0;     ///< calls that ran the C++ code unrecorded
-  double compile_seconds = 0;  ///< spent in the compiler, packed form included
-  bool from_cache = false;     ///< the compiled code came from the cache
-  int64_t sizes = 1;           ///< sets of sizes that share its code
-  bool frozen = false;         ///< the next call uses packed weights
-  int64_t graph_captures = 0;  ///< CUDA graphs that were recorded, where CompileOptions::cuda_graphs is true
-  int64_t graph_calls = 0;     ///< compiled calls that were the launch of one
+  double compile_seconds = 0;   ///< spent in the compiler, packed form included
+  bool from_cache = false;      ///< the compiled code came from the cache
+  int64_t sizes = 1;            ///< sets of sizes that share its code
+  bool frozen = false;          ///< the next call uses packed weights
+  int64_t graph_captures = 0;   ///< CUDA graphs that were recorded, where CompileOptions::cuda_graphs is true
+  int64_t graph_calls = 0;      ///< compiled calls that were the launch of one
   int64_t graph_backwards = 0;  ///< backward passes that were
-  std::string graph_reason;    ///< why others were not; else empty
+  std::string graph_reason;     ///< why others were not; else empty
 };
 
 /// Of lazy execution: operators between two places where the function needs values.

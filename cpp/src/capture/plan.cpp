@@ -77,9 +77,9 @@ Plan::Plan(std::shared_ptr<const Recording> recording, std::shared_ptr<const Art
     has_same_arguments_ = has_same_arguments_ || recording_->same_as[i] != i;
   }
   if (options.cuda_graphs && packed_->graphs == nullptr) {
-    packed_->graphs = std::make_unique<Graphs>(recording_->trains ? Graphs::Results::kept : Graphs::Results::lent,
-                                               why_no_graph(*recording_, code_.get()),
-                                               recording_->random_state.defined());
+    packed_->graphs =
+        std::make_unique<Graphs>(recording_->trains ? Graphs::Results::kept : Graphs::Results::lent,
+                                 why_no_graph(*recording_, code_.get()), recording_->random_state.defined());
   }
 }
 

@@ -233,8 +233,8 @@ class Compiled : public torch::autograd::Function<Compiled> {
     size_t next = 0;
     for (const Backward::Saved& one : code.saved) {
       const bool is_input = one.from == Backward::Saved::From::input;
-      const at::Tensor& tensor = one.from == Backward::Saved::From::extra ? kept.extras[one.index]
-                                                                          : kept.saved[next++].get();
+      const at::Tensor& tensor =
+          one.from == Backward::Saved::From::extra ? kept.extras[one.index] : kept.saved[next++].get();
       can_be_copied = add(tensor.resolve_conj().resolve_neg(), !is_input) && can_be_copied;
     }
     for (const at::Tensor& one : tangents) can_be_copied = add(one, false) && can_be_copied;

@@ -20,8 +20,8 @@ class Recorded {
  public:
   /// Runs `body` while CUDA records what it launches on the current stream, in place of doing it. Throws what `body`
   /// throws, and c10::Error when CUDA refuses; the lane is then as before. With `is_random`, it draws random numbers;
-  /// no other thread may do so on this GPU meanwhile. Without, others wait for the end if they want to. With `is_apart`,
-  /// its memory is its own: what `body` leaves there stays until its next launch.
+  /// no other thread may do so on this GPU meanwhile. Without, others wait for the end if they want to. With
+  /// `is_apart`, its memory is its own: what `body` leaves there stays until its next launch.
   static std::unique_ptr<Recorded> record(std::shared_ptr<Lane> lane, bool is_random, bool is_apart,
                                           const std::function<void()>& body);
 

@@ -126,10 +126,7 @@ struct Graphs::Entry {
 };
 
 Graphs::Graphs(Results results, std::string refusal, bool is_random)
-    : results_(results),
-      is_random_(is_random),
-      is_refused_(!refusal.empty()),
-      tally_(std::make_shared<Tally>()) {
+    : results_(results), is_random_(is_random), is_refused_(!refusal.empty()), tally_(std::make_shared<Tally>()) {
   tally_->reason = std::move(refusal);
 }
 Graphs::Graphs(std::shared_ptr<Tally> tally, bool is_random)

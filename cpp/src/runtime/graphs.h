@@ -32,9 +32,9 @@ class Graphs {
  public:
   struct Input {
     const at::Tensor* tensor;
-    bool is_ready;    ///< the compiled code can read its memory as it is
-    bool is_mutated;  ///< the code writes into it
-    bool is_weight;   ///< never copied, and of the same sizes in all calls
+    bool is_ready;                 ///< the compiled code can read its memory as it is
+    bool is_mutated;               ///< the code writes into it
+    bool is_weight;                ///< never copied, and of the same sizes in all calls
     bool has_own_strides = false;  ///< the code reads it with its own strides; else it wants it contiguous
     bool is_kept = false;          ///< never copied either: another graph has written it
   };
@@ -47,8 +47,8 @@ class Graphs {
     copied,  ///< they are copies
   };
 
-  /// Keeps the results of one call as they are: while it exists, their graph is not launched again. Code that reads them
-  /// (of gradients) can run by a graph of its own.
+  /// Keeps the results of one call as they are: while it exists, their graph is not launched again. Code that reads
+  /// them (of gradients) can run by a graph of its own.
   class Lease;
 
   /// With a reason why the code cannot be captured, run() does nothing. `is_random`: the code draws random numbers.

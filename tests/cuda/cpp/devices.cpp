@@ -43,7 +43,8 @@ BOOST_AUTO_TEST_CASE(a_package_on_another_gpu) {
       torchcc::load(packaged("functions.pt2"), {.compiled = false, .device = 1})["forward"];
   const at::Tensor x = random_on(1, {8, 128});
   BOOST_TEST(close(portable(x), expected(portable, x)));
-  const torchcc::Function converting = torchcc::load(packaged("functions.pt2"), {.convert = true, .device = 1})["forward"];
+  const torchcc::Function converting =
+      torchcc::load(packaged("functions.pt2"), {.convert = true, .device = 1})["forward"];
   const at::Tensor elsewhere = random_on(0, {8, 128});
   BOOST_TEST(close(converting(elsewhere), expected(converting, elsewhere.to(at::Device(at::kCUDA, 1)))));
 }
