@@ -65,8 +65,9 @@ struct CompileOptions {
   /// Launch compiled code on a GPU as one CUDA graph: two calls for each combination of thread, stream and sizes run as
   /// without, the third records a graph, and all others are one launch. Results of such a call lie in memory of the
   /// graph: they are valid until the same thread calls the function for the same sizes on the same stream again, so
-  /// clone() what has to stay. Where no graph can be made (of calls with gradients, and in lazy mode), calls run as
-  /// without, and stats() says why. See docs/cuda.md.
+  /// clone() what has to stay. Backward of calls with gradients is a graph of its own; what it reads stays until it has
+  /// run. In lazy mode, segments are launched so, and results are the program's own. Where no graph can be made, or
+  /// used, calls run as without, and stats() says why. See docs/cuda.md.
   bool cuda_graphs = false;
 
   /// Use compiled code even where the compiler has measured that PyTorch's own operators are faster. Calls shorter than
