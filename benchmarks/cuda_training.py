@@ -35,7 +35,12 @@ _TOLERANCE = 0.1
 Step = Callable[[], Tensor]
 
 #: What the C++ program has, by the names that it knows.
-_CPP = {"step": "C++, the whole step compiled", "loss": "C++, loss and optimiser compiled apart", "eager": "C++, eager"}
+_CPP = {
+    "step": "C++, the whole step compiled",
+    "loss": "C++, loss and optimiser compiled apart",
+    "graphs": "C++, the same with CUDA graphs of the loss and its backward",
+    "eager": "C++, eager",
+}
 
 #: What Python has: whether the loss is compiled, and how the optimiser runs.
 _PYTHON = {

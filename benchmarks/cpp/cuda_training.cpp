@@ -103,7 +103,7 @@ void make(Way& way, const std::string& kind, const benchmarks::Weights& weights)
     way.step = compiled;
     way.stats = [compiled] { return compiled.stats().str(); };
   } else {
-    const auto one = torchcc::compile(loss, {.name = "loss"});
+    const auto one = torchcc::compile(loss, {.name = "loss", .cuda_graphs = kind == "graphs"});
     const auto other = torchcc::compile(update, {.mode = torchcc::CompileMode::lazy, .name = "update"});
     way.step = step(one, other);
     way.stats = [one, other] { return one.stats().str() + other.stats().str(); };

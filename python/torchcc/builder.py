@@ -328,7 +328,7 @@ def _verified(one: Captured, made: Mapping[str, tuple[workers.Job, workers.Resul
     library = package.library(call.files)
     toolchain.require_shared_libstdcxx(library)
     checked = verify.verify(one, library, package.library(into.files) if into else None, job.weights)
-    target, features = _torch.target(_torch.device_of(one.program))
+    target, features = _torch.target(_torch.device_of(one.program), options=job.options)
     training = [
         dataclasses.replace(gradients.training(*made[f"_{kind}"]), target=target, cpu_features=features)
         for kind in gradients.KINDS
@@ -347,7 +347,7 @@ def _verified(one: Captured, made: Mapping[str, tuple[workers.Job, workers.Resul
                 weights=job.weights,
                 target=target,
                 cpu_features=features,
-                uncapturable=_torch.uncapturable(one.program) if target.startswith("cuda") else "",
+                uncapturable=_torch.uncapturable(one.program),
             )
         ],
         training=training,

@@ -62,7 +62,7 @@ def compile_functions(
             tell(f"verifying {task.job.title}", len(tasks) + number, 2 * len(tasks))
             function = functions[task.position]
             assert function.program is not None
-            target, features = _torch.target(_torch.device_of(function.program), task.isa)
+            target, features = _torch.target(_torch.device_of(function.program), task.isa, settings.options)
             title = f"{function.signature.name}, {target}"
             if task.job.train:
                 trained, checked = _verified_training(function, task.job, result)
@@ -124,7 +124,7 @@ def _verified(function: package.Function, job: workers.Job, result: workers.Resu
         files=result.files,
         exclusive=result.exclusive,
         weights=job.weights,
-        uncapturable=_torch.uncapturable(program) if _torch.device_of(program) == "cuda" else "",
+        uncapturable=_torch.uncapturable(program),
     )
     return variant, checked
 
@@ -168,8 +168,9 @@ def _job(function: package.Function, saved: Path, isa: str, kind: str, settings:
     updatable = settings.updatable or settings.train
     weights = _torch.weight_names(program) if updatable else sorted(written)
     suffix = f", gradients of {kind}" if kind else ""
+    target, _ = _torch.target(_torch.device_of(program), isa, settings.options)
     return workers.Job(
-        title=f"function {function.signature.name} for {_torch.target(_torch.device_of(program), isa)[0]}{suffix}",
+        title=f"function {function.signature.name} for {target}{suffix}",
         program=str(saved),
         into_outputs=False,
         # On GPUs, Inductor would keep 16-bit weights as float32 where its kernels compute with that.

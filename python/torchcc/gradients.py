@@ -92,7 +92,9 @@ def compile(
 def describe(made: _torch.Differentiated) -> dict[str, Any]:
     """What C++ has to know, as the manifest states it."""
     halves = made.halves
+    uncapturable = _torch.uncapturable(halves.forward, halves.backward)
     return {
+        **({"uncapturable": uncapturable} if uncapturable else {}),
         "saved": [list(one) for one in halves.saved],
         "tangents": [{"output": output, "strides": None} for output, _ in halves.tangents],
         "gradients": list(halves.gradients),

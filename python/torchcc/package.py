@@ -68,7 +68,8 @@ class Training:
         description: What goes where, in the form that ``parse_backward`` in ``cpp/src/runtime/backward.h`` reads:
             ``saved`` (``"input"``, ``"output"`` or ``"extra"``, and the position there), ``tangents`` (outputs, and the
             strides that their gradients have to have; ``None`` for contiguous ones), ``gradients`` (inputs, by the
-            results of backward), ``covered`` and ``reached`` (see :class:`torchcc._torch.Differentiated`), ``random``.
+            results of backward), ``covered`` and ``reached`` (see :class:`torchcc._torch.Differentiated`), ``random``;
+            ``uncapturable`` as in :class:`Variant`, of both directions, where it is not empty.
         exclusive: Whether the code must run alone (integer division).
         weights: Names of the weights, all of which the code takes as inputs.
         target, torch, cpu_features: As in :class:`Variant`.
@@ -201,13 +202,14 @@ def misfit(variant: Variant | Training) -> str:
         if not torch.cuda.is_available():
             return f"compiled for GPUs of {wanted}, and there is no GPU"
         here = "sm{}{}".format(*torch.cuda.get_device_capability())
-        if here != wanted:
+        is_later = wanted.endswith("+") and int(here[2:]) >= int(wanted[2:-1])
+        if here != wanted and not is_later:
             return f"compiled for GPUs of {wanted}, this one is {here}"
     return ""
 
 
 def architecture(variant: Variant | Training) -> str:
-    """Of the GPU that compiled code is for, ``"sm90"``; empty for the CPU."""
+    """Of the GPU that compiled code is for, ``"sm90"``, or ``"sm80+"``, that and later; empty for the CPU."""
     return variant.target.removeprefix("cuda-") if variant.target.startswith("cuda-") else ""
 
 

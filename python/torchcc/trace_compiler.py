@@ -169,11 +169,14 @@ def _compile_training(recording: Recording, request: Request, work: Path, tell: 
             slower = why_eager(recording, given, code.run)
     tell("writing")
     signatures = trace_signature.of_halves(recording.trace, halves)
+    uncapturable = _torch.uncapturable(halves.forward, halves.backward)
     functions = [
         package.Function(
-            signature, None, [package.Variant(compiled.files, exclusive=compiled.exclusive, **_target(recording))]
+            signature,
+            None,
+            [package.Variant(one.files, exclusive=one.exclusive, uncapturable=uncapturable, **_target(recording))],
         )
-        for signature, compiled in zip(signatures, (forward, backward), strict=True)
+        for signature, one in zip(signatures, (forward, backward), strict=True)
     ]
     extras = {
         package.TRACE: request.trace.read_text(),
@@ -370,7 +373,7 @@ def _write(
             package.Variant(
                 compiled.files,
                 exclusive=compiled.exclusive,
-                uncapturable=_torch.uncapturable(program) if recording.trace.on_gpu else "",
+                uncapturable=_torch.uncapturable(program),
                 **_target(recording),
             )
         ],

@@ -129,8 +129,23 @@ def export_portable(file: Path) -> None:
         made = Path(folder) / "made.pt2"
         torchcc.export(made, module(), (x,), dynamic={"x": {0: "n"}})
         (function,) = package_reader.read(made, Path(folder) / "files")
-        variants = [dataclasses.replace(one, target="cuda-sm35") for one in function.variants]
-        package_writer.write(file.with_name("foreign.pt2"), [dataclasses.replace(function, variants=variants)])
+        for name, target in {"foreign": "cuda-sm35", "later": "cuda-sm999+", "earlier": "cuda-sm70+"}.items():
+            variants = [dataclasses.replace(one, target=target) for one in function.variants]
+            package_writer.write(file.with_name(f"{name}.pt2"), [dataclasses.replace(function, variants=variants)])
+
+
+class Pointwise(nn.Module):
+    """Needs kernels of Inductor's alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.nn.functional.gelu(x * 2) + 1
+
+
+def export_many(file: Path) -> None:
+    """Kernels as PTX beside machine code, and as machine code alone."""
+    x = torch.randn(8, 128, device="cuda")
+    torchcc.export(file, Pointwise(), (x,), options={"aot_inductor.emit_multi_arch_kernel": True})
+    torchcc.export(file.with_name("single.pt2"), Pointwise(), (x,))
 
 
 def build_regions(file: Path) -> None:
@@ -144,6 +159,7 @@ PACKAGES = {
     "half": export_half,
     "eight": export_eight,
     "portable": export_portable,
+    "many": export_many,
     "kernels": build_regions,
 }
 

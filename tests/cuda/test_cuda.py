@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -24,8 +25,10 @@ pytestmark = [
 ]
 
 SUITES = ("packages", "graphs", "streams")
-COMPILED = ("compile", "lazy")
-PACKAGES = ("functions", "updatable", "training", "half", "eight", "portable", "kernels")
+COMPILED = ("compile", "lazy", "compiled_graphs")
+
+two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+PACKAGES = ("functions", "updatable", "training", "half", "eight", "portable", "many", "kernels")
 
 
 def _run(*command: str | Path) -> str:
@@ -72,6 +75,13 @@ def test_compile(programs: Path, tmp_path: Path, suite: str) -> None:
     _run_suite(programs / "cuda_compile_tests", suite, {**os.environ, "TORCHCC_CACHE": str(tmp_path)})
 
 
+@two_gpus
+@pytest.mark.parametrize("program", ["cuda_tests", "cuda_compile_tests"])
+def test_devices(programs: Path, files: Path, tmp_path: Path, program: str) -> None:
+    environment = {**os.environ, "TORCHCC_TEST_FILES": str(files), "TORCHCC_CACHE": str(tmp_path)}
+    _run_suite(programs / program, "devices", environment)
+
+
 def _run_suite(program: Path, suite: str, environment: dict[str, str]) -> None:
     ran = subprocess.run(
         [str(program), f"--run_test={suite}", "--log_level=message"],
@@ -100,6 +110,32 @@ def test_code_for_cpus_is_refused(tmp_path: Path) -> None:
     with pytest.raises(torchcc.ArgumentError, match="is for models on the CPU"):
         module = torch.nn.Linear(4, 4).cuda()
         torchcc.export(tmp_path / "m.pt2", module, (torch.randn(2, 4, device="cuda"),), targets=["avx2"])
+
+
+def test_kernels_as_ptx_are_in_the_package_if_asked_for(files: Path) -> None:
+    """And the driver compiles them, as it would for another GPU. PyTorch's own kernels have no PTX: all else is done
+    on the CPU."""
+    fat = (0xBA55ED50).to_bytes(4, "little")  # how files begin that have PTX beside machine code
+
+    def contents(name: str) -> bytes:
+        with zipfile.ZipFile(files / name) as archive:
+            return b"".join(archive.read(one) for one in archive.namelist() if one.endswith(".so"))
+
+    assert fat in contents("many.pt2")
+    assert fat not in contents("single.pt2")
+    program = (
+        "import sys, torch, torchcc; x = torch.randn(8, 128); "
+        "y = torchcc.load(sys.argv[1])['forward'](x.cuda()).cpu(); "
+        "torch.testing.assert_close(y, torch.nn.functional.gelu(x * 2) + 1)"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program, str(files / "many.pt2")],
+        env={**os.environ, "CUDA_FORCE_PTX_JIT": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
 
 
 def test_verify_and_inspect(files: Path) -> None:

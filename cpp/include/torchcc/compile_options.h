@@ -65,8 +65,9 @@ struct CompileOptions {
   /// Launch compiled code on a GPU as one CUDA graph: two calls for each combination of thread, stream and sizes run as
   /// without, the third records a graph, and all others are one launch. Results of such a call lie in memory of the
   /// graph: they are valid until the same thread calls the function for the same sizes on the same stream again, so
-  /// clone() what has to stay. Where no graph can be made (of calls with gradients, and in lazy mode), calls run as
-  /// without, and stats() says why. See docs/cuda.md.
+  /// clone() what has to stay. Backward of calls with gradients is a graph of its own; what it reads stays until it has
+  /// run. In lazy mode, segments are launched so, and results are the program's own. Where no graph can be made, or
+  /// used, calls run as without, and stats() says why. See docs/cuda.md.
   bool cuda_graphs = false;
 
   /// Use compiled code even where the compiler has measured that PyTorch's own operators are faster. Calls shorter than
@@ -102,13 +103,14 @@ struct VariantStats {
   int64_t recorded = 0;  ///< calls that were recorded
   int64_t replayed = 0;  ///< calls that ran compiled code
   int64_t eager = 0;     ///< calls that ran the C++ code unrecorded
-  double compile_seconds = 0;  ///< spent in the compiler, packed form included
-  bool from_cache = false;     ///< the compiled code came from the cache
-  int64_t sizes = 1;           ///< sets of sizes that share its code
-  bool frozen = false;         ///< the next call uses packed weights
-  int64_t graph_captures = 0;  ///< CUDA graphs that were recorded, where CompileOptions::cuda_graphs is true
-  int64_t graph_calls = 0;     ///< compiled calls that were the launch of one
-  std::string graph_reason;    ///< why others were not; else empty
+  double compile_seconds = 0;   ///< spent in the compiler, packed form included
+  bool from_cache = false;      ///< the compiled code came from the cache
+  int64_t sizes = 1;            ///< sets of sizes that share its code
+  bool frozen = false;          ///< the next call uses packed weights
+  int64_t graph_captures = 0;   ///< CUDA graphs that were recorded, where CompileOptions::cuda_graphs is true
+  int64_t graph_calls = 0;      ///< compiled calls that were the launch of one
+  int64_t graph_backwards = 0;  ///< backward passes that were
+  std::string graph_reason;     ///< why others were not; else empty
 };
 
 /// Of lazy execution: operators between two places where the function needs values.
@@ -126,6 +128,9 @@ struct SegmentStats {
   double compile_seconds = 0;  ///< spent in the compiler
   bool from_cache = false;     ///< the compiled code came from the cache
   int64_t sizes = 1;           ///< sets of sizes that share its code
+  int64_t graph_captures = 0;  ///< as in VariantStats
+  int64_t graph_calls = 0;
+  std::string graph_reason;
 };
 
 /// What a compiled function has done so far.

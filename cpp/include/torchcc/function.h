@@ -88,6 +88,7 @@ struct Stats {
   int64_t training_calls = 0;   ///< calls that ran that code
   int64_t graph_captures = 0;   ///< CUDA graphs that were recorded, see LoadOptions::cuda_graphs
   int64_t graph_calls = 0;      ///< calls that were one launch of such a graph
+  int64_t graph_backwards = 0;  ///< backward passes that were
   std::string graph_reason;     ///< why others were not, where CUDA graphs were asked for; empty: nothing is in the way
 };
 

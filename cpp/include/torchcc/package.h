@@ -44,8 +44,9 @@ struct LoadOptions {
   /// Launch compiled code of functions on a GPU as one CUDA graph: two calls for each combination of thread, stream and
   /// sizes run as without, the third records a graph, and all others are one launch. At most 16 graphs are kept for a
   /// function. Results of such a call lie in memory of the graph: they are valid until the same thread calls the
-  /// function for the same sizes on the same stream again, so clone() what has to stay. Where no graph can be made, or
-  /// not yet, calls run as without, and Function::stats() says why. See docs/cuda.md.
+  /// function for the same sizes on the same stream again, so clone() what has to stay. Backward of calls with
+  /// gradients is a graph of its own; what it reads stays until it has run. Where no graph can be made, or not yet,
+  /// calls run as without, and Function::stats() says why. See docs/cuda.md.
   bool cuda_graphs = false;
   /// The GPU for functions that were exported on one; -1: the one that is current while the package is loaded. All
   /// arguments on a GPU have to be there.

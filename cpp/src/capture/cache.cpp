@@ -87,6 +87,7 @@ std::shared_ptr<const Artifact> load_file(const CacheKey& key, const fs::path& f
     auto backward = std::make_shared<Backward>(
         parse_backward(nlohmann::json::parse(archive.read("extra/torchcc_backward.json", kKeyLimit))));
     backward->library = code.at(1).library;
+    if (artifact->uncapturable.empty()) artifact->uncapturable = std::move(code.at(1).uncapturable);
     artifact->backward = std::move(backward);
   }
   return artifact;

@@ -83,7 +83,7 @@ std::vector<at::Tensor> run_with_gradients(const std::shared_ptr<const Recording
   const c10::AutoGradMode grad(true);
   const auto training = std::make_shared<const Training>(recording, code);
   std::vector<at::Tensor> outputs =
-      call_with_gradients(training, inputs, training->needs, [&] { return run(code, inputs); });
+      call_with_gradients(training, inputs, training->needs, [&] { return Computed{run(code, inputs)}; });
   if (recording->tangents.empty()) return outputs;
   std::vector<at::Tensor> roots;
   std::vector<at::Tensor> leaves;

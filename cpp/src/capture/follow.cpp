@@ -296,7 +296,24 @@ void Follow::finish(Segments& segments, const std::string& end) {
   }
 }
 
-void Follow::compute(Segments& segments, const std::vector<bool>& needs) {
+/// Runs the code by a CUDA graph. False when there is none yet, or never will be.
+bool Follow::compute_by_graph(std::vector<at::Tensor>& made) const {
+  if (known_.graphs == nullptr || known_.graphs->is_refused()) return false;
+  std::vector<at::Tensor> tensors;
+  tensors.reserve(recording().inputs.size());
+  std::vector<Graphs::Input> inputs;
+  for (const Input& input : recording().inputs) {
+    const at::Tensor& tensor = tensors.emplace_back(tensor_of(input));
+    if (!tensor.is_non_overlapping_and_dense()) return false;  // a copy of it would have other strides
+    inputs.push_back({&tensor, is_aligned(tensor), input.written, /*is_weight=*/false, /*has_own_strides=*/true});
+  }
+  made.resize(known_.code->library->outputs());
+  if (known_.graphs->run(*known_.code->library, inputs, made)) return true;
+  made.clear();
+  return false;
+}
+
+std::vector<at::Tensor> Follow::compute_code() const {
   Handles handles;
   c10::SmallVector<std::pair<at::Tensor, at::Tensor>, 1> written;  // copies, and what they are copies of
   for (const Input& input : recording().inputs) {
@@ -311,6 +328,12 @@ void Follow::compute(Segments& segments, const std::vector<bool>& needs) {
   std::vector<at::Tensor> made;
   for (AtenTensorHandle handle : outputs) made.push_back(take(handle));
   for (const auto& [copy, original] : written) original.copy_(copy);
+  return made;
+}
+
+void Follow::compute(Segments& segments, const std::vector<bool>& needs) {
+  std::vector<at::Tensor> made;
+  if (!compute_by_graph(made)) made = compute_code();
   for (size_t i = 0; i < made.size(); ++i) {
     const size_t memory = memory_of(recording().outputs[i]);
     if (needs[memory]) bind(memory, made[i]);

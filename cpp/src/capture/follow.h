@@ -82,6 +82,8 @@ class Follow {
   std::vector<bool> needed() const;
   at::Tensor tensor_of(const Input& input) const;
   void compute(Segments& segments, const std::vector<bool>& needed);
+  bool compute_by_graph(std::vector<at::Tensor>& made) const;
+  std::vector<at::Tensor> compute_code() const;
   void compute_one_by_one(Segments& segments, const std::vector<bool>& needed, const std::string& end);
   void bind(size_t memory, const at::Tensor& tensor);
   bool is_whole() const { return position_ == trace_.steps.size(); }

@@ -192,6 +192,7 @@ void Lazy::run(const Call& call) {
     }
     flush(forgets ? "" : call.op.name);
     if (forgets) state_ = State::passing;
+    follow_stream(call);  // what begins now is for the current one, too
   }
   if (state_ == State::idle && begin(views, call)) {
     advance(call);

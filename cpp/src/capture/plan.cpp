@@ -7,6 +7,7 @@
 #include <ATen/core/grad_mode.h>
 #include <c10/util/SmallVector.h>
 
+#include "capturable.h"
 #include "device.h"
 #include "gradients.h"
 #include "handles.h"
@@ -39,17 +40,6 @@ at::Tensor view_of(const at::Tensor& tensor, const int64_t* words, bool requires
   const c10::AutoGradMode grad(true);
   const auto rank = static_cast<size_t>(words[kRank]);
   return tensor.as_strided({words + kSizes, rank}, {words + kSizes + rank, rank}, words[kOffset]);
-}
-
-/// Why no CUDA graph can be made of a recording's code; empty when one can.
-std::string why_no_graph(const Recording& recording, const Artifact* code) {
-  if (!recording.device.is_cuda() || code == nullptr) return "the function computes nothing on a GPU";
-  if (recording.trains) return "the function carries gradients";
-  for (const Input& input : recording.inputs) {
-    if (recording.trace.value(input.value)[kDevice] != 0) continue;
-    return "'" + input.name + "' is on the CPU, where the host reads it in each call";
-  }
-  return code->uncapturable.empty() ? why_no_graphs() : code->uncapturable;
 }
 
 }  // namespace
@@ -89,7 +79,8 @@ Plan::Plan(std::shared_ptr<const Recording> recording, std::shared_ptr<const Art
   }
   if (options.cuda_graphs && packed_->graphs == nullptr) {
     packed_->graphs =
-        std::make_unique<Graphs>(why_no_graph(*recording_, code_.get()), recording_->random_state.defined());
+        std::make_unique<Graphs>(recording_->trains ? Graphs::Results::kept : Graphs::Results::lent,
+                                 why_no_graph(*recording_, code_.get()), recording_->random_state.defined());
   }
 }
 
@@ -190,7 +181,8 @@ std::shared_ptr<Recording> Plan::sample(const Leaves& arguments) const {
 }
 
 /// Runs the code by a CUDA graph. False when there is none yet, or never will be.
-bool Plan::compute_by_graph(const Leaves& arguments, std::vector<at::Tensor>& made) const {
+bool Plan::compute_by_graph(const Leaves& arguments, Computed& computed) const {
+  if (graphs() == nullptr || graphs()->is_refused()) return false;
   c10::SmallVector<at::Tensor, 4> bases;
   bases.reserve(recording_->inputs.size());
   c10::SmallVector<Graphs::Input, 16> inputs;
@@ -202,15 +194,17 @@ bool Plan::compute_by_graph(const Leaves& arguments, std::vector<at::Tensor>& ma
     if (!is_weight && (!tensor->is_non_overlapping_and_dense() || tensor->is_conj() || tensor->is_neg())) return false;
     inputs.push_back({tensor, is_aligned(*tensor), input.written, is_weight, /*has_own_strides=*/true});
   }
-  made.resize(recording_->outputs.size());
-  if (packed_->graphs->run(*code_->library, inputs, made)) return true;
-  made.clear();
+  computed.results.resize(code_->library->outputs());
+  std::shared_ptr<const Graphs::Lease>* const lease = recording_->trains ? &computed.lease : nullptr;
+  if (packed_->graphs->run(*code_->library, inputs, computed.results, lease)) return true;
+  computed.results.clear();
   return false;
 }
 
-std::vector<at::Tensor> Plan::compute(const Leaves& arguments, const Frozen* packed) const {
-  std::vector<at::Tensor> made;
-  if (graphs() != nullptr && !graphs()->is_refused() && compute_by_graph(arguments, made)) return made;
+Computed Plan::compute(const Leaves& arguments, const Frozen* packed) const {
+  Computed computed;
+  if (compute_by_graph(arguments, computed)) return computed;
+  std::vector<at::Tensor>& made = computed.results;
   const std::vector<Input>& inputs = recording_->inputs;
   Handles handles;
   c10::SmallVector<std::pair<at::Tensor, at::Tensor>, 1> written;  // copies, and what they are copies of
@@ -238,7 +232,7 @@ std::vector<at::Tensor> Plan::compute(const Leaves& arguments, const Frozen* pac
   made.reserve(outputs.size());
   for (AtenTensorHandle handle : outputs) made.push_back(take(handle));
   for (const auto& [copy, original] : written) original.copy_(copy);
-  return made;
+  return computed;
 }
 
 std::vector<at::Tensor> Plan::compute_with_gradients(const Leaves& arguments) const {
@@ -258,7 +252,7 @@ bool Plan::run(const Leaves& arguments, Replayed& results) const {
   std::vector<at::Tensor> made;
   if (training_ != nullptr) made = compute_with_gradients(arguments);
   const c10::AutoGradMode no_grad(false);
-  if (training_ == nullptr && code_ != nullptr) made = compute(arguments, packed);
+  if (training_ == nullptr && code_ != nullptr) made = compute(arguments, packed).results;
   for (const Input& input : recording.inputs) {
     if (!input.written) continue;
     const at::Tensor& tensor = tensor_of(input, arguments);

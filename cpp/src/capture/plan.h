@@ -81,8 +81,8 @@ class Plan {
   const at::Tensor& tensor_of(const Input& input, const Leaves& arguments) const;
   bool shares_as_recorded(const Leaves& arguments) const;
   bool overlaps(const Leaves& arguments) const;
-  std::vector<at::Tensor> compute(const Leaves& arguments, const Frozen* packed) const;
-  bool compute_by_graph(const Leaves& arguments, std::vector<at::Tensor>& made) const;
+  Computed compute(const Leaves& arguments, const Frozen* packed) const;
+  bool compute_by_graph(const Leaves& arguments, Computed& computed) const;
   std::vector<at::Tensor> compute_with_gradients(const Leaves& arguments) const;
 
   std::shared_ptr<const Recording> recording_;

@@ -12,6 +12,7 @@
 #include <nlohmann/json.hpp>
 
 #include "background.h"
+#include "capturable.h"
 #include "log.h"
 #include "mode.h"
 #include "variant.h"
@@ -141,7 +142,7 @@ std::vector<std::shared_ptr<Segment>> Segments::beginning_with(const Operator& o
 
 Segments::Known Segments::know(const Segment& segment) const {
   const std::lock_guard lock(mutex_);
-  return {segment.recording, segment.code, segment.state};
+  return {segment.recording, segment.code, segment.graphs, segment.state};
 }
 
 void Segments::add(std::shared_ptr<Segment> segment) {
@@ -156,6 +157,16 @@ void Segments::add(std::shared_ptr<Segment> segment) {
     alike.erase(oldest);
   }
   alike.push_back(std::move(segment));
+}
+
+/// To be called with the mutex.
+void Segments::set_code(Segment& segment, std::shared_ptr<const Artifact> code) {
+  segment.code = std::move(code);
+  segment.graphs.reset();
+  if (segment.code == nullptr || !core_.options.cuda_graphs) return;
+  // What the program may keep for as long as it likes has to be memory of its own.
+  segment.graphs = std::make_shared<Graphs>(Graphs::Results::copied,
+                                            why_no_graph(*segment.recording, segment.code.get()), /*is_random=*/false);
 }
 
 void Segments::stay_eager(Segment& segment, std::string reason) {
@@ -200,7 +211,7 @@ std::shared_ptr<Segment> Segments::commit(std::unique_ptr<Recording> made, std::
       segment->stack = stack_now();
     }
     ++segment->recorded;
-    segment->code.reset();
+    set_code(*segment, nullptr);
     if (sized.recording != nullptr) {
       if (sized.code == nullptr) sized.family->is_compiling = true;
       segment->family = sized.family;
@@ -275,7 +286,7 @@ void Segments::compile(const std::shared_ptr<Segment>& segment, const std::share
       if (recording->sizes != nullptr) {
         take_in(*segment, code.artifact, code.reason);
       } else if (code.artifact != nullptr) {
-        segment->code = std::move(code.artifact);
+        set_code(*segment, std::move(code.artifact));
         segment->state = Segment::State::compiled;
         log(Topic::compile, core_.options.name,
             "a segment of " + std::to_string(recording->trace.steps.size()) + " operators is compiled");
@@ -313,7 +324,7 @@ void Segments::forget_code(Segment& segment) {
   const std::lock_guard lock(mutex_);
   if (segment.state != Segment::State::compiled) return;
   segment.state = Segment::State::recorded;
-  segment.code.reset();
+  set_code(segment, nullptr);
   segment.is_sized = false;
 }
 
@@ -342,6 +353,11 @@ std::vector<Segments::Snapshot> Segments::snapshots() const {
         one.eager = segment->eager;
         one.compile_seconds = segment->compile_seconds;
         one.from_cache = segment->from_cache;
+        if (segment->graphs != nullptr) {
+          one.graph_captures = segment->graphs->captures();
+          one.graph_calls = segment->graphs->replays();
+          one.graph_reason = segment->graphs->reason();
+        }
         if (segment->is_sized && segment->code != nullptr) {
           const auto [known, is_new] = by_code.emplace(segment->code.get(), taken.size());
           if (!is_new) {
@@ -351,6 +367,8 @@ std::vector<Segments::Snapshot> Segments::snapshots() const {
             shared.replayed += one.replayed;
             shared.eager += one.eager;
             shared.compile_seconds += one.compile_seconds;
+            shared.graph_captures += one.graph_captures;
+            shared.graph_calls += one.graph_calls;
             continue;
           }
         }

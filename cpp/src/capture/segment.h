@@ -11,6 +11,7 @@
 
 #include "artifact.h"
 #include "family.h"
+#include "graphs.h"
 #include "recording.h"
 
 namespace torchcc::detail {
@@ -29,6 +30,7 @@ struct Segment {
   State state = State::recorded;
   std::shared_ptr<const Recording> recording;
   std::shared_ptr<const Artifact> code;  ///< where compiled
+  std::shared_ptr<Graphs> graphs;        ///< of the code; null without CompileOptions::cuda_graphs
   std::string reason;                    ///< why it is not compiled
   std::string end;                       ///< what ended it, for people
   std::vector<void*> stack;              ///< of the call that did
@@ -60,6 +62,7 @@ class Segments {
   struct Known {
     std::shared_ptr<const Recording> recording;
     std::shared_ptr<const Artifact> code;
+    std::shared_ptr<Graphs> graphs;
     Segment::State state = Segment::State::recorded;
   };
   Known know(const Segment& segment) const;
@@ -94,6 +97,7 @@ class Segments {
   };
   std::vector<Snapshot> snapshots() const;
   void add(std::shared_ptr<Segment> segment);
+  void set_code(Segment& segment, std::shared_ptr<const Artifact> code);
   void compile(const std::shared_ptr<Segment>& segment, const std::shared_ptr<Recording>& recording);
   void stay_eager(Segment& segment, std::string reason);
   // segment_sizes.cpp

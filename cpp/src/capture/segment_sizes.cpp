@@ -85,7 +85,7 @@ void Segments::join(Segment& segment, const Sized& sized) {
   }
   const std::lock_guard lock(mutex_);
   if (differs.empty()) {
-    segment.code = sized.code;
+    set_code(segment, sized.code);
     segment.state = Segment::State::compiled;
     sized.family->failures = 0;
     return;
@@ -104,7 +104,7 @@ void Segments::take_in(Segment& segment, const std::shared_ptr<const Artifact>& 
   ++family.compilations;
   if (code != nullptr) reason = misfit(code->signature, *segment.recording);
   if (code != nullptr && reason.empty()) {
-    segment.code = code;
+    set_code(segment, code);
     family.codes.push_back({code, segment.recording});
     family.failures = 0;
     segment.state = Segment::State::compiled;

@@ -65,6 +65,7 @@ CompileStats Core::stats() const {
     if (plan != nullptr && plan->graphs() != nullptr) {
       one.graph_captures = plan->graphs()->captures();
       one.graph_calls = plan->graphs()->replays();
+      one.graph_backwards = plan->graphs()->backward_replays();
       one.graph_reason = plan->graphs()->reason();
     }
     const Recording* recording = plan != nullptr ? &plan->recording() : variant->last.get();
@@ -99,7 +100,9 @@ std::string CompileStats::str() const {
             std::to_string(variant.eager) + " eager" +
             (variant.sizes > 1 ? ", " + std::to_string(variant.sizes) + " sets of sizes" : "") +
             (variant.from_cache ? ", from the cache" : "") + (variant.frozen ? ", weights packed" : "") +
-            (variant.graph_calls > 0 ? ", " + std::to_string(variant.graph_calls) + " by a CUDA graph" : "") + "\n";
+            (variant.graph_calls > 0 ? ", " + std::to_string(variant.graph_calls) + " by a CUDA graph" : "") +
+            (variant.graph_backwards > 0 ? ", " + std::to_string(variant.graph_backwards) + " backward too" : "") +
+            "\n";
     if (!variant.graph_reason.empty()) text += "    no CUDA graph: " + variant.graph_reason + "\n";
     if (!variant.reason.empty()) text += "    " + variant.reason + "\n";
   }
@@ -112,13 +115,15 @@ std::string CompileStats::str() const {
             segment.state + ", " + std::to_string(segment.replayed) + " compiled runs, " +
             std::to_string(segment.recorded) + " recorded, " + std::to_string(segment.eager) + " eager" +
             (segment.sizes > 1 ? ", " + std::to_string(segment.sizes) + " sets of sizes" : "") +
-            (segment.from_cache ? ", from the cache" : "") + "\n";
+            (segment.from_cache ? ", from the cache" : "") +
+            (segment.graph_calls > 0 ? ", " + std::to_string(segment.graph_calls) + " by a CUDA graph" : "") + "\n";
     if (!segment.where.empty() || segment.next_ops > 0) {
       text += "    ends" + (segment.where.empty() ? "" : " at " + segment.where);
       if (segment.next_ops > 0)
         text += ", without that " + std::to_string(segment.next_ops) + " more would be part of it";
       text += "\n";
     }
+    if (!segment.graph_reason.empty()) text += "    no CUDA graph: " + segment.graph_reason + "\n";
     if (!segment.reason.empty()) text += "    " + segment.reason + "\n";
   }
   return text;

@@ -56,6 +56,7 @@ struct Kept final : torch::CustomClassHolder {
   std::vector<bool> needs;                           ///< per input, whether it gets a gradient
   std::vector<bool> carries;                         ///< per output, whether it carries a gradient
   std::vector<bool> is_spent;                        ///< per output, whether backward has freed what it needs
+  std::shared_ptr<const Graphs::Lease> lease;        ///< of outputs and extras in memory of a CUDA graph; else null
 
   /// Notes that backward runs for the outputs with a gradient. Throws if it has, and freed the graph; returns whether
   /// it was the last time.
@@ -77,6 +78,7 @@ struct Kept final : torch::CustomClassHolder {
     saved.clear();
     extras.clear();
     others.clear();
+    lease.reset();
   }
 };
 
@@ -86,7 +88,7 @@ struct Call {
   const std::shared_ptr<const Differentiable>* function;
   c10::ArrayRef<at::Tensor> inputs;
   const std::vector<bool>* needs;
-  const std::function<std::vector<at::Tensor>()>* compute;
+  const std::function<Computed()>* compute;
 };
 
 bool has_strides(const at::Tensor& tensor, const std::optional<std::vector<int64_t>>& wanted) {
@@ -113,8 +115,10 @@ class Compiled : public torch::autograd::Function<Compiled> {
   static variable_list forward(AutogradContext* context, const Call* call, at::TensorList) {
     const Differentiable& function = **call->function;
     const Backward& backward = *function.backward;
-    std::vector<at::Tensor> outputs = (*call->compute)();
+    Computed computed = (*call->compute)();
+    std::vector<at::Tensor>& outputs = computed.results;
     auto kept = c10::make_intrusive<Kept>();
+    kept->lease = std::move(computed.lease);
     kept->function = *call->function;
     kept->needs = *call->needs;
     kept->extras.assign(std::make_move_iterator(outputs.end() - static_cast<std::ptrdiff_t>(backward.extras)),
@@ -167,7 +171,31 @@ class Compiled : public torch::autograd::Function<Compiled> {
   static std::vector<at::Tensor> run(Kept& kept, const variable_list& gradients, bool is_last) {
     const Differentiable& function = *kept.function;
     const Backward& code = *function.backward;
-    std::vector<AtenTensorHandle> outputs(code.gradients.size());
+    std::vector<at::Tensor> tangents;
+    for (const Backward::Tangent& one : code.tangents) tangents.push_back(tangent(gradients[one.output], one));
+    std::vector<at::Tensor> results(code.gradients.size());
+    const bool is_by_graph = kept.lease != nullptr && run_by_graph(kept, tangents, results);
+    if (!is_by_graph) run_code(kept, std::move(tangents), is_last, results);
+    std::vector<bool> is_reached(kept.needs.size());
+    for (size_t i = 0; i < gradients.size(); ++i) {
+      if (!gradients[i].defined()) continue;
+      for (const size_t input : function.reached[i]) is_reached[input] = true;
+    }
+    const size_t owners = is_by_graph ? 2 : 1;  // the graph is one
+    std::vector<at::Tensor> by_input(kept.needs.size());
+    for (size_t i = 0; i < results.size(); ++i) {
+      at::Tensor gradient = std::move(results[i]);
+      const size_t input = code.gradients[i];
+      if (!is_reached[input] || !kept.needs[input]) continue;  // none, and not zeros
+      // Autograd makes it the gradient of a leaf as it is, if it seems to belong to nobody else.
+      if (gradient.storage().use_count() > owners || gradient.use_count() > 1) gradient = gradient.clone();
+      by_input[input] = std::move(gradient);
+    }
+    return by_input;
+  }
+
+  static void run_code(Kept& kept, std::vector<at::Tensor> tangents, bool is_last, std::vector<at::Tensor>& results) {
+    const Backward& code = *kept.function->backward;
     Handles handles;
     size_t next = 0;
     for (const Backward::Saved& one : code.saved) {
@@ -179,24 +207,38 @@ class Compiled : public torch::autograd::Function<Compiled> {
         handles.push_back(kept.extras[one.index]);
       }
     }
-    for (const Backward::Tangent& one : code.tangents) handles.push_back(tangent(gradients[one.output], one));
+    for (at::Tensor& one : tangents) handles.push_back(std::move(one));
+    // The memory of a graph stays as it is until the code has been launched.
+    const std::shared_ptr<const Graphs::Lease> lease = kept.lease;
     if (is_last) kept.release();
+    std::vector<AtenTensorHandle> outputs(results.size());
     handles.run(*code.library, outputs.data());
-    std::vector<bool> is_reached(kept.needs.size());
-    for (size_t i = 0; i < gradients.size(); ++i) {
-      if (!gradients[i].defined()) continue;
-      for (const size_t input : function.reached[i]) is_reached[input] = true;
+    for (size_t i = 0; i < outputs.size(); ++i) results[i] = take(outputs[i]);
+  }
+
+  /// False where there is no graph yet, or none can be used.
+  static bool run_by_graph(const Kept& kept, const std::vector<at::Tensor>& tangents,
+                           std::vector<at::Tensor>& results) {
+    const Backward& code = *kept.function->backward;
+    std::vector<at::Tensor> tensors;
+    tensors.reserve(code.saved.size() + tangents.size());
+    std::vector<Graphs::Input> inputs;
+    const auto add = [&](at::Tensor tensor, bool is_kept) {
+      tensors.push_back(std::move(tensor));
+      inputs.push_back({&tensors.back(), is_aligned(tensors.back()), /*is_mutated=*/false, /*is_weight=*/false,
+                        /*has_own_strides=*/true, is_kept});
+      return is_kept || tensors.back().is_non_overlapping_and_dense();
+    };
+    bool can_be_copied = true;
+    size_t next = 0;
+    for (const Backward::Saved& one : code.saved) {
+      const bool is_input = one.from == Backward::Saved::From::input;
+      const at::Tensor& tensor =
+          one.from == Backward::Saved::From::extra ? kept.extras[one.index] : kept.saved[next++].get();
+      can_be_copied = add(tensor.resolve_conj().resolve_neg(), !is_input) && can_be_copied;
     }
-    std::vector<at::Tensor> by_input(kept.needs.size());
-    for (size_t i = 0; i < outputs.size(); ++i) {
-      at::Tensor gradient = take(outputs[i]);
-      const size_t input = code.gradients[i];
-      if (!is_reached[input] || !kept.needs[input]) continue;  // none, and not zeros
-      // Autograd makes it the gradient of a leaf as it is, if it seems to belong to nobody else.
-      if (gradient.storage().use_count() > 1 || gradient.use_count() > 1) gradient = gradient.clone();
-      by_input[input] = std::move(gradient);
-    }
-    return by_input;
+    for (const at::Tensor& one : tangents) can_be_copied = add(one, false) && can_be_copied;
+    return can_be_copied && kept.lease->run(*code.library, inputs, results);
   }
 
   static std::vector<at::Tensor> differentiate_again(Kept& kept, const variable_list& gradients) {
@@ -263,7 +305,7 @@ Backward parse_backward(const nlohmann::json& content) {
 
 std::vector<at::Tensor> call_with_gradients(const std::shared_ptr<const Differentiable>& function,
                                             c10::ArrayRef<at::Tensor> inputs, const std::vector<bool>& needs,
-                                            const std::function<std::vector<at::Tensor>()>& compute) {
+                                            const std::function<Computed()>& compute) {
   std::vector<at::Tensor> differentiable;
   for (size_t i = 0; i < inputs.size(); ++i) {
     if (needs[i]) differentiable.push_back(inputs[i]);

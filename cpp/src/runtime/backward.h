@@ -12,6 +12,7 @@
 #include <c10/util/ArrayRef.h>
 #include <nlohmann/json_fwd.hpp>
 
+#include "graphs.h"
 #include "library.h"
 
 namespace torchcc::detail {
@@ -64,9 +65,15 @@ struct Differentiable {
   virtual std::vector<at::Tensor> rerun(std::vector<at::Tensor> inputs) const = 0;
 };
 
+/// What forward code gave: its outputs, and the extra ones behind them; and the lease of these, where it ran by a CUDA
+/// graph. Backward then does too, where it can.
+struct Computed {
+  std::vector<at::Tensor> results;
+  std::shared_ptr<const Graphs::Lease> lease = nullptr;
+};
+
 /// Runs forward code, and makes its outputs part of autograd's graph. `inputs`: as the program has them; `needs`: which
-/// of them get a gradient; `compute` runs the code, and gives its outputs with the extra ones behind them. Gives the
-/// outputs.
+/// of them get a gradient; `compute` runs the code. Gives the outputs.
 ///
 /// Backward runs the code for gradients. It frees what was saved unless the graph is kept, and throws PyTorch's own
 /// errors: for a second run through a freed graph, and for saved tensors that were changed. With create_graph,
@@ -74,6 +81,6 @@ struct Differentiable {
 /// into), it throws CaptureError. Safe from many threads.
 std::vector<at::Tensor> call_with_gradients(const std::shared_ptr<const Differentiable>& function,
                                             c10::ArrayRef<at::Tensor> inputs, const std::vector<bool>& needs,
-                                            const std::function<std::vector<at::Tensor>()>& compute);
+                                            const std::function<Computed()>& compute);
 
 }  // namespace torchcc::detail

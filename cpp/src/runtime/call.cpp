@@ -139,10 +139,10 @@ struct Bound {
 };
 
 /// Whether an argument differs from the signature in dtype or device alone, and may be converted.
-[[gnu::cold]] bool can_convert(const Value& value, const at::Tensor& tensor) {
-  return tensor.defined() && !value.mutated && tensor.layout() == at::kStrided &&
-         (tensor.scalar_type() != value.dtype || tensor.device().type() != value.device) &&
-         c10::canCast(tensor.scalar_type(), value.dtype);
+[[gnu::cold]] bool can_convert(const Value& value, c10::Device device, const at::Tensor& tensor) {
+  if (!tensor.defined() || value.mutated || tensor.layout() != at::kStrided) return false;
+  const bool is_elsewhere = tensor.device().type() != device.type() || (device.is_cuda() && tensor.device() != device);
+  return (tensor.scalar_type() != value.dtype || is_elsewhere) && c10::canCast(tensor.scalar_type(), value.dtype);
 }
 
 void bind(const FunctionState& state, std::span<const Argument> arguments, Bound& bound) {
@@ -159,7 +159,7 @@ void bind(const FunctionState& state, std::span<const Argument> arguments, Bound
       continue;
     }
     const at::Tensor* given = &arguments[i].tensor();
-    if (state.converts && can_convert(signature.inputs[i], *given)) [[unlikely]] {
+    if (state.converts && can_convert(signature.inputs[i], checks[i].device, *given)) [[unlikely]] {
       bound.owned.push_back(given->to(checks[i].device, checks[i].dtype));
       given = &bound.owned.back();
     }

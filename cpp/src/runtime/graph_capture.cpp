@@ -84,19 +84,24 @@ class CudaGraph final : public Recorded {
     if (counted_ && --lane_->graphs == 0) lane_->pool.reset();
   }
 
-  void record(bool is_random, const std::function<void()>& body) {
+  void record(bool is_random, bool is_apart, const std::function<void()>& body) {
     const std::lock_guard lock(lane_->mutex);
     // PyTorch's generator is told that a graph is recorded, and then refuses to draw for other threads (torch 2.11):
     // they have to wait. Code that draws itself would wait for ever.
     at::Generator generator = at::globalContext().defaultGenerator(lane_->stream.device());
     std::unique_lock<std::mutex> drawing(generator.mutex(), std::defer_lock);
     if (!is_random) drawing.lock();
-    if (!lane_->pool) lane_->pool = at::cuda::graph_pool_handle();
-    ++lane_->graphs;
-    counted_ = true;
+    if (is_apart) {
+      pool_ = at::cuda::graph_pool_handle();
+    } else {
+      if (!lane_->pool) lane_->pool = at::cuda::graph_pool_handle();
+      pool_ = *lane_->pool;
+      ++lane_->graphs;
+      counted_ = true;
+    }
     const c10::StreamGuard guard(lane_->stream.unwrap());
     // Other threads may go on to allocate memory.
-    graph_->capture_begin(*lane_->pool, cudaStreamCaptureModeThreadLocal);
+    graph_->capture_begin(pool_, cudaStreamCaptureModeThreadLocal);
     std::exception_ptr failure;
     try {
       body();
@@ -124,15 +129,16 @@ class CudaGraph final : public Recorded {
     }
     const c10::DeviceIndex device = lane_->stream.device_index();
     try {
-      c10::cuda::CUDACachingAllocator::endAllocateToPool(device, *lane_->pool);
+      c10::cuda::CUDACachingAllocator::endAllocateToPool(device, pool_);
     } catch (...) {  // it was done before the error
     }
-    c10::cuda::CUDACachingAllocator::releasePool(device, *lane_->pool);
+    c10::cuda::CUDACachingAllocator::releasePool(device, pool_);
   }
 
   std::shared_ptr<Lane> lane_;
   std::optional<at::cuda::CUDAGraph> graph_{std::in_place};
-  bool counted_ = false;
+  at::cuda::MempoolId_t pool_{};
+  bool counted_ = false;  ///< among those that use the lane's pool
 };
 
 }  // namespace
@@ -152,10 +158,10 @@ std::shared_ptr<Lane> current_lane(c10::Device device) {
   return lane;
 }
 
-std::unique_ptr<Recorded> Recorded::record(std::shared_ptr<Lane> lane, bool is_random,
+std::unique_ptr<Recorded> Recorded::record(std::shared_ptr<Lane> lane, bool is_random, bool is_apart,
                                            const std::function<void()>& body) {
   auto graph = std::make_unique<CudaGraph>(std::move(lane));
-  graph->record(is_random, body);
+  graph->record(is_random, is_apart, body);
   return graph;
 }
 

@@ -166,6 +166,8 @@ class Library::Runner : public torch::inductor::AOTIModelContainerRunner {
 Library::Library(const Source& source, size_t inputs, size_t outputs)
     : name_(source.name), inputs_(inputs), outputs_(outputs), exclusive_(source.exclusive), device_(source.device) {
   Files files(source);
+  std::unique_ptr<c10::DeviceGuard> guard;  // AOTInductor's code makes its GPU the current one
+  if (device_.is_cuda()) guard = std::make_unique<c10::DeviceGuard>(device_);
   try {
     runner_ = std::make_unique<Runner>(files.path(), device_);
   } catch (const std::exception& error) {

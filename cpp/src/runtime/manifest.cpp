@@ -243,6 +243,7 @@ TrainingVariant parse_training(const json& node, const Signature& signature,
   training.covered = backward.at("covered").get<std::vector<std::vector<size_t>>>();
   training.reached = backward.at("reached").get<std::vector<std::vector<size_t>>>();
   training.is_random = backward.at("random").get<bool>();
+  training.uncapturable = backward.value("uncapturable", "");
 
   const size_t inputs = signature.inputs.size() + training.weights.size();
   const size_t outputs = signature.outputs.size();

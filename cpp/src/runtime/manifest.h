@@ -36,7 +36,7 @@ struct Variant {
   std::string library_out;                ///< record of the form that writes into given outputs; may be empty
   std::string extern_ops;                 ///< record of the JSON of operators without a C entry point; may be empty
   std::string extern_ops_out;
-  std::string architecture;          ///< of the GPU that the code is for, "sm90"; empty for the CPU
+  std::string architecture;          ///< of the GPU that it is for: "sm90", or "sm80+", later ones too; empty: the CPU
   std::string uncapturable;          ///< why no CUDA graph can be made of the code; empty when one can
   bool exclusive = false;            ///< see Library::Source
   std::vector<std::string> weights;  ///< that the code takes as inputs, behind those of the signature
@@ -57,7 +57,8 @@ struct TrainingVariant {
   Backward backward;                         ///< without its library
   std::vector<std::vector<size_t>> covered;  ///< as in Differentiable
   std::vector<std::vector<size_t>> reached;
-  bool is_random = false;  ///< the function draws random numbers
+  bool is_random = false;    ///< the function draws random numbers
+  std::string uncapturable;  ///< as in Variant, of both directions
 };
 
 struct FunctionEntry {

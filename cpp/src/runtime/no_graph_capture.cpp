@@ -14,7 +14,7 @@ class Lane {};
 
 std::shared_ptr<Lane> current_lane(c10::Device) { throw Error(why_no_graphs()); }
 
-std::unique_ptr<Recorded> Recorded::record(std::shared_ptr<Lane>, bool, const std::function<void()>&) {
+std::unique_ptr<Recorded> Recorded::record(std::shared_ptr<Lane>, bool, bool, const std::function<void()>&) {
   throw Error(why_no_graphs());
 }
 

@@ -1,7 +1,9 @@
 #include <torchcc/package.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <optional>
+#include <string_view>
 
 #include <dlfcn.h>
 
@@ -33,6 +35,13 @@ bool is_weight(const std::string& record) {
   return (record.starts_with("data/weights/") || record.starts_with("data/constants/")) && !record.ends_with(".json");
 }
 
+/// Whether code for GPUs of an architecture, or with "+" of that and later ones, runs on this one.
+bool runs_on(const std::string& wanted, const std::string& here) {
+  if (wanted == here) return true;
+  const auto number = [](const std::string& name) { return std::atoi(name.c_str() + std::string_view("sm").size()); };
+  return wanted.ends_with('+') && here.starts_with("sm") && number(here) >= number(wanted);
+}
+
 /// Why a variant cannot run here; empty when it can.
 template <class Form>
 std::string misfit(const Form& variant, c10::Device device) {
@@ -43,7 +52,9 @@ std::string misfit(const Form& variant, c10::Device device) {
   }
   if (!variant.architecture.empty()) {
     const std::string here = cuda_architecture(device);
-    if (here != variant.architecture) return "compiled for GPUs of " + variant.architecture + ", this one is " + here;
+    if (!runs_on(variant.architecture, here)) {
+      return "compiled for GPUs of " + variant.architecture + ", this one is " + here;
+    }
   }
   return "";
 }
@@ -143,27 +154,29 @@ void bind_variant(FunctionState& state, const FunctionEntry& entry, const Varian
   state.stats.target = variant.target;
 }
 
+/// Why no CUDA graph can be made of a function, whatever its code is; empty when one can.
+std::string why_no_graph(const FunctionState& state) {
+  if (!state.device.is_cuda()) return "the function runs on the CPU";
+  for (const Value& input : state.signature.inputs) {
+    if (input.device != c10::DeviceType::CPU) continue;
+    return "the argument '" + input.name + "' is " + (input.is_number ? "a number" : "on the CPU") +
+           ", which the host reads in each call";
+  }
+  return why_no_graphs();
+}
+
 /// Where CUDA graphs are wanted, prepares them, or says why there will be none.
 void bind_graphs(FunctionState& state, const FunctionEntry& entry, const LoadOptions& options) {
   if (!options.cuda_graphs) return;
-  std::string refusal;
-  if (!state.device.is_cuda()) {
-    refusal = "the function runs on the CPU";
-  } else if (state.library == nullptr && state.updatable.library == nullptr) {
-    refusal = "no compiled code runs, but the graph, operator by operator";
-  }
-  for (const Value& input : state.signature.inputs) {
-    if (!refusal.empty() || input.device != c10::DeviceType::CPU) continue;
-    refusal = "the argument '" + input.name + "' is " + (input.is_number ? "a number" : "on the CPU") +
-              ", which the host reads in each call";
-  }
+  std::string refusal = why_no_graph(state);
+  const bool is_compiled = state.library != nullptr || state.updatable.library != nullptr;
+  if (refusal.empty() && !is_compiled) refusal = "no compiled code runs, but the graph, operator by operator";
   for (const Variant& variant : entry.variants) {
     const bool runs = variant.target == state.stats.target || variant.target == state.updatable.target;
     if (refusal.empty() && runs) refusal = variant.uncapturable;
   }
-  if (refusal.empty()) refusal = why_no_graphs();
   const bool is_random = state.program == nullptr || state.program->draws_random_numbers();
-  state.graphs = std::make_unique<Graphs>(refusal, is_random);
+  state.graphs = std::make_unique<Graphs>(Graphs::Results::lent, refusal, is_random);
 }
 
 /// Takes the code that carries gradients for the first target that fits this machine.
@@ -206,6 +219,11 @@ void bind_training(FunctionState& state, const FunctionEntry& entry, const Conte
       if (taken != code->weights.end()) {
         code->written.push_back(arguments + static_cast<size_t>(taken - code->weights.begin()));
       }
+    }
+    if (options.cuda_graphs) {
+      std::string refusal = why_no_graph(state);
+      if (refusal.empty()) refusal = variant.uncapturable;
+      code->graphs = std::make_unique<Graphs>(Graphs::Results::kept, std::move(refusal), variant.is_random);
     }
     state.stats.training_target = variant.target;
     state.training.push_back(std::move(code));

@@ -50,7 +50,7 @@ struct FunctionState {
   mutable std::atomic<const char*> portable_reason{""};
   mutable std::atomic<int64_t> training_calls{0};
 
-  std::unique_ptr<Graphs> graphs;  ///< null without LoadOptions::cuda_graphs, and on the CPU
+  std::unique_ptr<Graphs> graphs;  ///< null without LoadOptions::cuda_graphs
 
   /// The device of an input or output.
   c10::Device device_of(const Value& value) const {

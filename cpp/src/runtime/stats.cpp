@@ -15,11 +15,15 @@ Stats Function::stats() const {
   stats.portable_calls = state.portable_calls;
   stats.portable_reason = state.portable_reason;
   stats.training_calls = state.training_calls;
-  if (state.graphs != nullptr) {
-    stats.graph_captures = state.graphs->captures();
-    stats.graph_calls = state.graphs->replays();
-    stats.graph_reason = state.graphs->reason();
-  }
+  const auto add = [&](const detail::Graphs* graphs) {
+    if (graphs == nullptr) return;
+    stats.graph_captures += graphs->captures();
+    stats.graph_calls += graphs->replays();
+    stats.graph_backwards += graphs->backward_replays();
+    if (stats.graph_reason.empty()) stats.graph_reason = graphs->reason();
+  };
+  add(state.graphs.get());
+  for (const auto& code : state.training) add(code->graphs.get());
   return stats;
 }
 

@@ -38,20 +38,30 @@ bool TrainingCode::gives_gradients_of(c10::ArrayRef<at::Tensor> inputs) const {
   return true;
 }
 
-std::vector<at::Tensor> TrainingCode::call(const std::shared_ptr<const TrainingCode>& code,
-                                           c10::ArrayRef<at::Tensor> inputs) {
-  std::vector<bool> needs;
-  needs.reserve(inputs.size());
-  for (const at::Tensor& input : inputs) needs.push_back(input.requires_grad());
-  const auto compute = [&] {
+/// False where there is no graph yet, or none can be made.
+bool TrainingCode::compute_by_graph(c10::ArrayRef<at::Tensor> inputs, Computed& computed) const {
+  if (graphs == nullptr || graphs->is_refused()) return false;
+  const size_t arguments = inputs.size() - weights.size();
+  std::vector<Graphs::Input> given;
+  given.reserve(inputs.size());
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    const bool is_written = std::find(written.begin(), written.end(), i) != written.end();
+    given.push_back({&inputs[i], /*is_ready=*/true, is_written, /*is_weight=*/i >= arguments});
+  }
+  computed.results.resize(library->outputs());
+  if (graphs->run(*library, given, computed.results, &computed.lease)) return true;
+  computed.results.clear();
+  return false;
+}
+
+Computed TrainingCode::compute(c10::ArrayRef<at::Tensor> inputs) const {
+  Computed computed;
+  if (!compute_by_graph(inputs, computed)) {
     Handles handles;
     for (const at::Tensor& input : inputs) handles.push_back(input);
-    std::vector<AtenTensorHandle> results(code->library->outputs());
-    handles.run(*code->library, results.data());
-    for (const size_t input : code->written) {
-      if (!inputs[input].is_inference()) inputs[input].unsafeGetTensorImpl()->bump_version();
-    }
-    std::vector<at::Tensor> outputs;
+    std::vector<AtenTensorHandle> results(library->outputs());
+    handles.run(*library, results.data());
+    std::vector<at::Tensor>& outputs = computed.results;
     outputs.reserve(results.size());
     for (size_t i = 0; i < results.size(); ++i) {
       // Code that gives one tensor twice gives one handle twice.
@@ -59,9 +69,19 @@ std::vector<at::Tensor> TrainingCode::call(const std::shared_ptr<const TrainingC
       const auto first = static_cast<size_t>(same - results.begin());
       outputs.push_back(first == i ? take(results[i]) : outputs[first].clone());
     }
-    return outputs;
-  };
-  return call_with_gradients(code, inputs, needs, compute);
+  }
+  for (const size_t input : written) {
+    if (!inputs[input].is_inference()) inputs[input].unsafeGetTensorImpl()->bump_version();
+  }
+  return computed;
+}
+
+std::vector<at::Tensor> TrainingCode::call(const std::shared_ptr<const TrainingCode>& code,
+                                           c10::ArrayRef<at::Tensor> inputs) {
+  std::vector<bool> needs;
+  needs.reserve(inputs.size());
+  for (const at::Tensor& input : inputs) needs.push_back(input.requires_grad());
+  return call_with_gradients(code, inputs, needs, [&] { return code->compute(inputs); });
 }
 
 }  // namespace torchcc::detail

@@ -8,6 +8,7 @@
 #include <c10/util/ArrayRef.h>
 
 #include "backward.h"
+#include "graphs.h"
 #include "library.h"
 #include "program.h"
 
@@ -33,6 +34,11 @@ struct TrainingCode final : Differentiable {
   bool is_random = false;          ///< the function draws random numbers
   std::shared_ptr<const portable::Program> program;
   std::vector<size_t> program_weights;  ///< positions in FunctionState::weights
+  std::unique_ptr<Graphs> graphs;       ///< null without LoadOptions::cuda_graphs
+
+ private:
+  bool compute_by_graph(c10::ArrayRef<at::Tensor> inputs, Computed& computed) const;
+  Computed compute(c10::ArrayRef<at::Tensor> inputs) const;
 };
 
 }  // namespace torchcc::detail

@@ -60,17 +60,24 @@ def check_options(options: Mapping[str, Any]) -> None:
             )
 
 
-def target(device: str, isa: str = "") -> tuple[str, tuple[str, ...]]:
+# The first GPUs (Hopper) for which Triton writes PTX that no later ones can run: "sm_90a".
+_OWN_PTX = 9
+
+
+def target(device: str, isa: str = "", options: Mapping[str, Any] | None = None) -> tuple[str, tuple[str, ...]]:
     """What compiled code for this machine is called, and the CPU features that it needs.
 
     Args:
         device: ``"cpu"``, or ``"cuda"``: this machine's current GPU.
         isa: As :func:`cpu_target` takes it.
+        options: Inductor's. ``aot_inductor.emit_multi_arch_kernel`` makes code for this GPU and later ones, which is
+            called ``cuda-sm80+``, where Triton's PTX is not for one architecture alone.
     """
     name, _, features = cpu_target(isa)
     if device == "cuda":
         major, minor = torch.cuda.get_device_capability()
-        name = f"cuda-sm{major}{minor}"
+        is_for_later = bool((options or {}).get("aot_inductor.emit_multi_arch_kernel")) and major < _OWN_PTX
+        name = f"cuda-sm{major}{minor}{'+' if is_for_later else ''}"
     return name, features
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
+import itertools
 import math
 import warnings
 import weakref
@@ -337,9 +338,15 @@ def _fakes(node: torch.fx.Node) -> list[torch.Tensor]:
     return [one for one in flatten(node.meta.get("val")) if isinstance(one, torch.Tensor)]
 
 
-def uncapturable(program: ExportedProgram) -> str:
-    """Why no CUDA graph can be made of a program: its first operator that the host has to run. Empty without one."""
-    for node in program.graph.nodes:
+def uncapturable(*programs: ExportedProgram | torch.nn.Module) -> str:
+    """Why no CUDA graph can be made of programs: the first operator that the host has to run. Empty without one.
+
+    There is nothing to say of those on the CPU.
+    """
+    if not any(device_of(program) == "cuda" for program in programs):
+        return ""
+    graphs: list[Any] = [program.graph for program in programs]
+    for node in itertools.chain.from_iterable(graph.nodes for graph in graphs):
         if node.op != "call_function":
             continue
         values = flatten(node.meta.get("val"))

@@ -21,6 +21,12 @@ inline at::Tensor random(at::IntArrayRef sizes, c10::ScalarType dtype = at::kFlo
   return at::randn(sizes, at::TensorOptions().device(at::kCUDA).dtype(dtype));
 }
 
+inline at::Tensor random_on(int gpu, at::IntArrayRef sizes) {
+  return at::randn(sizes, at::TensorOptions().device(c10::Device(c10::kCUDA, static_cast<c10::DeviceIndex>(gpu))));
+}
+
+inline int current_gpu() { return c10::impl::VirtualGuardImpl(c10::kCUDA).getDevice().index(); }
+
 /// The function `forward` of tests/cuda/packages.py, operator by operator, with its weights.
 inline at::Tensor expected(const torchcc::Function& function, const at::Tensor& x) {
   const auto weight = [&](const std::string& wanted) {

@@ -156,6 +156,42 @@ BOOST_AUTO_TEST_CASE(a_gpt_in_bfloat16) {
   BOOST_TEST(stats.compiled_ops > stats.eager_ops, stats.str());
 }
 
+BOOST_AUTO_TEST_CASE(a_change_of_the_stream_behind_a_segment_that_was_left) {
+  const at::NoGradGuard no_grad;
+  const c10::Stream side = new_stream();
+  enum class Way { first, second, both } way = Way::first;
+  const auto f = torchcc::compile(
+      [&](const at::Tensor& x, const at::Tensor& z) {
+        if (way == Way::first) return std::vector{at::exp(at::sin(x))};
+        if (way == Way::second) return std::vector{at::tanh(x), at::mul(z, 2)};
+        const at::Tensor one = at::sin(x);
+        const at::Tensor other = at::tanh(x);  // leaves the first segment, and begins the second
+        const c10::StreamGuard guard(side);
+        return std::vector{other, at::mul(z, 2), one};
+      },
+      lazily("left"));
+  const at::Tensor z = random({2000});
+  const at::Tensor much = random({8192, 8192});
+  synchronize();
+  for (const Way next : {Way::first, Way::second, Way::both}) {
+    way = next;
+    for (int i = 0; i < 5; ++i) {
+      const at::Tensor wanted = random({2000});
+      const at::Tensor x = at::zeros_like(wanted);
+      synchronize();
+      at::Tensor busy = much;
+      for (int step = 0; step < 4; ++step) busy = at::matmul(much, busy);  // 0.1 s, for which `side` does not wait
+      x.copy_(wanted);
+      const std::vector<at::Tensor> got = f(x, z);
+      synchronize();
+      BOOST_TEST(close(got[0], way == Way::first ? at::exp(at::sin(wanted)) : at::tanh(wanted)), "call " << i);
+      if (way != Way::first) BOOST_TEST(close(got[1], z * 2));
+      if (way == Way::both) BOOST_TEST(close(got[2], at::sin(wanted)));
+    }
+  }
+  BOOST_TEST(f.stats().compiled_ops > 0, f.stats().str());
+}
+
 BOOST_AUTO_TEST_CASE(threads_with_streams_of_their_own) {
   const auto f = torchcc::compile(root_of, lazily("root"));
   {

@@ -67,6 +67,19 @@ BOOST_AUTO_TEST_CASE(code_for_another_gpu_gives_way_to_the_graph) {
   BOOST_TEST(f.stats().reasons[0].starts_with("cuda-sm35: compiled for GPUs of sm35, this one is sm"));
 }
 
+BOOST_AUTO_TEST_CASE(code_for_later_gpus_too) {
+  const at::NoGradGuard no_grad;
+  const torchcc::Function earlier = torchcc::load(packaged("earlier.pt2"))["forward"];
+  const at::Tensor x = random({5, 128});
+  BOOST_TEST(close(earlier(x), expected(earlier, x)));
+  BOOST_TEST(earlier.stats().backend == "compiled");
+  BOOST_TEST(earlier.stats().target == "cuda-sm70+");
+  const torchcc::Function later = torchcc::load(packaged("later.pt2"))["forward"];
+  BOOST_TEST(close(later(x), expected(later, x)));
+  BOOST_TEST(later.stats().backend == "portable");
+  BOOST_TEST(later.stats().reasons.at(0).starts_with("cuda-sm999+: compiled for GPUs of sm999+, this one is sm"));
+}
+
 BOOST_AUTO_TEST_CASE(inputs_of_other_layouts) {
   const at::NoGradGuard no_grad;
   const torchcc::Function f = functions()["forward"];
