@@ -166,7 +166,9 @@ def test_programs_lazily(cpp_build: Callable[[str], Path], tmp_path: Path) -> No
 @pytest.mark.parametrize("suite", SIZED)
 def test_programs_of_many_sizes(cpp_build: Callable[[str], Path], tmp_path: Path, suite: str) -> None:
     """All are right, and most dimensions that may have other sizes need one code for all of them."""
-    good, every = _summary(cpp_build, tmp_path, (suite,), "sizes", r"sizes: (\d+) of (\d+) dimensions served by one code")
+    good, every = _summary(
+        cpp_build, tmp_path, (suite,), "sizes", r"sizes: (\d+) of (\d+) dimensions served by one code"
+    )
     assert good >= 0.6 * every
 
 

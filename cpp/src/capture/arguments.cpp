@@ -54,9 +54,7 @@ void write_complex(Words& code, c10::complex<double> number) {
 }
 
 /// The start of the library or program that has some code; null when nobody knows.
-const void* module_of(const void* code, Dl_info& info) {
-  return ::dladdr(code, &info) != 0 ? info.dli_fbase : nullptr;
-}
+const void* module_of(const void* code, Dl_info& info) { return ::dladdr(code, &info) != 0 ? info.dli_fbase : nullptr; }
 
 /// Whether libtorch's own code has called at::equal, and not the program.
 bool is_asked_by_libtorch() {
