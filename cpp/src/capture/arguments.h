@@ -35,8 +35,8 @@ inline bool is_written(const Operator& op, size_t position, const c10::IValue* a
 }
 
 /// What at::equal gives where it needs no data: for tensors of different sizes, and for a tensor and itself. A NaN is
-/// not equal to itself, so that floating-point data are needed, but for libtorch's own code: nn::MultiheadAttention asks
-/// whether its arguments are one, and computes the same otherwise.
+/// not equal to itself, so that floating-point data are needed, but for libtorch's own code: nn::MultiheadAttention
+/// asks whether its arguments are one, and computes the same otherwise.
 std::optional<bool> decided(const c10::IValue& a, const c10::IValue& b);
 
 /// Whether the call is the one that operator<< begins with: to(kCPU, kDouble), or kComplexDouble, of a tensor that is
