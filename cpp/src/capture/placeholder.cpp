@@ -8,6 +8,8 @@
 #include <c10/core/CPUAllocator.h>
 #include <c10/core/impl/COW.h>
 
+#include "pool.h"
+
 namespace torchcc::detail {
 namespace {
 
@@ -27,41 +29,6 @@ at::DeleterFnPtr deleter_of(const c10::StorageImpl& storage) {
 
 template <class Storage>
 constexpr bool kCanAllowAgain = requires(Storage& storage) { storage.clear_data_ptr_access_error_msg_(); };
-
-/// Storages of placeholders come and go with every operator. Memory that the thread's last ones had is at hand sooner
-/// than the heap's.
-struct Pool {
-  static constexpr size_t kMost = 32;
-  void* free[kMost];
-  size_t count;
-  bool is_closed;  ///< the thread ends: the heap takes what comes now
-};
-constinit thread_local Pool pool{};
-
-struct PoolCloser {
-  ~PoolCloser() {
-    pool.is_closed = true;
-    while (pool.count > 0) ::operator delete(pool.free[--pool.count]);
-  }
-};
-
-class PooledStorage final : public c10::StorageImpl {
- public:
-  using c10::StorageImpl::StorageImpl;
-
-  static void* operator new(size_t size) {
-    if (pool.count > 0) return pool.free[--pool.count];
-    thread_local const PoolCloser closer;
-    return ::operator new(size);
-  }
-  static void operator delete(void* memory) {
-    if (pool.count == Pool::kMost || pool.is_closed) {
-      ::operator delete(memory);
-    } else {
-      pool.free[pool.count++] = memory;
-    }
-  }
-};
 
 thread_local const char* access_message = nullptr;
 
@@ -85,7 +52,7 @@ const char* set_access_message(const char* message) { return std::exchange(acces
 bool is_placeholder(const c10::StorageImpl& storage) { return deleter_of(storage) == &no_memory; }
 
 c10::intrusive_ptr<c10::StorageImpl> make_placeholder(size_t bytes, c10::Device device) {
-  c10::intrusive_ptr<c10::StorageImpl> storage = c10::make_intrusive<PooledStorage>(
+  c10::intrusive_ptr<c10::StorageImpl> storage = c10::make_intrusive<Pooled<c10::StorageImpl>>(
       c10::StorageImpl::use_byte_size_t(), bytes, placeholder(device), allocator_of(device), true);
   forbid_access(*storage);
   return storage;

@@ -1,5 +1,7 @@
 #include "tensors.h"
 
+#include "pool.h"
+
 namespace torchcc::detail {
 
 void append_words(Words& to, const at::Tensor& tensor) {
@@ -27,7 +29,7 @@ std::pair<int64_t, int64_t> extent(const int64_t* words) {
 at::Tensor make_view(c10::Storage storage, const int64_t* words) {
   const auto dtype = static_cast<c10::ScalarType>(words[kDtype]);
   const bool is_on_gpu = storage.device_type() == c10::kCUDA;
-  at::Tensor tensor = at::detail::make_tensor<c10::TensorImpl>(
+  at::Tensor tensor = at::detail::make_tensor<Pooled<c10::TensorImpl>>(
       std::move(storage), c10::DispatchKeySet(is_on_gpu ? c10::DispatchKey::CUDA : c10::DispatchKey::CPU),
       c10::scalarTypeToTypeMeta(dtype));
   const auto rank = static_cast<size_t>(words[kRank]);
