@@ -71,22 +71,31 @@ def _forget_old(folder: Path) -> None:
             shutil.rmtree(old)
 
 
+def _made_once(name: str, sources: Sequence[Path], make: Callable[[Path], None]) -> Path:
+    """A folder in the cache that one process fills, once for the same sources; the others wait."""
+    folder = _cache() / name / _key(*sources, *_compiler_sources())
+    with paths.locked(_cache() / f"{name}.lock"):
+        _forget_old(folder.parent)
+        if not (folder / "finished").exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of a run that was ended
+            folder.mkdir(parents=True)
+            make(folder)
+            (folder / "finished").touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def built() -> Path:
     """The folder with ``regions.pt2``, ``regions.h``, ``regions.cpp``, ``twin.pt2`` and what cpp/network.py writes."""
     sources = {TESTS / "regions.py": "regions", TESTS / "cpp" / "twin.py": "twin"}
     models = TESTS / "cpp" / "network.py"
-    folder = _cache() / "packages" / _key(*sources, models, *_compiler_sources())
-    finished = folder / "finished"
-    with paths.locked(_cache() / "lock"):
-        if finished.exists():
-            return folder
-        _forget_old(folder.parent)
+
+    def make(folder: Path) -> None:
         for source, namespace in sources.items():
             _run(sys.executable, "-m", "torchcc", "build", source, "--out", folder, "--namespace", namespace)
         _run(sys.executable, models, folder)
-        finished.touch()
-    return folder
+
+    return _made_once("packages", [*sources, models], make)
 
 
 @pytest.fixture(scope="session")
@@ -97,42 +106,23 @@ def packages(libraries: Path) -> Path:
     """
     from commands import MODELS, run
 
-    folder = _cache() / "models" / _key(MODELS, *_compiler_sources())
-    with paths.locked(_cache() / "models.lock"):
-        _forget_old(folder.parent)
-        if not (folder / "finished").exists():
-            shutil.rmtree(folder, ignore_errors=True)  # of a run that was ended
-            folder.mkdir(parents=True)
-            for name in ("net", "counter", "noise"):
-                run("export", f"{MODELS}:{name}", "-o", folder / f"{name}.pt2", "--target", "portable")
-            checked = run("export", f"{MODELS}:layer", "-o", folder / "layer.pt2")
-            assert "forward, cpu-" in checked and "equal to the graph on 5 sets of sizes" in checked
-            run(
-                "compile",
-                folder / "layer.pt2",
-                "-o",
-                folder / "both.pt2",
-                "--updatable",
-                "--option",
-                "max_autotune=false",
-            )
-            (folder / "finished").touch()
-    return folder
+    def make(folder: Path) -> None:
+        for name in ("net", "counter", "noise"):
+            run("export", f"{MODELS}:{name}", "-o", folder / f"{name}.pt2", "--target", "portable")
+        checked = run("export", f"{MODELS}:layer", "-o", folder / "layer.pt2")
+        assert "forward, cpu-" in checked and "equal to the graph on 5 sets of sizes" in checked
+        options = ("--updatable", "--option", "max_autotune=false")
+        run("compile", folder / "layer.pt2", "-o", folder / "both.pt2", *options)
+
+    return _made_once("models", [MODELS], make)
 
 
 @pytest.fixture(scope="session")
 def standalone() -> Path:
     """The folder with packages and sources of the models of standalone_models.py, and ``checks.json``."""
     models = TESTS / "standalone_models.py"
-    folder = _cache() / "standalone" / _key(models, *sorted((TESTS / "models").glob("*.py")), *_compiler_sources())
-    with paths.locked(_cache() / "standalone.lock"):
-        _forget_old(folder.parent)
-        if not (folder / "finished").exists():
-            shutil.rmtree(folder, ignore_errors=True)  # of a run that was ended
-            folder.mkdir(parents=True)
-            _run(sys.executable, models, folder)
-            (folder / "finished").touch()
-    return folder
+    sources = [models, *sorted((TESTS / "models").glob("*.py"))]
+    return _made_once("standalone", sources, lambda folder: _run(sys.executable, models, folder))
 
 
 @pytest.fixture(scope="session")

@@ -17,10 +17,11 @@ from torchcc.targets import check_targets
 
 @dataclass(frozen=True)
 class _Task:
-    """What to compile: the position of a function, the instruction set that it is for, and the job of a worker."""
+    """What to compile: the position of a function, what it is for, the CPU features needed, and the worker's job."""
 
     position: int
-    isa: str
+    target: str
+    features: tuple[str, ...]
     job: workers.Job
 
 
@@ -62,15 +63,14 @@ def compile_functions(
             tell(f"verifying {task.job.title}", len(tasks) + number, 2 * len(tasks))
             function = functions[task.position]
             assert function.program is not None
-            target, features = _torch.target(_torch.device_of(function.program), task.isa, settings.options)
-            title = f"{function.signature.name}, {target}"
+            title = f"{function.signature.name}, {task.target}"
             if task.job.train:
                 trained, checked = _verified_training(function, task.job, result)
-                training[task.position].append(replace(trained, target=target, cpu_features=features))
+                training[task.position].append(replace(trained, target=task.target, cpu_features=task.features))
                 checks[title] = f"{checks[title]}; {checked} ({task.job.train})"
             else:
                 variant, checks[title] = _verified(function, task.job, result)
-                variants[task.position].append(replace(variant, target=target, cpu_features=features))
+                variants[task.position].append(replace(variant, target=task.target, cpu_features=task.features))
         whole = [
             replace(
                 one,
@@ -98,7 +98,13 @@ def _tasks(
     with package_writer.storing([name]):
         _torch.save(_torch.without_own_containers(program), saved)
     kinds = ["", *(gradients.kinds(program) if settings.train else [])]
-    return [_Task(position, isa, _job(function, saved, isa, kind, settings)) for isa in isas for kind in kinds]
+    tasks = []
+    for isa in isas:
+        target, features = _torch.target(_torch.device_of(program), isa, settings.options)
+        for kind in kinds:
+            job = _job(function, saved, isa, target, kind, settings)
+            tasks.append(_Task(position, target, features, job))
+    return tasks
 
 
 def _compile(jobs: Sequence[workers.Job], tell: Callable[[str, int, int], None]) -> list[workers.Result]:
@@ -160,7 +166,9 @@ def _check_devices(name: str, program: ExportedProgram, targets: Sequence[str]) 
         )
 
 
-def _job(function: package.Function, saved: Path, isa: str, kind: str, settings: ExportSettings) -> workers.Job:
+def _job(
+    function: package.Function, saved: Path, isa: str, target: str, kind: str, settings: ExportSettings
+) -> workers.Job:
     """What to compile for a target: the code for calls without gradients, or the code that gives some ``kind``."""
     program = function.program
     assert program is not None
@@ -168,7 +176,6 @@ def _job(function: package.Function, saved: Path, isa: str, kind: str, settings:
     updatable = settings.updatable or settings.train
     weights = _torch.weight_names(program) if updatable else sorted(written)
     suffix = f", gradients of {kind}" if kind else ""
-    target, _ = _torch.target(_torch.device_of(program), isa, settings.options)
     return workers.Job(
         title=f"function {function.signature.name} for {target}{suffix}",
         program=str(saved),

@@ -51,12 +51,13 @@ def export_file(
     return exporter.export(out, **given, **keywords, progress=progress)
 
 
-def _prepare(out: Path, settings: ExportSettings) -> None:
-    """Refuses what makes no sense before anything is read, and loads what the graphs need."""
+def _prepare(out: Path, settings: ExportSettings) -> tuple[str, ...]:
+    """Refuses what makes no sense before anything is read, and loads what the graphs need; what to compile for."""
     package_writer.check_name(out)
     _torch.check_options(settings.options)
-    check_targets(settings.targets)
+    isas = check_targets(settings.targets)
     load_extensions(settings.imports)
+    return isas
 
 
 def _call(source: str) -> dict[str, Any]:
@@ -201,16 +202,15 @@ def compile_file(
         CompileError: The compiler failed, or its code gives other results than the graph.
         OSError: The package cannot be written.
     """
-    _prepare(out, settings)
-    wanted = check_targets(settings.targets)
+    isas = _prepare(out, settings)
     with tempfile.TemporaryDirectory(prefix="torchcc-") as folder:
         functions = package_reader.read(file, Path(folder))
         for function in functions:
-            _check_compilable(file, function, wanted)
+            _check_compilable(file, function, isas, settings)
         return exporter.write(out, functions, settings, progress)
 
 
-def _check_compilable(file: Path, function: package.Function, wanted: Sequence[str]) -> None:
+def _check_compilable(file: Path, function: package.Function, isas: Sequence[str], settings: ExportSettings) -> None:
     name = function.signature.name
     if function.program is None:
         raise ArgumentError(
@@ -221,7 +221,8 @@ def _check_compilable(file: Path, function: package.Function, wanted: Sequence[s
                 fix="export or build it again on this machine",
             )
         )
-    targets = {_torch.target(_torch.device_of(function.program), isa)[0] for isa in wanted}
+    device = _torch.device_of(function.program)
+    targets = {_torch.target(device, isa, settings.options)[0] for isa in isas}
     for variant in function.variants:
         if variant.files_out and variant.target in targets and variant.torch == _torch.tree_version():
             raise ArgumentError(

@@ -1,10 +1,6 @@
 #include "arguments.h"
 
-#include <dlfcn.h>
-#include <execinfo.h>
-
 #include <algorithm>
-#include <array>
 #include <bit>
 #include <cstring>
 #include <string_view>
@@ -13,6 +9,7 @@
 #include <ATen/Context.h>
 #include <ATen/autocast_mode.h>
 
+#include "callers.h"
 #include "device.h"
 
 namespace torchcc::detail {
@@ -51,28 +48,6 @@ void write_text(Words& code, std::string_view text) {
 void write_complex(Words& code, c10::complex<double> number) {
   write(code, Tag::complex, std::bit_cast<int64_t>(number.real()));
   code.push_back(std::bit_cast<int64_t>(number.imag()));
-}
-
-/// The start of the library or program that has some code; null when nobody knows.
-const void* module_of(const void* code, Dl_info& info) { return ::dladdr(code, &info) != 0 ? info.dli_fbase : nullptr; }
-
-/// Whether libtorch's own code has called at::equal, and not the program.
-bool is_asked_by_libtorch() {
-  constexpr int kDeepest = 48;
-  constexpr std::string_view kEqual = "_ZN2at4_ops5equal4call";
-  std::array<void*, kDeepest> stack{};
-  const int depth = ::backtrace(stack.data(), kDeepest);
-  Dl_info info{};
-  const void* const own = module_of(reinterpret_cast<const void*>(&draws), info);
-  for (int i = 0; i + 1 < depth; ++i) {
-    const void* const library = module_of(stack[static_cast<size_t>(i)], info);
-    if (library == nullptr || info.dli_sname == nullptr || !std::string_view(info.dli_sname).starts_with(kEqual)) {
-      continue;
-    }
-    // Where everything is one program, nobody can tell.
-    return library != own && module_of(stack[static_cast<size_t>(i) + 1], info) == library;
-  }
-  return false;
 }
 
 }  // namespace
@@ -134,7 +109,7 @@ std::optional<bool> decided(const c10::IValue& a, const c10::IValue& b) {
   if (tensor.sizes() != b.toTensor().sizes()) return false;
   if (!tensor.is_same(b.toTensor())) return std::nullopt;
   const bool has_nan = at::isFloatingType(tensor.scalar_type()) || at::isComplexType(tensor.scalar_type());
-  return !has_nan || is_asked_by_libtorch() ? std::optional<bool>(true) : std::nullopt;
+  return !has_nan || is_equal_of_libtorch() ? std::optional<bool>(true) : std::nullopt;
 }
 
 bool may_print(const Operator& op, const c10::IValue* arguments) {

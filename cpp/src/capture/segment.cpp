@@ -5,13 +5,11 @@
 #include <bit>
 #include <utility>
 
-#include <execinfo.h>
-
 #include <ATen/ScalarOps.h>
-#include <torch/csrc/profiler/unwind/unwind.h>
 #include <nlohmann/json.hpp>
 
 #include "background.h"
+#include "callers.h"
 #include "capturable.h"
 #include "log.h"
 #include "mode.h"
@@ -51,44 +49,6 @@ void take_numbers(Recording& recording, const std::vector<uint32_t>& positions, 
     trace.code[position] = static_cast<int64_t>(Tag::number);
     trace.code[position + 1] = entry->second;
   }
-}
-
-/// Addresses of the calls that led here. Not by torch::unwind::unwind(), which trusts what it finds on the stack more
-/// than the C++ runtime does.
-std::vector<void*> stack_now() {
-  constexpr int kDeepest = 64;
-  std::vector<void*> stack(kDeepest);
-  stack.resize(static_cast<size_t>(::backtrace(stack.data(), kDeepest)));
-  return stack;
-}
-
-/// The line of the program in a stack, as "train.cpp:42", or the function that it is in; empty without symbols.
-std::string place_of(const std::vector<void*>& stack) {
-  static std::mutex mutex;
-  static std::map<std::vector<void*>, std::string> known;  // it takes long
-  if (stack.empty()) return "";
-  const std::lock_guard lock(mutex);
-  const auto [entry, is_new] = known.try_emplace(stack);
-  if (!is_new) return entry->second;
-  const auto is_ours = [](const torch::unwind::Frame& frame) {
-    for (const char* part :
-         {"/include/torchcc/", "/src/capture/", "/torch/", "/ATen/", "/c10/", "libtorch", "libc10"}) {
-      if (frame.filename.find(part) != std::string::npos) return true;
-    }
-    for (const char* start : {"torchcc::", "torch::", "at::", "c10::", "std::", "void torchcc::", "void c10::"}) {
-      if (frame.funcname.starts_with(start)) return true;
-    }
-    return frame.funcname.empty() || frame.funcname == "??";
-  };
-  for (const torch::unwind::Frame& frame : torch::unwind::symbolize(stack, torch::unwind::Mode::fast)) {
-    if (is_ours(frame)) continue;
-    const std::string file = frame.filename.substr(frame.filename.rfind('/') + 1);
-    const bool has_line = file.find(".c") != std::string::npos || file.find(".h") != std::string::npos;
-    entry->second =
-        has_line ? file + ":" + std::to_string(frame.lineno) : frame.funcname;  // else the program, an offset
-    break;
-  }
-  return entry->second;
 }
 
 const Operator* first_of(const Recording& recording) { return recording.trace.steps[recording.layout.prologue].op; }
@@ -208,7 +168,7 @@ std::shared_ptr<Segment> Segments::commit(std::unique_ptr<Recording> made, std::
     if (is_new) {
       segment = std::make_shared<Segment>();
       segment->end = std::move(end);
-      segment->stack = stack_now();
+      segment->stack = callers();
     }
     ++segment->recorded;
     set_code(*segment, nullptr);
@@ -253,7 +213,7 @@ void Segments::replace(const std::shared_ptr<Segment>& segment, std::unique_ptr<
     next->recording = without_tensors(*now);
     next->state = Segment::State::compiling;
     next->end = std::move(end);
-    next->stack = stack_now();
+    next->stack = callers();
     next->recorded = segment->recorded;
     next->replayed = segment->replayed;
     next->eager = segment->eager;
