@@ -219,7 +219,10 @@ def inductor_writes() -> Iterator[None]:
     """What has to hold while Inductor writes C++. Leans on ``torch._export.utils._compiling_state_context``."""
     from torch._export.utils import _compiling_state_context
 
-    with _compiling_state_context(), mended_decompositions(), _numbers_as_doubles(), _small_loops(), _numbers_of_gpus():
+    with contextlib.ExitStack() as changes:
+        changes.enter_context(_compiling_state_context())
+        for change in (mended_decompositions, _numbers_as_doubles, _small_loops, _zero_divisors, _numbers_of_gpus):
+            changes.enter_context(change())
         yield
 
 
@@ -439,6 +442,28 @@ def _normal_as_randn() -> Iterator[None]:
         yield
     finally:
         prims.normal = original
+
+
+@contextlib.contextmanager
+def _zero_divisors() -> Iterator[None]:
+    """Lets those kernels alone look for zero divisors that divide integers. Leans on ``KernelGroup.codegen_group``.
+
+    Inductor lets each kernel set and clear the pointer that all of a process share, which is a race between calls.
+    """
+    from torch._inductor.codegen.cpp import KernelGroup
+
+    original = KernelGroup.codegen_group
+    found = re.compile(r"^ *(std::atomic<int> )?inductor_cpu_(\w*_)?integer_div_error\w*\b.*;\n", re.MULTILINE)
+
+    def codegen_group(self: Any, *args: Any, **options: Any) -> str:
+        code: str = original(self, *args, **options)
+        return code if INTEGER_DIVISION.search(code) else found.sub("", code)
+
+    KernelGroup.codegen_group = codegen_group  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        KernelGroup.codegen_group = original  # type: ignore[method-assign]
 
 
 @contextlib.contextmanager

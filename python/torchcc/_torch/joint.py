@@ -92,17 +92,69 @@ def halves(
             joint: Any = aot_export_joint_simple(
                 function, tuple(inputs), trace_joint=True, decompositions=select_decomp_table()
             )
+            _take_tokens_out(joint)
             fakes = [node.meta["val"] for node in joint.graph.nodes if node.op == "placeholder"]
             with V.set_fake_mode(fakes[0].fake_mode), config.patch(dict(patches)):
                 made: tuple[Any, Any] = partition_fn(joint, fakes, num_fwd_outputs=count)
             return made
 
         forward, backward = without_guards_on_numbers(split)
+    _check_once(forward, backward)
     fake_mode = next(node.meta["val"].fake_mode for node in forward.graph.nodes if node.op == "placeholder")
     for half in (forward, backward):
         _replace_complex_numbers(half.graph, fake_mode, adapt)
     take_only_tensors(forward, backward, count)
     return _tidy(forward, backward, output_grads, mutated, held)
+
+
+def _take_tokens_out(joint: Any) -> None:
+    """Lets a joint graph call operators with effects (checks of matrices for errors) as they are.
+
+    AOTAutograd keeps their order by tokens, inputs and outputs of the graph that the program does not have, and does so
+    again where a half is compiled. Leans on ``torch.ops.higher_order.with_effects``.
+    """
+    graph = joint.graph
+    tokens = set()
+    for node in [node for node in graph.nodes if node.target is torch.ops.higher_order.with_effects]:
+        token, operator, *args = node.args
+        with graph.inserting_before(node):
+            called = graph.call_function(operator, tuple(args), dict(node.kwargs))
+            called.meta = {**node.meta, "val": node.meta["val"][1]}
+            for user in list(node.users):
+                position = user.args[1]
+                if position == 0:
+                    tokens.add(user)
+                    continue
+                is_single = len(operator._schema.returns) == 1
+                part = called if is_single else graph.call_function(user.target, (called, position - 1))
+                part.meta = dict(user.meta)
+                user.replace_all_uses_with(part)
+                graph.erase_node(user)
+        if token.op == "placeholder":
+            tokens.add(token)
+        node.args = (None, *node.args[1:])
+    if not tokens:
+        return
+    output = _output(joint)
+    with_effects = [token.args[0] for token in tokens if token.op != "placeholder"]
+    output.args = (tuple(one for one in flatten(output.args[0]) if one not in tokens),)
+    for node in [*tokens, *with_effects]:
+        graph.erase_node(node)
+    graph.set_codegen(torch.fx.graph.CodeGen())  # the old one counts inputs and outputs
+    graph.lint()
+    joint.recompile()
+
+
+def _check_once(forward: Any, backward: Any) -> None:
+    """Leaves out of backward what has effects and was done in forward, and what only that needs."""
+    from torch._library.utils import is_impure
+
+    done = {(node.name, node.target) for node in forward.graph.nodes}
+    for node in list(backward.graph.nodes):
+        if node.op == "call_function" and not node.users and (node.name, node.target) in done and is_impure(node.target):
+            backward.graph.erase_node(node)
+    backward.graph.eliminate_dead_code()
+    backward.recompile()
 
 
 def _replace_complex_numbers(

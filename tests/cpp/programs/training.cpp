@@ -185,6 +185,39 @@ BOOST_AUTO_TEST_CASE(numerical_derivatives) {
   BOOST_TEST(compiled.stats().replayed == 2);
 }
 
+// What PyTorch asks of matrices is asked in forward, once, and its errors are eager's.
+BOOST_AUTO_TEST_CASE(checks_of_matrices) {
+  const auto energy = [](const Tensor& a, const Tensor& b) {
+    return (b * torch::cholesky_solve(b, torch::linalg_cholesky(a))).sum() + torch::linalg_inv(a).sum();
+  };
+  const auto arguments = [](double scale) {
+    const Tensor x = torch::randn({4, 4}, at::kDouble);
+    const Tensor a = (scale * (x.matmul(x.t()) + torch::eye(4, at::kDouble))).requires_grad_();
+    return std::pair(a, torch::randn({4, 2}, at::kDouble).requires_grad_());
+  };
+  const auto compiled = torchcc::compile(energy, plain_options());
+  const auto gradients = [&](const auto& function, const Tensor& a, const Tensor& b) {
+    const Tensor loss = function(a, b);
+    std::vector<Tensor> got = torch::autograd::grad({loss}, {a, b});
+    got.push_back(loss.detach());
+    return got;
+  };
+  warm(compiled, [&] {
+    const auto [a, b] = arguments(1);
+    gradients(compiled, a, b);
+  });
+  const auto [a, b] = arguments(2);
+  const auto got = gradients(compiled, a, b), expected = gradients(energy, a, b);
+  for (size_t i = 0; i < got.size(); ++i) BOOST_TEST(difference(got[i], expected[i], 10) == "");
+  const auto [negative, other] = arguments(-1);
+  BOOST_CHECK_THROW(energy(negative, other), c10::LinAlgError);
+  BOOST_CHECK_EXCEPTION(compiled(negative, other), c10::Error, [](const c10::Error& error) {
+    BOOST_TEST_MESSAGE(error.what_without_backtrace());
+    return std::string(error.what_without_backtrace()).find("not positive-definite") != std::string::npos;
+  });
+  BOOST_TEST(compiled.stats().replayed >= 2, compiled.stats().str());
+}
+
 BOOST_AUTO_TEST_CASE(views_of_arguments, *boost::unit_test::label("slow")) {
   check_trained(
       [] { return program([](Tensor x) { return std::tuple(x.t(), x.narrow(0, 1, 2), (x * 2).sum()); }, one); });
