@@ -151,7 +151,12 @@ def _check_once(forward: Any, backward: Any) -> None:
 
     done = {(node.name, node.target) for node in forward.graph.nodes}
     for node in list(backward.graph.nodes):
-        if node.op == "call_function" and not node.users and (node.name, node.target) in done and is_impure(node.target):
+        if (
+            node.op == "call_function"
+            and not node.users
+            and (node.name, node.target) in done
+            and is_impure(node.target)
+        ):
             backward.graph.erase_node(node)
     backward.graph.eliminate_dead_code()
     backward.recompile()
