@@ -24,7 +24,7 @@ nn::Sequential digits() {
 
 BOOST_AUTO_TEST_SUITE(convolutions)
 
-BOOST_AUTO_TEST_CASE(conv1d) {
+BOOST_AUTO_TEST_CASE(conv1d, *boost::unit_test::label("slow")) {
   check([] {
     return chain(nn::Sequential(nn::Conv1d(nn::Conv1dOptions(3, 6, 3).stride(2).padding(1)), nn::ELU(),
                                 nn::Conv1d(nn::Conv1dOptions(6, 6, 2).groups(3).dilation(2).bias(false)), nn::Tanh()),
@@ -52,7 +52,7 @@ BOOST_AUTO_TEST_CASE(conv2d_with_channels_last_input, *boost::unit_test::label("
   });
 }
 
-BOOST_AUTO_TEST_CASE(conv3d) {
+BOOST_AUTO_TEST_CASE(conv3d, *boost::unit_test::label("slow")) {
   check([] {
     return chain(
         nn::Sequential(nn::Conv3d(nn::Conv3dOptions(2, 3, 2)), nn::BatchNorm3d(3), nn::ReLU(), nn::AvgPool3d(2)),
@@ -60,7 +60,7 @@ BOOST_AUTO_TEST_CASE(conv3d) {
   });
 }
 
-BOOST_AUTO_TEST_CASE(conv_transpose1d) {
+BOOST_AUTO_TEST_CASE(conv_transpose1d, *boost::unit_test::label("slow")) {
   check([] {
     return chain(
         nn::Sequential(nn::ConvTranspose1d(nn::ConvTranspose1dOptions(3, 4, 3).stride(2).padding(1).output_padding(1)),

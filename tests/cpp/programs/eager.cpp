@@ -144,7 +144,7 @@ BOOST_AUTO_TEST_CASE(counter_that_matters_later) {
       {.eager = "C++ variable"});
 }
 
-BOOST_AUTO_TEST_CASE(counter_in_mutable_lambda) {
+BOOST_AUTO_TEST_CASE(counter_in_mutable_lambda, *boost::unit_test::label("slow")) {
   check([] { return program([count = 0](Tensor x) mutable { return ++count > 3 ? x * 2 : x; }, one); },
         {.eager = "C++ variable"});
 }
@@ -374,7 +374,7 @@ BOOST_AUTO_TEST_CASE(hidden_state_in_a_module) {
       {.eager = "assigned anew"});
 }
 
-BOOST_AUTO_TEST_CASE(hidden_state_in_a_captured_module) {
+BOOST_AUTO_TEST_CASE(hidden_state_in_a_captured_module, *boost::unit_test::label("slow")) {
   check(
       [] {
         Stateful net;
@@ -384,7 +384,7 @@ BOOST_AUTO_TEST_CASE(hidden_state_in_a_captured_module) {
       {.eager = "assigned anew"});
 }
 
-BOOST_AUTO_TEST_CASE(inner_result_kept_in_a_module) {
+BOOST_AUTO_TEST_CASE(inner_result_kept_in_a_module, *boost::unit_test::label("slow")) {
   check(
       [] {
         Observed net;
@@ -420,7 +420,7 @@ BOOST_AUTO_TEST_CASE(argument_assigned_by_reference) {
       {.eager = "argument"});
 }
 
-BOOST_AUTO_TEST_CASE(number_assigned_by_reference) {
+BOOST_AUTO_TEST_CASE(number_assigned_by_reference, *boost::unit_test::label("slow")) {
   check(
       [] {
         return program([](const Tensor& x, int64_t& calls) { return x * ++calls; },
@@ -466,7 +466,7 @@ BOOST_AUTO_TEST_CASE(printing_of_other_layouts, *boost::unit_test::label("slow")
   BOOST_TEST(std::count(printed.begin(), printed.end(), '{') == 2 * calls, printed);
 }
 
-BOOST_AUTO_TEST_CASE(double_on_the_way) {
+BOOST_AUTO_TEST_CASE(double_on_the_way, *boost::unit_test::label("slow")) {
   check([] {
     return program(
         [](Tensor x) {
@@ -531,7 +531,7 @@ BOOST_AUTO_TEST_CASE(sparse_tensors) {
         {.eager = "Sparse"});
 }
 
-BOOST_AUTO_TEST_CASE(own_generator) {
+BOOST_AUTO_TEST_CASE(own_generator, *boost::unit_test::label("slow")) {
   check(
       [] {
         auto generator = at::make_generator<at::CPUGeneratorImpl>(uint64_t{5});

@@ -121,7 +121,7 @@ BOOST_AUTO_TEST_CASE(batch_norm_2d_in_training_as_module, *boost::unit_test::lab
   });
 }
 
-BOOST_AUTO_TEST_CASE(dropout_in_eval) {
+BOOST_AUTO_TEST_CASE(dropout_in_eval, *boost::unit_test::label("slow")) {
   check([] {
     nn::Sequential net(nn::Dropout(0.4), nn::Linear(6, 6), nn::AlphaDropout(0.5), nn::FeatureAlphaDropout(0.5),
                        nn::Dropout2d(0.3));
@@ -166,7 +166,7 @@ BOOST_AUTO_TEST_CASE(losses) {
   });
 }
 
-BOOST_AUTO_TEST_CASE(distances) {
+BOOST_AUTO_TEST_CASE(distances, *boost::unit_test::label("slow")) {
   check([] {
     nn::Bilinear both(4, 4, 3);
     nn::CosineSimilarity cosine(nn::CosineSimilarityOptions().dim(1));

@@ -14,7 +14,7 @@ auto sequence(std::vector<int64_t> sizes) {
 
 BOOST_AUTO_TEST_SUITE(sequences)
 
-BOOST_AUTO_TEST_CASE(rnn) {
+BOOST_AUTO_TEST_CASE(rnn, *boost::unit_test::label("slow")) {
   check([] {
     nn::RNN net(nn::RNNOptions(4, 5).nonlinearity(torch::kReLU));
     return program([net](Tensor x) mutable { return net->forward(x); }, sequence({6, 2, 4}), tensors_of(net));
@@ -31,7 +31,7 @@ BOOST_AUTO_TEST_CASE(lstm) {
   });
 }
 
-BOOST_AUTO_TEST_CASE(gru) {
+BOOST_AUTO_TEST_CASE(gru, *boost::unit_test::label("slow")) {
   check([] {
     nn::GRU net(nn::GRUOptions(4, 5));
     return program([net](Tensor x) mutable { return std::get<0>(net->forward(x)).mean(0); }, sequence({5, 2, 4}),

@@ -355,7 +355,7 @@ BOOST_AUTO_TEST_CASE(backward_one_after_the_other, *boost::unit_test::label("slo
 }
 
 // Optimisers skip weights without a gradient, and move weights whose gradient is zero.
-BOOST_AUTO_TEST_CASE(weights_that_no_gradient_reaches) {
+BOOST_AUTO_TEST_CASE(weights_that_no_gradient_reaches, *boost::unit_test::label("slow")) {
   const auto function = [](const Tensor& x, const Tensor& v, const Tensor& w) {
     return std::tuple(torch::sin(x * v).sum(), (x * w).exp().sum(), (v * w).sum());
   };
@@ -374,7 +374,7 @@ BOOST_AUTO_TEST_CASE(weights_that_no_gradient_reaches) {
   BOOST_TEST(compiled.stats().replayed == 3);
 }
 
-BOOST_AUTO_TEST_CASE(anomaly_mode) {
+BOOST_AUTO_TEST_CASE(anomaly_mode, *boost::unit_test::label("slow")) {
   const auto compiled = torchcc::compile([](Tensor x) { return torch::sqrt(x).sum(); }, plain_options());
   const auto fresh = [] { return torch::rand({3}).requires_grad_(); };
   warm(compiled, [&] { compiled(fresh()).backward(); });
@@ -504,7 +504,7 @@ BOOST_AUTO_TEST_CASE(what_stays_eager) {
 }
 
 // Autograd's graphs of earlier calls, and what they keep, are not the function's.
-BOOST_AUTO_TEST_CASE(results_that_live) {
+BOOST_AUTO_TEST_CASE(results_that_live, *boost::unit_test::label("slow")) {
   Loss loss;
   const auto compiled = torchcc::compile([loss](Tensor x) mutable { return loss(x); }, plain_options());
   std::vector<Tensor> results;
