@@ -60,7 +60,7 @@ class Zoo(nn.Module):
 
 
 class Convolutions(nn.Module):
-    """What libtorch's own kernels do, or oneDNN's; batch norm is folded into it."""
+    """What libtorch's own kernels do, or oneDNN's: convolutions, into which batch norm is folded, and products."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -70,6 +70,13 @@ class Convolutions(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(functional.relu(self.layers(x)).mean((2, 3)))
+
+    def relate(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Products of matrices whose last size varies, or the size that is summed over."""
+        alike = rows @ rows.T
+        mixed = torch.addmm(rows[0], alike, rows, beta=0.5, alpha=0.25)
+        both = torch.stack([alike, alike.tanh()])
+        return alike, self.head(mixed), both @ both
 
 
 def classifier() -> dict[str, Any]:
@@ -88,7 +95,11 @@ def zoo() -> dict[str, Any]:
 
 
 def convolutions() -> dict[str, Any]:
-    return {"module": trained(Convolutions()), "args": (torch.randn(1, 3, 8, 8),)}
+    methods = {
+        "forward": Method((torch.randn(1, 3, 8, 8),)),
+        "relate": Method((torch.randn(5, 8),), dynamic={"rows": {0: "n"}}),
+    }
+    return {"module": trained(Convolutions()), "methods": methods, "ranges": {"n": (2, 100)}}
 
 
 def export(folder: Path, name: str, **options: Any) -> Exported:
@@ -141,6 +152,7 @@ def calls(packages: Sequence[str]) -> list[Call]:
         ("zoo", "predict", (torch.randint(0, 20, (3, 7)), torch.randn(2, 3, 12), torch.randn(2, 3, 12))),
         *(("zoo", "decode", (torch.randint(0, 15, (1, 1)),)) for _ in range(6)),
         ("convolutions", "forward", (torch.randn(1, 3, 8, 8),)),
+        *(("convolutions", "relate", (torch.randn(n, 8),)) for n in (2, 5, 33)),
     ]
     return [call for call in made if call[0] in packages]
 

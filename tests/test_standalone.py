@@ -75,17 +75,18 @@ def test_two_models_in_a_program_without_libtorch(
 
 
 def test_convolutions(release: Path, standalone: Path, libraries: Path, tmp_path: Path) -> None:
-    """A CNN, with oneDNN; nothing is left of its batch norm."""
+    """A CNN, with oneDNN; nothing is left of its batch norm. And products of any sizes."""
     made = calls(["convolutions"])
     check_calls([release / "single_convolutions"], made, portable(standalone, made), tmp_path)
     source = (standalone / "convolutions.standalone/convolutions.cpp").read_text()
+    assert "aoti_torch_cpu_mm_out" in source and "aoti_torch_cpu_addmm_out" in source
     assert "aoti_torch_cpu_convolution" in source and "running_var" not in source and "rsqrt" not in source
 
 
 def test_sources_are_compared_before_anybody_gets_them(standalone: Path) -> None:
     checks = json.loads((standalone / "checks.json").read_text())
     zoo = ("zoo: embed", "zoo: predict", "zoo: decode")
-    names = ("classifier: forward", *zoo, "convolutions: forward", "scalar: forward")
+    names = ("classifier: forward", *zoo, "convolutions: forward", "convolutions: relate", "scalar: forward")
     assert set(checks) == {f"{name}, standalone" for name in names}
     assert all(re.match(r"\d sets of sizes$", one) for one in checks.values())
 

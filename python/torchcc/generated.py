@@ -179,7 +179,7 @@ def _missing(body: str, files: Sequence[str], libraries: Collection[str]) -> lis
         if name == "aoti_torch_proxy_executor_call_function":
             missing += _without_entry_point(files)
         elif name not in known:
-            missing.append("aten." + re.sub(r"^aoti_torch_(?:cpu_)?", "", name))
+            missing.append("aten." + re.sub(r"^aoti_torch_(?:cpu_)?|_out$", "", name))
     return list(dict.fromkeys(missing))
 
 

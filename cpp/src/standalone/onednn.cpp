@@ -1,6 +1,9 @@
-// Convolutions from oneDNN (version 3): the shapes are those of PyTorch's operator, the kernels oneDNN's own.
+// Convolutions and matrix products from oneDNN (version 3): the shapes are those of PyTorch's operators, the kernels
+// oneDNN's own.
 #include <torchcc/standalone/onednn.h>
 
+#include <algorithm>
+#include <bit>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -36,7 +39,8 @@ memory::data_type type_of(ScalarType dtype) {
     case ScalarType::Float: return memory::data_type::f32;
     case ScalarType::BFloat16: return memory::data_type::bf16;
     case ScalarType::Half: return memory::data_type::f16;
-    default: throw std::runtime_error("a convolution of " + dtype_name(dtype) + ", which oneDNN does not have");
+    default:
+      throw std::runtime_error("a convolution or product of " + dtype_name(dtype) + ", which oneDNN does not have");
   }
 }
 
@@ -229,7 +233,104 @@ void convolve(const Tensor& input, const Tensor& weight, const Tensor* bias, con
   stream().wait();
 }
 
+/// What is added to a product: a tensor that is expanded to it.
+struct Summand {
+  const Tensor* tensor = nullptr;
+  float scale = 0;  ///< PyTorch's beta
+};
+
+/// With dimensions of its own where the tensor is repeated.
+memory::desc described_summand(const Tensor& tensor, size_t rank) {
+  Numbers sizes(rank - static_cast<size_t>(tensor.dim()), 1), strides(sizes.size(), 0);
+  for (size_t d = 0; d < static_cast<size_t>(tensor.dim()); ++d) {
+    sizes.push_back(tensor.strides()[d] == 0 ? 1 : tensor.sizes()[d]);
+    strides.push_back(tensor.strides()[d]);
+  }
+  int64_t step = 1;  // oneDNN wants a stride where there is one element too
+  for (size_t d = rank; d-- > 0;) {
+    if (sizes[d] == 1) strides[d] = step;
+    step = std::max(step, strides[d] * sizes[d]);
+  }
+  return {sizes, type_of(tensor.scalar_type()), strides};
+}
+
+/// result = summand.scale * summand + scale * (one @ other)
+void multiply(const Tensor& one, const Tensor& other, const Summand& summand, float scale, Tensor& result) {
+  if (result.numel() == 0) return;
+  if (one.numel() == 0) throw std::runtime_error("a product of matrices without elements, which oneDNN does not have");
+  const bool is_sum = summand.tensor != nullptr && summand.scale != 0;
+  const float before = is_sum ? scale / summand.scale : scale;  // what the product is multiplied with before the sum
+  const bool is_packed = detail::is_constant(other.data_ptr());
+  const memory::desc one_form = described(one);
+  const memory::desc other_form = described(other);
+  const memory::desc output_form = described(result);
+  const memory::desc summand_form =
+      is_sum ? described_summand(*summand.tensor, static_cast<size_t>(result.dim())) : memory::desc();
+  Numbers key{2, static_cast<int64_t>(one.scalar_type()), is_sum ? 1 : 0, is_packed ? 1 : 0};
+  for (const float number : {scale, is_sum ? summand.scale : 0}) key.push_back(std::bit_cast<int32_t>(number));
+  for (const memory::desc& form : {one_form, other_form, output_form, summand_form}) {
+    if (form.is_zero()) continue;
+    for (const Numbers& numbers : {form.get_dims(), form.get_strides()}) {
+      key.push_back(static_cast<int64_t>(numbers.size()));
+      key.insert(key.end(), numbers.begin(), numbers.end());
+    }
+  }
+  const auto made = cache().primitive(key, [&] {
+    dnnl::post_ops then;
+    if (before != 1) then.append_eltwise(dnnl::algorithm::eltwise_linear, before, 0);
+    if (is_sum) then.append_binary(dnnl::algorithm::binary_add, summand_form);
+    if (is_sum && summand.scale != 1) then.append_eltwise(dnnl::algorithm::eltwise_linear, summand.scale, 0);
+    dnnl::primitive_attr attributes;
+    attributes.set_post_ops(then);
+    attributes.set_scratchpad_mode(dnnl::scratchpad_mode::user);
+    const memory::desc any(other_form.get_dims(), other_form.get_data_type(), memory::format_tag::any);
+    const dnnl::matmul::primitive_desc found(engine(), one_form, is_packed ? any : other_form, output_form, attributes);
+    return Prepared{dnnl::matmul(found), found.src_desc(), found.weights_desc(), found.dst_desc(),
+                    found.scratchpad_desc()};
+  });
+  Tensor owned_scratch;
+  const memory given(other_form, engine(), other.data_ptr());
+  std::unordered_map<int, memory> arguments{
+      {DNNL_ARG_SRC, memory(one_form, engine(), one.data_ptr())},
+      {DNNL_ARG_WEIGHTS, made->weight == other_form ? given : cache().packed(given, made->weight)},
+      {DNNL_ARG_DST, memory(output_form, engine(), result.data_ptr())},
+      {DNNL_ARG_SCRATCHPAD, room(made->scratch, owned_scratch)}};
+  if (is_sum) {
+    const int position = before == 1 ? 0 : 1;
+    arguments.emplace(DNNL_ARG_ATTR_MULTIPLE_POST_OP(position) | DNNL_ARG_SRC_1,
+                      memory(summand_form, engine(), summand.tensor->data_ptr()));
+  }
+  made->primitive.execute(stream(), arguments);
+  stream().wait();
+}
+
+AOTITorchError sum_and_product(Tensor& result, const Tensor& summand, const Tensor& one, const Tensor& other,
+                               double beta, double alpha) {
+  multiply(one, other, {&summand, static_cast<float>(beta)}, static_cast<float>(alpha), result);
+  return 0;
+}
+
 }  // namespace
+
+AOTITorchError aoti_torch_cpu_mm_out(AtenTensorHandle result, AtenTensorHandle one, AtenTensorHandle other) {
+  multiply(*one, *other, {}, 1, *result);
+  return 0;
+}
+
+AOTITorchError aoti_torch_cpu_bmm_out(AtenTensorHandle result, AtenTensorHandle one, AtenTensorHandle other) {
+  multiply(*one, *other, {}, 1, *result);
+  return 0;
+}
+
+AOTITorchError aoti_torch_cpu_addmm_out(AtenTensorHandle result, AtenTensorHandle summand, AtenTensorHandle one,
+                                        AtenTensorHandle other, double beta, double alpha) {
+  return sum_and_product(*result, *summand, *one, *other, beta, alpha);
+}
+
+AOTITorchError aoti_torch_cpu_baddbmm_out(AtenTensorHandle result, AtenTensorHandle summand, AtenTensorHandle one,
+                                          AtenTensorHandle other, double beta, double alpha) {
+  return sum_and_product(*result, *summand, *one, *other, beta, alpha);
+}
 
 AOTITorchError aoti_torch_cpu_convolution(AtenTensorHandle input, AtenTensorHandle weight, const AtenTensorHandle* bias,
                                           const int64_t* stride, int64_t, const int64_t* padding, int64_t,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +22,6 @@ from torchcc._torch.inductor import (
     is_small,
     without_guards_on_numbers,
 )
-from torchcc.errors import CompileError
 
 
 def generate(
@@ -73,17 +73,22 @@ def generate(
         **({"cpp.simdlen": SIMD_BITS[isa]} if isa else {}),
         **options,
     }
+
+    def compiled(patches: Mapping[str, Any]) -> Any:
+        return without_guards_on_numbers(
+            lambda others: compile_fx_aot(
+                copy.deepcopy(module), fakes, config_patches={**settings, **patches, **others}
+            )
+        )
+
     with inductor_writes(), _only_matrix_products(), _products_of_any_size():
         try:
-            made: Any = without_guards_on_numbers(
-                lambda patches: compile_fx_aot(module, fakes, config_patches={**settings, **patches})
-            )
+            made: Any = compiled({})
         except Exception as error:
             if "NoValidChoicesError" not in str(error):
                 raise
-            raise CompileError(
-                "Inductor generates no matrix product (mm, addmm) in float64, or whose inner or last size varies"
-            ) from error
+            # A product that Inductor's template does not have: of libtorch, or of a library that the program links.
+            made = compiled({"max_autotune_gemm_backends": "CPP,ATEN"})
     files = [str(file) for file in made if file]
     (source,) = [file for file in files if file.endswith(".wrapper.cpp")]
     kept = [file for file in files if file.endswith((".blob", "extern_kernel_nodes.json"))]
@@ -94,17 +99,19 @@ def generate(
 def _products_of_any_size() -> Iterator[None]:
     """Takes batched products apart whose inner or last size varies, as attention's do where the length varies.
 
-    The GEMM template has none of these. Inductor itself does the same where one of the two sizes is 1. Leans on
-    ``torch._inductor.lowering`` and its table ``lowerings``.
+    The GEMM template has none of these, unless a library's products may be used. Inductor itself does the same where
+    one of the two sizes is 1. Leans on ``torch._inductor.lowering`` and its table ``lowerings``.
     """
-    from torch._inductor import lowering
+    from torch._inductor import config, lowering
     from torch._inductor.utils import has_free_symbols
 
     bmm = torch.ops.aten.bmm.default
     original = lowering.lowerings[bmm]
 
     def product(one: Any, other: Any, *args: Any, **options: Any) -> Any:
-        if not has_free_symbols((one.get_size()[2], other.get_size()[2])):
+        if "ATEN" in config.max_autotune_gemm_backends or not has_free_symbols(
+            (one.get_size()[2], other.get_size()[2])
+        ):
             return original(one, other, *args, **options)
         for operand in (one, other):
             operand.realize()  # else each element of it would be computed for each of the product's that needs it
