@@ -236,13 +236,12 @@ void Segments::compile(const std::shared_ptr<Segment>& segment, const std::share
     ++core_.pending;
   }
   const auto job = [this, segment, recording] {
-    CoreState::Code code = core_.find_code_for(*recording);
+    Compilation code = find_or_compile(*recording, core_.options);
     {
       const std::lock_guard lock(mutex_);
       segment->compile_seconds = code.seconds;
       segment->from_cache = code.from_cache;
-      if (code.artifact != nullptr && !code.slower.empty() && !core_.options.allow_slower) code.reason = code.slower;
-      if (code.artifact == nullptr || !code.reason.empty()) code.artifact.reset();
+      code.drop_slower(core_.options);
       if (recording->sizes != nullptr) {
         take_in(*segment, code.artifact, code.reason);
       } else if (code.artifact != nullptr) {

@@ -2,26 +2,15 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstdlib>
-#include <cstring>
 #include <iterator>
 #include <utility>
 
-#include <ATen/Parallel.h>
-#include <ATen/core/grad_mode.h>
-#include <ATen/core/ivalue.h>
 #include <c10/util/Exception.h>
-#include <torch/csrc/jit/serialization/pickle.h>
-#include <torch/csrc/lazy/core/hash.h>
 #include <torchcc/error.h>
-#include <nlohmann/json.hpp>
 
 #include "background.h"
-#include "cache.h"
-#include "compiler.h"
 #include "log.h"
 #include "message.h"
-#include "recorder.h"
 
 namespace torchcc::detail {
 namespace {
@@ -33,73 +22,7 @@ constexpr int64_t kStaleCalls = 16;
 // Variants, those that share code among them, each with a recording of its own; calls of further sizes run eagerly.
 constexpr size_t kMostVariants = 1024;
 
-bool compiler_is_off() {
-  const char* variable = std::getenv("TORCHCC_COMPILER");
-  return variable != nullptr && std::strcmp(variable, "off") == 0;
-}
-
 }  // namespace
-
-void detach_from_program(Recording& recording) {
-  for (Input& input : recording.inputs) {
-    if (input.kind != Input::Kind::constant) input.before = input.content().detach().clone();
-  }
-  for (at::Tensor& tensor : recording.expected) tensor = tensor.detach().clone();
-  for (at::Tensor& tensor : recording.after) tensor = tensor.detach().clone();
-}
-
-std::string options_json(const InductorOptions& options) {
-  nlohmann::ordered_json json = nlohmann::ordered_json::object();
-  for (const auto& [name, value] : options) {
-    std::visit([&, &key = name](const auto& held) { json[key] = held; }, value);
-  }
-  return json.dump();
-}
-
-std::vector<char> pickle(const Recording& recording) {
-  const c10::AutoGradMode no_grad(false);
-  std::vector<c10::IValue> inputs;
-  std::vector<c10::IValue> outputs;
-  std::vector<c10::IValue> mutated;
-  std::vector<c10::IValue> random_state;
-  for (const Input& input : recording.inputs) inputs.emplace_back(input.content().detach());
-  for (const at::Tensor& tensor : recording.expected) outputs.emplace_back(tensor.detach());
-  for (const at::Tensor& tensor : recording.after) mutated.emplace_back(tensor.detach());
-  std::vector<c10::IValue> tangents(recording.tangents.begin(), recording.tangents.end());
-  std::vector<c10::IValue> gradients;
-  for (const at::Tensor& tensor : recording.gradients) {
-    gradients.push_back(tensor.defined() ? c10::IValue(tensor.detach()) : c10::IValue());
-  }
-  if (recording.random_state.defined()) random_state.emplace_back(recording.random_state);
-  if (recording.device.is_cuda() && recording.gpu_random_state.defined()) {
-    random_state.emplace_back(recording.gpu_random_state);
-  }
-  // Tuples: Python's weights_only reads no lists and dicts that C++ has written.
-  return torch::jit::pickle_save(c10::ivalue::Tuple::create(
-      {c10::ivalue::Tuple::create(std::move(inputs)), c10::ivalue::Tuple::create(std::move(outputs)),
-       c10::ivalue::Tuple::create(std::move(mutated)), c10::ivalue::Tuple::create(std::move(random_state)),
-       c10::ivalue::Tuple::create(std::move(tangents)), c10::ivalue::Tuple::create(std::move(gradients))}));
-}
-
-void name_captured(Recording& recording, const ModuleView* module) {
-  const auto named = module == nullptr ? std::vector<std::pair<std::string, at::Tensor>>() : module->tensors();
-  size_t arguments = 0;
-  size_t captured = 0;
-  size_t constants = 0;
-  for (Input& input : recording.inputs) {
-    if (input.kind == Input::Kind::argument) {
-      arguments = input.argument;
-      input.name = "arg" + std::to_string(arguments);
-    } else if (input.kind == Input::Kind::constant) {
-      input.name = "constant" + std::to_string(constants++);
-    } else {
-      input.name = "captured" + std::to_string(captured++);
-      for (const auto& [name, tensor] : named) {
-        if (tensor.is_same(input.captured->tensor())) input.name = name;
-      }
-    }
-  }
-}
 
 const std::vector<int64_t>& CoreState::modes() const {
   thread_local std::vector<int64_t> words;
@@ -384,103 +307,16 @@ void CoreState::carry_out(const Work& work) {
   idle.notify_all();
 }
 
-std::string CoreState::key_text(const Recording& recording, bool freeze) const {
-  std::string text = build_text(recording.device) + "options " + options_json(options.options) + "\n";
-  if (freeze) {
-    torch::lazy::hash_t hash(uint64_t{0});
-    for (const Input& input : recording.inputs) {
-      if (input.kind == Input::Kind::argument || input.written) continue;
-      const c10::StorageImpl& storage = *input.content().storage().unsafeGetStorageImpl();
-      hash = torch::lazy::HashCombine(hash, torch::lazy::DataHash(storage.data(), storage.nbytes()));
-    }
-    text += "weights " + torch::lazy::HashToString(hash) + "\n";
-  }
-  return text + to_json(recording, options.name);
-}
-
-CoreState::Code CoreState::get_code(const Recording& recording, bool freeze) {
-  const std::filesystem::path folder = cache_folder();
-  const CacheKey key(key_text(recording, freeze));
-  std::string slower = read_marker(key.slower(folder));
-  if (freeze && !slower.empty()) return {};
-  std::string damage;
-  if (auto artifact = find_code(key, folder, recording.device, damage)) {
-    return {std::move(artifact), "", std::move(slower), 0, true};
-  }
-  if (!damage.empty()) log(Topic::compile, options.name, "not used: " + damage);
-  if (compiler_is_off()) {
-    return {nullptr,
-            "TORCHCC_COMPILER is off, and the cache has no code for it" + (damage.empty() ? "" : " (" + damage + ")")};
-  }
-  const std::filesystem::path logs = folder / "logs";
-  std::error_code error;
-  std::filesystem::create_directories(logs, error);
-  CompileRequest request;
-  request.function = options.name;
-  request.trace = to_json(recording, options.name);
-  request.tensors = pickle(recording);
-  request.package = key.file(folder);
-  request.key = key.text;
-  request.freeze = freeze;
-  if (freeze) request.against = CacheKey(key_text(recording, false)).file(folder);
-  request.options = options_json(options.options);
-  static std::atomic<int> count{0};  // functions of other threads may have the same key
-  request.log = logs / (key.name + "-" + std::to_string(::getpid()) + "-" + std::to_string(++count) + ".log");
-  request.threads = at::get_num_threads();
-  request.timeout = options.timeout;
-  request.device = recording.device;
-  request.progress = options.progress;
-  const CompileAnswer answer = compile_trace(request);
-  if (answer.kind == "slower") write_marker(key.slower(folder), answer.error);
-  if (!answer.error.empty()) {
-    const std::string place = std::filesystem::exists(request.log, error) ? " (log: " + request.log + ")" : "";
-    return {nullptr, answer.error + place, "", answer.seconds};
-  }
-  std::filesystem::remove(request.log, error);
-  if (!answer.slower.empty()) write_marker(key.slower(folder), answer.slower);
-  if (auto artifact = find_code(key, folder, recording.device, damage)) {
-    return {std::move(artifact), "", answer.slower, answer.seconds};
-  }
-  return {nullptr, "the compiled code cannot be used: " + damage, "", answer.seconds};
-}
-
-bool CoreState::fits(const Recording& recording, const Artifact& artifact) const {
-  const Backward* backward = artifact.backward.get();
-  const size_t extras = backward == nullptr ? 0 : backward->extras;
-  if ((backward != nullptr) != recording.trains || artifact.library->inputs() != recording.inputs.size() ||
-      artifact.library->outputs() != recording.outputs.size() + extras) {
-    return false;
-  }
-  return backward == nullptr || (backward->library->inputs() == backward->saved.size() + backward->tangents.size() &&
-                                 backward->library->outputs() == backward->gradients.size());
-}
-
-CoreState::Code CoreState::find_code_for(const Recording& recording) {
-  Code code;
-  try {
-    code = get_code(recording, false);
-    if (code.artifact != nullptr && !fits(recording, *code.artifact)) {
-      code.artifact = nullptr;
-      code.reason = "the compiled code takes or gives another number of tensors than recorded";
-    }
-  } catch (const Error& failure) {
-    code.reason = one_line(failure.what());
-  } catch (const std::exception& failure) {
-    code.reason = first_line(failure.what());  // libtorch's own have a backtrace
-  }
-  return code;
-}
-
-void CoreState::note(Variant& variant, const Code& code) {
+void CoreState::note(Variant& variant, const Compilation& code) {
   const std::lock_guard lock(mutex);
   variant.compile_seconds += code.seconds;
   variant.from_cache = variant.from_cache || code.from_cache;
 }
 
 void CoreState::compile(Variant& variant, const std::shared_ptr<Recording>& recording) {
-  Code code;
+  Compilation code;
   Plan* plan = nullptr;
-  if (recording->has_work()) code = find_code_for(*recording);
+  if (recording->has_work()) code = find_or_compile(*recording, options);
   note(variant, code);
   if (code.artifact != nullptr || !recording->has_work()) {
     auto made = std::make_unique<Plan>(recording, code.artifact, options);
@@ -537,12 +373,9 @@ void CoreState::leave_family(Variant& variant, const std::shared_ptr<Recording>&
 
 void CoreState::generalize(Variant& variant, const std::shared_ptr<Recording>& recording) {
   const std::shared_ptr<Family> family = variant.family;
-  Code code = find_code_for(*recording);
+  Compilation code = find_or_compile(*recording, options);
   note(variant, code);
-  if (code.artifact != nullptr && !code.slower.empty() && !options.allow_slower) {
-    code.artifact = nullptr;
-    code.reason = code.slower;
-  }
+  code.drop_slower(options);
   if (code.artifact != nullptr) {
     code.reason = misfit(code.artifact->signature, *recording);
     if (!code.reason.empty()) code.artifact = nullptr;
@@ -594,7 +427,7 @@ void CoreState::freeze(Variant& variant, Plan& plan, const Recording& recording)
       const Input& input = recording.inputs[i];
       if (input.kind == Input::Kind::argument || input.written) made->inputs.push_back(i);
     }
-    Code code = get_code(recording, true);
+    Compilation code = find_or_compile_frozen(recording, options);
     note(variant, code);
     if (code.artifact != nullptr && code.artifact->library->inputs() != made->inputs.size()) {
       code.reason = "the compiled code takes " + std::to_string(code.artifact->library->inputs()) +

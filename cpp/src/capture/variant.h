@@ -11,6 +11,7 @@
 #include <torchcc/compile_options.h>
 #include <torchcc/detail/core.h>
 
+#include "compilation.h"
 #include "family.h"
 #include "guards.h"
 #include "plan.h"
@@ -19,20 +20,6 @@
 #include "segment.h"
 
 namespace torchcc::detail {
-
-using InductorOptions = decltype(CompileOptions::options);
-
-/// Options of Inductor as the compiler reads them.
-std::string options_json(const InductorOptions& options);
-
-/// The recorded tensors, for the compiler to check its code with.
-std::vector<char> pickle(const Recording& recording);
-
-/// Copies of everything that the program may change before the compiler has read it.
-void detach_from_program(Recording& recording);
-
-/// Names the inputs of a recording: arg0, the names of a module's weights, captured0, constant0.
-void name_captured(Recording& recording, const ModuleView* module);
 
 /// One set of guards of a function, with its recordings and compiled code. The atomics are free for all; everything
 /// else belongs to CoreState::mutex.
@@ -155,15 +142,6 @@ struct CoreState : std::enable_shared_from_this<CoreState> {
   void note_memory(const std::string& reason);
   /// Whether a call that fits a variant, or none, is to run lazily. Notes why. To be called with the mutex.
   bool runs_lazily(const Variant* variant, const Leaves& arguments);
-  struct Code {
-    std::shared_ptr<const Artifact> artifact{};
-    std::string reason{};  ///< why there is none; empty when it was measured before, and lost
-    std::string slower{};  ///< why the function itself should run in its place; empty when it is faster
-    double seconds = 0;    ///< spent in the compiler
-    bool from_cache = false;
-  };
-  /// Code for a recording, from the cache or the compiler. Does not throw.
-  Code find_code_for(const Recording& recording);
   /// Looks whether changed weights hold still, and if so has them packed again. Now and then.
   void note_stale(Variant& variant, const Leaves& arguments);
 
@@ -180,11 +158,8 @@ struct CoreState : std::enable_shared_from_this<CoreState> {
   void leave_family(Variant& variant, const std::shared_ptr<Recording>& recording, std::string why);
   Variant& add_variant(Guards guards);
   void refuse_surplus(const std::string& changed);
-  bool fits(const Recording& recording, const Artifact& artifact) const;
-  Code get_code(const Recording& recording, bool freeze);
-  void note(Variant& variant, const Code& code);
+  void note(Variant& variant, const Compilation& code);
   void freeze(Variant& variant, Plan& plan, const Recording& recording);
-  std::string key_text(const Recording& recording, bool freeze) const;
 };
 
 }  // namespace torchcc::detail
