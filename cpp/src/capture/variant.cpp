@@ -2,23 +2,17 @@
 
 #include <algorithm>
 #include <atomic>
-#include <iterator>
 #include <utility>
 
 #include <c10/util/Exception.h>
-#include <torchcc/error.h>
 
-#include "background.h"
 #include "log.h"
-#include "message.h"
 
 namespace torchcc::detail {
 namespace {
 
 // Recordings in a row that may differ before the function counts as one that always does.
 constexpr int64_t kDisagreements = 6;
-// Replays without packed weights between two looks at these.
-constexpr int64_t kStaleCalls = 16;
 // Variants, those that share code among them, each with a recording of its own; calls of further sizes run eagerly.
 constexpr size_t kMostVariants = 1024;
 
@@ -71,8 +65,8 @@ void CoreState::refuse_surplus(const std::string& changed) {
   reason = "there are " + std::to_string(variants.size()) +
            " variants already (CompileOptions::max_variants); what keeps changing: " + changed;
   for (const auto& variant : variants) {
-    if (variant->family == nullptr || variant->family->reason.empty()) continue;
-    reason += "; one code cannot serve its sizes: " + variant->family->reason;
+    if (variant->family == nullptr || variant->family->reason().empty()) continue;
+    reason += "; one code cannot serve its sizes: " + variant->family->reason();
     break;
   }
   if (!std::exchange(has_warned, true)) warning = "torchcc: " + options.name + ": " + reason;
@@ -85,38 +79,6 @@ void CoreState::warn() {
     text.swap(warning);
   }
   if (!text.empty()) TORCH_WARN(text);
-}
-
-void CoreState::refuse_broken_promise() {
-  std::string why;
-  {
-    const std::lock_guard lock(mutex);
-    why.swap(broken);
-  }
-  if (why.empty()) return;
-  throw CaptureError(message("compile '" + options.name + "': it does not do the same for all sizes",
-                             {{"expected", "operators that follow from the sizes that CompileOptions::dynamic names"},
-                              {"got", why},
-                              {"fix", "change the code there, or leave the size out of CompileOptions::dynamic"}}));
-}
-
-void CoreState::note_broken_promise(const Recording& sample, const Recording& now, const std::string& why) {
-  if (are_promised(dynamic, sample, now)) broken = why;
-}
-
-/// Makes the variant's code serve calls of promised sizes at once. To be called with the mutex.
-void CoreState::keep_promises(Variant& variant) {
-  const Plan& plan = *variant.plans.back();
-  auto sizes = PromisedSizes::of(dynamic, plan);
-  if (sizes == nullptr) return;
-  promises.push_back(std::make_unique<const Promised>(Promised{&variant, &plan, std::move(sizes)}));
-  auto all = std::make_unique<AllPromised>(1, promises.back().get());
-  if (const AllPromised* before = promised.load(std::memory_order_relaxed)) {
-    std::copy_if(before->begin(), before->end(), std::back_inserter(*all),
-                 [&](const Promised* other) { return other->plan->code() != plan.code(); });
-  }
-  promised.store(all.get(), std::memory_order_release);
-  promise_lists.push_back(std::move(all));
 }
 
 bool CoreState::may_be_dropped(const Leaves& arguments) const {
@@ -178,37 +140,6 @@ Variant* CoreState::find_recorded(const Guards& guards, const Recording& made) {
   return nullptr;
 }
 
-/// The family of calls that differ in sizes alone from one with the given guards; null when there are none.
-std::shared_ptr<Family> CoreState::family_of(const Guards& guards, const Recording& made) const {
-  std::shared_ptr<Family> family;
-  for (const auto& variant : variants) {
-    if (variant->last == nullptr || !may_be_sized(*variant->last) || !same_conditions(*variant->last, made)) continue;
-    if (!variant->guards.same_but_for_sizes(guards) || !watch.same(variant->guards.closure(), guards.closure())) {
-      continue;
-    }
-    if (variant->family != nullptr) return variant->family;
-    if (family == nullptr) family = std::make_shared<Family>();
-    variant->family = family;
-    family->samples.push_back(variant->last);
-  }
-  return family;
-}
-
-/// Whether a recording can have code that serves other sizes too: some that was found, or new one.
-CoreState::Work::Kind CoreState::place(Family& family, Recording& recording, Family::Code& found) {
-  if (!may_be_sized(recording) || family.is_compiling || !family.may_serve()) return Work::Kind::none;
-  if (const Family::Code* code = family.code_for(recording)) {
-    found = *code;
-    return Work::Kind::join;
-  }
-  if (family.compilations < kGeneralizations) recording.sizes = explain(family, recording, dynamic);
-  if (recording.sizes != nullptr) return Work::Kind::generalize;
-  ++family.failures;
-  note_broken_promise(*family.samples.back(), recording, family.reason);
-  log(Topic::capture, options.name, "one code cannot serve these sizes: " + family.reason);
-  return Work::Kind::none;
-}
-
 CoreState::Work CoreState::commit(Guards guards, std::unique_ptr<Recording> made) {
   name_captured(*made, module.get());
   const std::lock_guard lock(mutex);
@@ -225,7 +156,7 @@ CoreState::Work CoreState::commit(Guards guards, std::unique_ptr<Recording> made
   Work::Kind kind = Work::Kind::none;
   Family::Code found;
   if (variant == nullptr) {
-    const bool may_share = options.automatic_dynamic_shapes || !dynamic.empty();
+    const bool may_share = options.automatic_dynamic_shapes || !promises.sizes().empty();
     const std::shared_ptr<Family> family = may_share ? family_of(guards, *now) : nullptr;
     if (family != nullptr) {
       kind = place(*family, *now, found);
@@ -241,7 +172,7 @@ CoreState::Work CoreState::commit(Guards guards, std::unique_ptr<Recording> made
     ++guard_misses;
     variant = &add_variant(std::move(guards));
     variant->family = family;
-    if (kind == Work::Kind::generalize) family->is_compiling = true;
+    if (kind == Work::Kind::generalize) family->begin_compilation();
   }
   ++variant->recorded;
   if (variant->state == Variant::State::compiling || variant->state == Variant::State::eager) return {};
@@ -272,7 +203,7 @@ CoreState::Work CoreState::commit(Guards guards, std::unique_ptr<Recording> made
         std::make_unique<Plan>(now, variant->plans.back()->code(), options, variant->plans.back()->packed()));
     variant->plan.store(variant->plans.back().get(), std::memory_order_release);
     now->drop_samples();
-    if (variant->is_sized) keep_promises(*variant);
+    if (variant->is_sized) promises.serve(*variant, *variant->plans.back());
     return {};
   }
   if (differs.empty() && now->has_copies && before->argument_hash == now->argument_hash && !now->same_as.empty()) {
@@ -346,135 +277,6 @@ void CoreState::compile(Variant& variant, const std::shared_ptr<Recording>& reco
     }
   }
   if (plan != nullptr && plan->code() != nullptr && !packs_first) freeze(variant, *plan, *recording);
-}
-
-/// From now on, calls run the plan. To be called with the mutex.
-void CoreState::serve(Variant& variant, std::unique_ptr<Plan> plan) {
-  variant.state = Variant::State::compiled;
-  variant.is_sized = true;
-  variant.reason.clear();
-  reason.clear();
-  variant.plan.store(plan.get(), std::memory_order_release);
-  variant.plans.push_back(std::move(plan));
-  keep_promises(variant);
-}
-
-/// The variant goes on as if there were no calls of other sizes. To be called with the mutex.
-void CoreState::leave_family(Variant& variant, const std::shared_ptr<Recording>& recording, std::string why) {
-  recording->sizes = nullptr;
-  variant.state = Variant::State::recorded;
-  variant.family->reason = std::move(why);
-  ++variant.family->failures;
-  if (!variant.family->samples.empty())
-    note_broken_promise(*variant.family->samples.back(), *recording, variant.family->reason);
-  reason = variant.reason = "it was recorded once, and a second call has to agree";
-  log(Topic::compile, options.name, "(" + variant.guards.text() + ") gets code of its own: " + variant.family->reason);
-}
-
-void CoreState::generalize(Variant& variant, const std::shared_ptr<Recording>& recording) {
-  const std::shared_ptr<Family> family = variant.family;
-  Compilation code = find_or_compile(*recording, options);
-  note(variant, code);
-  code.drop_slower(options);
-  if (code.artifact != nullptr) {
-    code.reason = misfit(code.artifact->signature, *recording);
-    if (!code.reason.empty()) code.artifact = nullptr;
-  }
-  Plan* plan = nullptr;
-  {
-    const std::lock_guard lock(mutex);
-    family->is_compiling = false;
-    ++family->compilations;
-    if (code.artifact == nullptr) {
-      leave_family(variant, recording, code.reason);
-      return;
-    }
-    auto made = std::make_unique<Plan>(recording, code.artifact, options);
-    plan = made.get();
-    family->codes.push_back({code.artifact, recording, plan->packed()});
-    family->failures = 0;
-    family->add(recording);
-    serve(variant, std::move(made));
-    log(Topic::compile, options.name, "(" + variant.guards.text() + ") is compiled for other sizes too");
-  }
-  freeze(variant, *plan, *recording);
-}
-
-void CoreState::join(Variant& variant, const std::shared_ptr<Recording>& recording, const Family::Code& code) {
-  std::string differs;
-  try {
-    differs = compare(recording, *code.artifact);
-  } catch (const std::exception& failure) {
-    differs = first_line(failure.what());
-  }
-  const std::lock_guard lock(mutex);
-  if (!differs.empty()) {
-    leave_family(variant, recording, differs);
-  } else {
-    variant.family->failures = 0;
-    serve(variant, std::make_unique<Plan>(recording, code.artifact, options, code.packed));
-  }
-}
-
-void CoreState::freeze(Variant& variant, Plan& plan, const Recording& recording) {
-  // Inductor folds weights for GPUs too, but keeps 16-bit ones as float32 where its kernels compute with that.
-  if (!options.freeze || recording.trains || recording.device.is_cuda()) return;
-  try {
-    auto made = std::make_unique<Frozen>();
-    made->weights = freezable(recording, options.freeze_inference_tensors);
-    if (made->weights.empty()) return;
-    for (size_t i = 0; i < recording.inputs.size(); ++i) {
-      const Input& input = recording.inputs[i];
-      if (input.kind == Input::Kind::argument || input.written) made->inputs.push_back(i);
-    }
-    Compilation code = find_or_compile_frozen(recording, options);
-    note(variant, code);
-    if (code.artifact != nullptr && code.artifact->library->inputs() != made->inputs.size()) {
-      code.reason = "the compiled code takes " + std::to_string(code.artifact->library->inputs()) +
-                    " inputs in place of " + std::to_string(made->inputs.size());
-      code.artifact = nullptr;
-    }
-    if (code.artifact == nullptr) {
-      if (!code.reason.empty()) log(Topic::compile, options.name, "weights are not packed: " + code.reason);
-      return;
-    }
-    made->code = std::move(code.artifact);
-    // The weights may have changed while the compiler read them.
-    if (!made->is_current()) return;
-    const std::lock_guard lock(mutex);
-    variant.packed.push_back(std::move(made));
-    plan.packed()->form.store(variant.packed.back().get(), std::memory_order_release);
-    log(Topic::compile, options.name, "(" + variant.guards.text() + ") has packed weights");
-  } catch (const std::exception& failure) {
-    log(Topic::compile, options.name, std::string("weights are not packed: ") + failure.what());
-  }
-}
-
-void CoreState::note_stale(Variant& variant, const Leaves& arguments) {
-  if (variant.stale.fetch_add(1, std::memory_order_relaxed) % kStaleCalls != 0) return;
-  const std::unique_lock lock(mutex, std::try_to_lock);
-  Plan* plan = variant.plan.load(std::memory_order_acquire);
-  if (!lock.owns_lock() || variant.is_packing || plan == nullptr || plan->recording().random_state.defined()) return;
-  std::vector<Frozen::Weight> now = freezable(plan->recording(), options.freeze_inference_tensors);
-  if (now != variant.seen) {
-    variant.seen = std::move(now);
-    variant.quiet = 0;
-    return;
-  }
-  if (++variant.quiet < variant.quiet_needed) return;
-  variant.quiet = 0;
-  variant.quiet_needed *= 2;
-  variant.is_packing = true;
-  ++pending;
-  run_in_background([weak = weak_from_this(), target = &variant, plan, sample = plan->sample(arguments)] {
-    const auto state = weak.lock();
-    if (state == nullptr) return;
-    state->freeze(*target, *plan, *sample);
-    const std::lock_guard inner(state->mutex);
-    target->is_packing = false;
-    --state->pending;
-    state->idle.notify_all();
-  });
 }
 
 }  // namespace torchcc::detail

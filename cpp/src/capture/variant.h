@@ -74,14 +74,7 @@ struct CoreState : std::enable_shared_from_this<CoreState> {
   ClosureWatch watch;
   std::unique_ptr<ModuleView> module;
   Table table;
-  /// A plan for all calls of promised sizes.
-  struct Promised {
-    Variant* variant;
-    const Plan* plan;
-    std::unique_ptr<const PromisedSizes> sizes;
-  };
-  using AllPromised = std::vector<const Promised*>;
-  std::atomic<const AllPromised*> promised{nullptr};  ///< those of different code, the latest first
+  Promises promises;
   std::atomic<int64_t> guard_misses{0};
   std::atomic<int64_t> lazy{0};     ///< calls in lazy mode
   std::atomic<int64_t> surplus{0};  ///< eager calls that fitted no variant when there were as many as allowed
@@ -89,11 +82,6 @@ struct CoreState : std::enable_shared_from_this<CoreState> {
   mutable std::mutex mutex;
   mutable std::condition_variable idle;
   std::vector<std::unique_ptr<Variant>> variants;
-  // Other threads may still read these.
-  std::vector<std::unique_ptr<const Promised>> promises;
-  std::vector<std::unique_ptr<const AllPromised>> promise_lists;
-  std::vector<DynamicSize> dynamic;  ///< the options', and those of marked arguments
-  std::string broken;                ///< a promise about sizes that the latest call has shown to be wrong
   std::shared_ptr<const Recording> latest;
   std::string reason;
   std::string warning;  ///< to be given by warn()
@@ -147,18 +135,18 @@ struct CoreState : std::enable_shared_from_this<CoreState> {
 
  private:
   Variant* find_recorded(const Guards& guards, const Recording& made);
-  std::shared_ptr<Family> family_of(const Guards& guards, const Recording& made) const;
-  Work::Kind place(Family& family, Recording& recording, Family::Code& found);
-  void note_broken_promise(const Recording& sample, const Recording& now, const std::string& why);
-  void keep_promises(Variant& variant);
-  void compile(Variant& variant, const std::shared_ptr<Recording>& recording);
-  void generalize(Variant& variant, const std::shared_ptr<Recording>& recording);
-  void join(Variant& variant, const std::shared_ptr<Recording>& recording, const Family::Code& code);
-  void serve(Variant& variant, std::unique_ptr<Plan> plan);
-  void leave_family(Variant& variant, const std::shared_ptr<Recording>& recording, std::string why);
   Variant& add_variant(Guards guards);
   void refuse_surplus(const std::string& changed);
   void note(Variant& variant, const Compilation& code);
+  void compile(Variant& variant, const std::shared_ptr<Recording>& recording);
+  // variant_sizes.cpp: code that several variants share
+  std::shared_ptr<Family> family_of(const Guards& guards, const Recording& made) const;
+  Work::Kind place(Family& family, Recording& recording, Family::Code& found);
+  void generalize(Variant& variant, const std::shared_ptr<Recording>& recording);
+  void join(Variant& variant, const std::shared_ptr<Recording>& recording, const Family::Code& code);
+  void serve(Variant& variant, std::unique_ptr<Plan> plan);
+  void leave_family(Variant& variant, const std::shared_ptr<Recording>& recording);
+  // variant_freezing.cpp: code with packed weights
   void freeze(Variant& variant, Plan& plan, const Recording& recording);
 };
 
