@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,15 +13,11 @@ import sympy
 import torch
 from torch.export import ExportedProgram
 
-from torchcc._torch.inductor_patches import SMALL, inductor_writes, without_guards_on_numbers
+from torchcc._torch.inductor_patches import INTEGER_DIVISION, SMALL, inductor_writes, without_guards_on_numbers
 from torchcc._torch.inductor_targets import SIMD_BITS, cpu_target
 from torchcc._torch.programs import device_of, flatten, outputs, weight_inputs
 from torchcc._torch.symbols import number_dtype
 from torchcc.errors import ArgumentError, message
-
-# Functions of torch's cpp_prefix.h that report a zero divisor through one pointer per process; code that calls them
-# must not run beside other compiled code. See Library::run in the runtime.
-INTEGER_DIVISION = re.compile(r"\b(floor_divide_integral|remainder_integral|mod)\(")
 
 
 @dataclass(frozen=True)

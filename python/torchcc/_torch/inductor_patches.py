@@ -10,6 +10,10 @@ from typing import Any
 import sympy
 import torch
 
+# Functions of torch's cpp_prefix.h that report a zero divisor through one pointer per process; code that calls them
+# must not run beside other compiled code. See Library::run in the runtime.
+INTEGER_DIVISION = re.compile(r"\b(floor_divide_integral|remainder_integral|mod)\(")
+
 # Up to this many elements, a loop is not worth a second thread; twice Inductor's own cpp.min_chunk_size.
 SMALL = 8192
 

@@ -11,6 +11,7 @@ import torch
 
 from torchcc import toolchain
 
+#: Bits of the vectors of an instruction set.
 SIMD_BITS = {"avx2": 256, "avx512": 512, "scalar": 0}
 
 # The first GPUs (Hopper) for which Triton writes PTX that no later ones can run: "sm_90a".

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
-from torchcc._torch.inductor import INTEGER_DIVISION, Compiled, flat, is_small
-from torchcc._torch.inductor_patches import inductor_writes, without_guards_on_numbers
+from torchcc._torch.inductor import Compiled, flat, is_small
+from torchcc._torch.inductor_patches import INTEGER_DIVISION, inductor_writes, without_guards_on_numbers
 from torchcc._torch.inductor_targets import SIMD_BITS, cpu_target
 from torchcc.errors import CompileError
 
