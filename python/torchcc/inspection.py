@@ -10,12 +10,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from torchcc import cache, operators, package, package_graphs, package_reader, trace
+from torchcc import cache, operators, package, package_graphs, package_reader, trace, trace_arguments, trace_json
 from torchcc.cache import Entry
 from torchcc.calling import Ran
 from torchcc.errors import ArgumentError, Error, message
 from torchcc.signature import Signature, Value
-from torchcc.trace import Argument, Metadata, Op, Trace
+from torchcc.trace import Metadata, Op, Trace
+from torchcc.trace_arguments import Argument, Output
 
 
 def describe(file: Path) -> dict[str, Any]:
@@ -30,10 +31,10 @@ def describe(file: Path) -> dict[str, Any]:
         PackageError: The package cannot be read.
     """
     if file.suffix == ".json":
-        content = trace.load(file)
-        if isinstance(content, Mapping) and content.get("format") == trace.SEGMENTS:
+        content = trace_json.load(file)
+        if isinstance(content, Mapping) and content.get("format") == trace_json.SEGMENTS:
             return {"file": str(file), "segments": [_segment(one, str(file)) for one in content["segments"]]}
-        return {"file": str(file), "trace": describe_trace(trace.parse(content, str(file)))}
+        return {"file": str(file), "trace": describe_trace(trace_json.parse(content, str(file)))}
     if file.suffix == ".pt2":
         return describe_package(file)
     raise ArgumentError(
@@ -69,7 +70,7 @@ def describe_package(file: Path) -> dict[str, Any]:
         "functions": [_function(one, manifest["records"], texts) for one in manifest["functions"]],
     }
     if recorded := package_reader.read_extra(file, package.TRACE):
-        described["trace"] = describe_trace(trace.parse(json.loads(recorded), str(file)))
+        described["trace"] = describe_trace(trace_json.parse(json.loads(recorded), str(file)))
     return described
 
 
@@ -244,7 +245,7 @@ def _bytes(count: int) -> str:
 
 def _segment(content: Mapping[str, Any], origin: str) -> dict[str, Any]:
     """One segment of lazy mode: what became of it, and its operators."""
-    return {**content, "trace": describe_trace(trace.parse(content["trace"], origin))}
+    return {**content, "trace": describe_trace(trace_json.parse(content["trace"], origin))}
 
 
 def _segment_lines(segment: Mapping[str, Any]) -> Iterable[str]:
@@ -293,7 +294,9 @@ def _module(weight: str) -> str:
 
 def _operator(op: Op, recorded: Trace, names: Sequence[str]) -> dict[str, Any]:
     captured = {one.value: one.name for one in recorded.inputs if one.kind == "captured"}
-    used = [captured[value] for argument in op.args for value in trace.tensor_ids(argument) if value in captured]
+    used = [
+        captured[value] for argument in op.args for value in trace_arguments.tensor_ids(argument) if value in captured
+    ]
     return {
         "op": op.name,
         "call": f"{op.name}({', '.join(_arguments(op, names))})",
@@ -304,13 +307,13 @@ def _operator(op: Op, recorded: Trace, names: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _ids(output: trace.Output) -> list[int]:
+def _ids(output: Output) -> list[int]:
     if isinstance(output, list):
         return [one for part in output for one in _ids(part)]
     return [output] if isinstance(output, int) else []
 
 
-def _output(output: trace.Output, names: Sequence[str]) -> str:
+def _output(output: Output, names: Sequence[str]) -> str:
     if isinstance(output, list):
         return f"[{', '.join(_output(one, names) for one in output)}]"
     if isinstance(output, Mapping):
@@ -328,7 +331,7 @@ def _arguments(op: Op, names: Sequence[str]) -> list[str]:
     last = 0
     for known, argument in zip(schema, op.args, strict=True):
         written = constant(argument, names)
-        default = known.has_default and written == constant(trace.encode(known.default), names)
+        default = known.has_default and written == constant(trace_arguments.encode(known.default), names)
         if known.keyword_only:
             if not default:
                 keywords.append(f"{known.name}={written}")
@@ -352,11 +355,11 @@ def constant(argument: Argument, names: Sequence[str]) -> str:
         case "list":
             return f"[{', '.join(constant(one, names) for one in content)}]"
         case "float":
-            return repr(trace.number(content))
+            return repr(trace_arguments.number(content))
         case "size":
             return _size(content, names)
         case "complex":
-            return repr(complex(*map(trace.number, content)))
+            return repr(complex(*map(trace_arguments.number, content)))
         case "str":
             return repr(str(content))
     return str(content)
@@ -379,7 +382,7 @@ def _size(content: Mapping[str, Any], names: Sequence[str]) -> str:
 
 
 def _steps(steps: Sequence[Any], names: Sequence[str]) -> str:
-    """What C++ code says itself of a number, in postfix order: see :func:`torchcc.trace.decode`."""
+    """What C++ code says itself of a number, in postfix order: see :func:`torchcc.trace_arguments.decode`."""
     stack: list[str] = []
     for step in steps:
         if isinstance(step, str):

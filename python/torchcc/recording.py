@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 import torch
 
-from torchcc import compare, replay, trace
+from torchcc import compare, replay, trace, trace_json
 from torchcc.errors import CompileError, Error
 from torchcc.replay import Replay
 from torchcc.trace import Metadata, Trace
@@ -123,7 +123,7 @@ def load(trace_file: Path, tensors_file: Path) -> Recording:
     Raises:
         CaptureError: The trace cannot be read.
     """
-    recorded = trace.read(trace_file)
+    recorded = trace_json.read(trace_file)
     # A tuple of tuples: what C++ writes of lists and dicts is not among what weights_only reads.
     tensors = torch.load(tensors_file, weights_only=True)
     if isinstance(tensors, tuple):

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
-from torchcc import _torch, operators, trace
+from torchcc import _torch, operators, trace_arguments
 from torchcc.errors import CaptureError, message
-from torchcc.trace import Metadata, Op, Output, Trace, Values
+from torchcc.trace import Metadata, Op, Trace, Values
+from torchcc.trace_arguments import Output
 
 
 class Replay(torch.nn.Module):
@@ -80,7 +81,7 @@ def _promise(recorded: Trace, step: int, values: Values) -> None:
     """Tells torch.export what the program has found to be so of sizes by this operator."""
     for one in recorded.conditions:
         if one.step == step:
-            left, right = (trace.decode(side, values) for side in (one.left, one.right))
+            left, right = (trace_arguments.decode(side, values) for side in (one.left, one.right))
             _torch.check(_RELATIONS[one.relation](left, right))
 
 
@@ -128,8 +129,8 @@ def _grad_mode(op: Op, recorded: Trace) -> contextlib.AbstractContextManager[Any
 
 
 def _check_requires_grad(op: Op, values: Values, metadata: Sequence[Metadata]) -> None:
-    known = {value for argument in op.args for value in trace.tensor_ids(argument)}
-    for value in trace.output_ids(op.outputs):
+    known = {value for argument in op.args for value in trace_arguments.tensor_ids(argument)}
+    for value in trace_arguments.output_ids(op.outputs):
         if value not in known and values[value].requires_grad != metadata[value].requires_grad:
             recorded = "requires" if metadata[value].requires_grad else "does not require"
             raise ValueError(f"its result {recorded} grad in the recorded call, and here it is the other way round")
@@ -142,7 +143,7 @@ def run_op(op: Op, values: Values, metadata: Sequence[Metadata]) -> None:
     form: torch.export takes neither.
     """
     operator = operators.find(op.name)
-    args = [trace.decode(argument, values) for argument in op.args]
+    args = [trace_arguments.decode(argument, values) for argument in op.args]
     if form := operators.out_form(operator):
         results = _run_out_form(op, form, args, metadata)
     elif wide := operators.wide_attention(operator, args):
@@ -152,7 +153,7 @@ def run_op(op: Op, values: Values, metadata: Sequence[Metadata]) -> None:
     else:
         returned = operators.call(*operators.for_complex(operator, args))
         results = list(returned) if len(op.outputs) > 1 and isinstance(returned, (tuple, list)) else [returned]
-    known = {value for argument in op.args for value in trace.tensor_ids(argument)}
+    known = {value for argument in op.args for value in trace_arguments.tensor_ids(argument)}
     for output, result in zip(op.outputs, results, strict=False):
         _bind(output, result, values, known)
 

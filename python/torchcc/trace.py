@@ -1,4 +1,4 @@
-"""Traces: the operator calls that C++ recorded, read from JSON.
+"""Traces: the operator calls that C++ recorded. trace_json.py reads them, replay.py runs them.
 
 A trace is a list of dispatcher calls. Tensors are named by value ids; one id stands for one view of one storage, so an
 operator that works in place gives back the id that it was given.
@@ -8,28 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
-import math
-import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 
-from torchcc.errors import CaptureError, message
-
-FORMAT = "torchcc-trace"
-#: Of what lazy mode recorded: several traces, and what became of them.
-SEGMENTS = "torchcc-segments"
-VERSION = 1
-
-#: An argument as JSON holds it: ``None``, a bool, an int, or a dict with one key that says what it is.
-Argument: TypeAlias = Any
-
-#: What an operator returned, per return of its schema: ``None``, a value id, a list of them, or ``{"constant": ...}``.
-Output: TypeAlias = Any
+from torchcc.trace_arguments import Argument, Output, number, output_ids
 
 Values: TypeAlias = dict[int, torch.Tensor]
 
@@ -283,7 +268,7 @@ def _plain(argument: Argument) -> Any:
 
 def _widened_argument(argument: Argument) -> Argument:
     if isinstance(argument, Mapping) and "dtype" in argument:
-        dtype = _dtype(argument["dtype"])
+        dtype = dtype_named(argument["dtype"])
         return {"dtype": dtype_name(_WIDER.get(dtype, dtype))}
     return argument
 
@@ -293,237 +278,14 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def read(file: Path) -> Trace:
-    """Reads a trace.
+def dtype_named(name: str) -> torch.dtype:
+    """The dtype of such a name.
 
     Raises:
-        CaptureError: The file is missing, is no trace, or has another version.
+        AttributeError: torch has nothing of that name.
+        TypeError: It has something else.
     """
-    return parse(load(file), str(file))
-
-
-def load(file: Path) -> Any:
-    """The content of a JSON file.
-
-    Raises:
-        CaptureError: The file is missing, or no JSON.
-    """
-    try:
-        return json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise _unreadable(str(file), f"{type(error).__name__}: {error}") from error
-
-
-def parse(content: Mapping[str, Any], origin: str) -> Trace:
-    """A trace from its JSON. ``origin`` is for messages.
-
-    Raises:
-        CaptureError: It is no trace, or of another version.
-    """
-    if not isinstance(content, Mapping) or content.get("format") != FORMAT:
-        raise _unreadable(origin, f'JSON that does not state "format": "{FORMAT}"')
-    if content.get("version") != VERSION:
-        raise _unreadable(origin, f"version {content.get('version')}")
-    try:
-        return Trace(
-            name=str(content["name"]),
-            environment=_environment(content["environment"]),
-            values=tuple(map(_metadata, content["values"])),
-            inputs=tuple(
-                Input(one["value"], one["kind"], one["name"], bool(one.get("requires_grad")), bool(one.get("held")))
-                for one in content["inputs"]
-            ),
-            ops=tuple(map(_op, content["ops"])),
-            outputs=tuple(content["outputs"]),
-            mutated=tuple(content["mutated"]),
-            random=bool(content["random"]),
-            output_grads=tuple(map(bool, content.get("output_grads", ()))),
-            held_outputs=tuple(map(bool, content.get("held_outputs", ()))),
-            free=tuple(Free(*one) for one in content.get("free", ())),
-            symbols=tuple(content.get("symbols", ())),
-            conditions=tuple(
-                Condition(one["step"], one["relation"], one["left"], one["right"])
-                for one in content.get("conditions", ())
-            ),
-        )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise _unreadable(origin, f"{type(error).__name__}: {error}") from error
-
-
-def _unreadable(origin: str, got: str) -> CaptureError:
-    return CaptureError(
-        message(
-            f"{origin}: it cannot be read as a trace",
-            expected=f"a trace of version {VERSION}",
-            got=got,
-            fix="record it with the version of torchcc that compiles it",
-        )
-    )
-
-
-def _dtype(name: str) -> torch.dtype:
     dtype = getattr(torch, name)
     if not isinstance(dtype, torch.dtype):
         raise TypeError(f"{name} is no dtype")
     return dtype
-
-
-def _environment(content: Mapping[str, Any]) -> Environment:
-    return Environment(
-        _dtype(content["default_dtype"]),
-        bool(content["deterministic"]),
-        bool(content["inference_mode"]),
-        content.get("matmul_precision", "highest"),
-    )
-
-
-def _metadata(content: Mapping[str, Any]) -> Metadata:
-    return Metadata(
-        _dtype(content["dtype"]),
-        tuple(content["sizes"]),
-        tuple(content["strides"]),
-        content.get("offset", 0),
-        bool(content.get("requires_grad")),
-        content.get("device", "cpu"),
-    )
-
-
-def _op(content: Mapping[str, Any]) -> Op:
-    autocast, autocast_cuda = content.get("autocast"), content.get("autocast_cuda")
-    return Op(
-        content["op"],
-        tuple(content["args"]),
-        tuple(content["outputs"]),
-        _dtype(autocast) if autocast else None,
-        content.get("cache", True),
-        bool(content.get("grad", True)),
-        _dtype(autocast_cuda) if autocast_cuda else None,
-    )
-
-
-def number(text: str) -> float:
-    """A float as traces write it: hexadecimal, or ``inf``, ``-inf``, ``nan``."""
-    return float.fromhex(text)
-
-
-def decode(argument: Argument, values: Mapping[int, torch.Tensor]) -> Any:
-    """An argument as PyTorch takes it.
-
-    Raises:
-        KeyError: It names a value that there is not yet.
-        ValueError: It is of no known kind.
-    """
-    if argument is None or isinstance(argument, (bool, int)):
-        return argument
-    ((kind, content),) = argument.items()
-    match kind:
-        case "tensor":
-            return values[content]
-        case "list":
-            return [decode(one, values) for one in content]
-        case "float":
-            return number(content)
-        case "number":
-            return values[content].item()
-        case "size":
-            return _computed(content, values)
-        case "complex":
-            return complex(*map(number, content))
-        case "str":
-            return content
-        case "dtype" | "layout" | "memory_format":
-            return getattr(torch, content)
-        case "device":
-            return torch.device(content)
-    raise ValueError(f"an argument of kind '{kind}'")
-
-
-def _computed(content: Mapping[str, Any], values: Mapping[int, torch.Tensor]) -> Any:
-    """A number that follows from sizes: see ``SizeExpression`` in cpp/src/capture/sizes.h. Symbolic where these are."""
-    total: Any
-    if "steps" in content:
-        total = _stepped(content["steps"], values)
-    else:
-        total = content["plus"]
-        for term in content["terms"]:
-            total = total + term["times"] * math.prod(values[value].shape[dim] for value, dim in term["product"])
-        if content["over"] != 1:
-            total = total // content["over"]
-    if content["form"] == "whole":
-        return total
-    as_float: Any = torch.sym_float(total)  # type: ignore[no-untyped-call]
-    match content["form"]:
-        case "inverse":
-            return 1.0 / as_float
-        case "root":
-            return torch.sym_sqrt(as_float)
-        case "inverse_root":
-            return 1.0 / torch.sym_sqrt(as_float)
-    return as_float
-
-
-_STEPS: dict[str, Callable[[Any, Any], Any]] = {
-    "+": operator.add,
-    "*": operator.mul,
-    "//": operator.floordiv,
-    "%": operator.mod,
-    "**": operator.pow,
-    "max": torch.sym_max,
-    "min": torch.sym_min,
-}
-
-
-def _stepped(steps: Iterable[Any], values: Mapping[int, torch.Tensor]) -> Any:
-    """An expression in postfix order: numbers, sizes as ``[value id, dimension]``, and operators."""
-    stack: list[Any] = []
-    for step in steps:
-        if isinstance(step, str):
-            right = stack.pop()
-            stack.append(_STEPS[step](stack.pop(), right))
-        elif isinstance(step, list):
-            value, dim = step
-            stack.append(values[value].shape[dim])
-        else:
-            stack.append(step)
-    return stack.pop()
-
-
-def encode(value: Any) -> Argument:
-    """A constant as traces write it; the inverse of :func:`decode`, but for tensors.
-
-    Raises:
-        ValueError: Traces cannot hold it.
-    """
-    if value is None or isinstance(value, (bool, int)):
-        return value
-    if isinstance(value, float):
-        return {"float": value.hex()}
-    if isinstance(value, complex):
-        return {"complex": [value.real.hex(), value.imag.hex()]}
-    if isinstance(value, str):
-        return {"str": value}
-    if isinstance(value, (list, tuple)):
-        return {"list": [encode(one) for one in value]}
-    for kind in (torch.dtype, torch.layout, torch.memory_format, torch.device):
-        if isinstance(value, kind):
-            return {kind.__name__: str(value).removeprefix("torch.")}
-    raise ValueError(f"a constant of type {type(value).__name__}")
-
-
-def tensor_ids(argument: Argument) -> Iterator[int]:
-    """Value ids in an argument."""
-    if isinstance(argument, Mapping):
-        for kind in ("tensor", "number"):
-            if kind in argument:
-                yield argument[kind]
-        for one in argument.get("list", ()):
-            yield from tensor_ids(one)
-
-
-def output_ids(outputs: Iterable[Output]) -> Iterator[int]:
-    """Value ids among what an operator returned."""
-    for output in outputs:
-        if isinstance(output, list):
-            yield from output_ids(output)
-        elif isinstance(output, int) and not isinstance(output, bool):
-            yield output

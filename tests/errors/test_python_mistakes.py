@@ -15,6 +15,7 @@ import pytest
 
 import torchcc
 from torchcc import builder, cli, toolchain
+from torchcc.cli import options
 
 GOLDEN = Path(__file__).resolve().parent / "python_messages.txt"
 
@@ -169,7 +170,7 @@ def static_libstdcxx(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def malformed_parameter(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cli._parse_params(["k"])
+    options.parse_params(["k"])
 
 
 def not_callable(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from torchcc import operators, replay, trace
+from torchcc import operators, replay, trace, trace_arguments
 
 
 class Recorder:
@@ -78,7 +78,7 @@ class Recorder:
             return {"list": [self._argument(one) for one in value]}
         if isinstance(value, float) and not math.isfinite(value):
             return {"float": str(value)}
-        return trace.encode(value)
+        return trace_arguments.encode(value)
 
     def _outputs(self, operator: Any, returned: Any) -> list[Any]:
         count = len(operator._schema.returns)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from torchcc import operators, trace
+from torchcc import operators, trace, trace_arguments
 
 FORWARD = torch.ops.aten._scaled_dot_product_efficient_attention.default
 BACKWARD = torch.ops.aten._scaled_dot_product_efficient_attention_backward.default
@@ -33,7 +33,7 @@ def test_other_calls_run_as_they_are() -> None:
 
 def test_the_state_of_a_generator_that_is_not_used_is_no_value() -> None:
     def recorded(dropout: float) -> trace.Trace:
-        args = ({"tensor": 0}, {"tensor": 0}, {"tensor": 0}, None, True, trace.encode(dropout), False, None)
+        args = ({"tensor": 0}, {"tensor": 0}, {"tensor": 0}, None, True, trace_arguments.encode(dropout), False, None)
         op = trace.Op("aten::_scaled_dot_product_efficient_attention", args, (1, 2, 3, 4))
         one = trace.Metadata(torch.float32, (1, 1, 8, 4), (32, 32, 4, 1), 0, device="cuda")
         given = trace.Input(0, "argument", "arg0")

@@ -16,7 +16,18 @@ import pytest
 import torch
 from recorded import Recorder
 
-from torchcc import _torch, compare, operators, package, package_reader, replay, trace, trace_compiler
+from torchcc import (
+    _torch,
+    compare,
+    operators,
+    package,
+    package_reader,
+    replay,
+    trace,
+    trace_arguments,
+    trace_compiler,
+    trace_json,
+)
 from torchcc.recording import Recording, RefusedError, check_artifact, check_replay, load
 
 
@@ -203,7 +214,7 @@ def test_compiled_like_recorded(function: Any, compiler: Compiler, tmp_path: Pat
 
 def run_on_other_values(recording: Path, file: Path, folder: Path) -> None:
     """The package's code against the trace run eagerly, and the package's graph, on inputs that nobody recorded."""
-    recorded = trace.read(recording / "trace.json")
+    recorded = trace_json.read(recording / "trace.json")
     inputs = [
         one + 1 if one.is_floating_point() or one.is_complex() else one
         for one in torch.load(recording / "tensors.pt", weights_only=True)["inputs"]
@@ -234,7 +245,7 @@ def test_random_numbers_follow_the_generator(compiler: Compiler, tmp_path: Path)
     first = run([torch.ones(6, 7)])
     second = run([torch.ones(6, 7)])
     torch.manual_seed(5)
-    eager = replay.Replay(trace.read(recording / "trace.json"))(torch.ones(6, 7))
+    eager = replay.Replay(trace_json.read(recording / "trace.json"))(torch.ones(6, 7))
     for one, other, again in zip(first, eager, second, strict=True):
         assert torch.equal(one, other)
         assert not torch.equal(one, again)
@@ -266,7 +277,7 @@ def test_frozen_package(compiler: Compiler, tmp_path: Path) -> None:
 
 def compare_speed(recording: Path, file: Path, folder: Path, seconds: float, wins: bool) -> None:
     """The package against a function that takes ``seconds``, as if that were the frozen code of another package."""
-    recorded = Recording(trace.read(recording / "trace.json"), [torch.randn(3, 16), torch.zeros(8)], [], None)
+    recorded = Recording(trace_json.read(recording / "trace.json"), [torch.randn(3, 16), torch.zeros(8)], [], None)
 
     def run(inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         if seconds:
@@ -496,9 +507,9 @@ def test_operators_have_forms_that_export_takes() -> None:
 
 def test_constants_survive() -> None:
     for constant in (None, True, 3, 0.1, float("inf"), 1 - 2j, "mean", [1, [2.5]], torch.int8, torch.strided):
-        assert trace.decode(json.loads(json.dumps(trace.encode(constant))), {}) == constant
+        assert trace_arguments.decode(json.loads(json.dumps(trace_arguments.encode(constant))), {}) == constant
     for constant in (torch.channels_last, torch.device("cpu")):
-        assert trace.decode(trace.encode(constant), {}) == constant
+        assert trace_arguments.decode(trace_arguments.encode(constant), {}) == constant
 
 
 def test_numbers_follow_from_sizes() -> None:
@@ -512,8 +523,8 @@ def test_numbers_follow_from_sizes() -> None:
         ("root", 15**0.5, 10**0.5),
         ("inverse_root", 1 / 15**0.5, 1 / 10**0.5),
     ):
-        assert trace.decode({"size": {**terms, "form": form}}, values) == terms_give
-        assert trace.decode({"size": {**steps, "form": form}}, values) == steps_give
+        assert trace_arguments.decode({"size": {**terms, "form": form}}, values) == terms_give
+        assert trace_arguments.decode({"size": {**steps, "form": form}}, values) == steps_give
 
 
 def test_rounding_is_accepted_and_wrong_results_are_not() -> None:

@@ -405,8 +405,8 @@ void Recorder::fill(Recording& recording) {
   recording.trains = trains_;
   if (!trains_) trace_.requires_grad.clear();
   recording.trace = trace_;  // the buffers stay for the next recording
-  recording.by_hand = by_hand_;
-  if (log_ != nullptr) recording.conditions = log_->conditions;
+  recording.by_hand = symbols_.words();
+  recording.conditions = symbols_.conditions();
   recording.random_state = random_state_;
   recording.gpu_random_state = gpu_random_state_;
   recording.device = device_;

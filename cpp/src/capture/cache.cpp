@@ -112,7 +112,7 @@ CacheKey::CacheKey(std::string content)
 
 std::string build_text(c10::Device device) {
   std::string text = "torchcc " TORCHCC_VERSION "\ntorch " TORCH_VERSION "\ncpu";
-  // What Inductor compiles for; see cpu_target in python/torchcc/_torch/inductor.py.
+  // What Inductor compiles for; see cpu_target in python/torchcc/_torch/inductor_targets.py.
   for (const char* feature : {"avx2", "fma", "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512vnni",
                               "avx512bf16", "amx-tile", "amx-int8", "amx-bf16"}) {
     if (cpu_supports(feature)) text += std::string(" ") + feature;

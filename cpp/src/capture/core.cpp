@@ -52,7 +52,7 @@ Core::Core(CompileOptions options, ClosureBytes closure, std::unique_ptr<ModuleV
     : state_(std::make_shared<CoreState>()) {
   check(options);
   state_->options = std::move(options);
-  state_->dynamic = state_->options.dynamic;
+  state_->promises.set(state_->options.dynamic);
   state_->watch = ClosureWatch(closure);
   state_->module = std::move(module);
 }
@@ -63,7 +63,7 @@ bool Core::replay(const Leaves& arguments, Replayed& results) {
   CoreState& state = *state_;
   if (Mode::current() != nullptr) return false;  // part of a function that is being recorded
   Variant* candidate = state.table.candidates(arguments);
-  if (candidate == nullptr && state.promised.load(std::memory_order_relaxed) == nullptr) return false;
+  if (candidate == nullptr && state.promises.plans() == nullptr) return false;
   const uint64_t settings = environment();
   const std::vector<int64_t>& modes = state.modes();
   const auto run = [&](Variant& variant, const Plan& plan) {
@@ -91,9 +91,9 @@ bool Core::replay(const Leaves& arguments, Replayed& results) {
     if (plan != nullptr && candidate->guards.fit(arguments, modes, settings, state.watch))
       return run(*candidate, *plan);
   }
-  const CoreState::AllPromised* all = state.promised.load(std::memory_order_acquire);
+  const Promises::Plans* all = state.promises.plans();
   if (all == nullptr) return false;
-  for (const CoreState::Promised* promised : *all) {
+  for (const Promises::Promised* promised : *all) {
     if (promised->variant->guards.fit_but_for_sizes(arguments, modes, settings, state.watch) &&
         promised->sizes->fit(arguments)) {
       return run(*promised->variant, *promised->plan);
@@ -129,14 +129,14 @@ Run::Run(Core& core, const Leaves& arguments) {
   std::shared_ptr<const Recording> previous;
   {
     std::unique_lock lock(state.mutex);
-    for (DynamicSize& size : new_marks(arguments, state.dynamic)) state.dynamic.push_back(std::move(size));
+    state.promises.add_marks(arguments);
     if (state.runs_lazily(variant, arguments)) {
       lock.unlock();
       run_lazily();
       return;
     }
     if (variant == nullptr) {
-      const bool may_share = state.options.automatic_dynamic_shapes || !state.dynamic.empty();
+      const bool may_share = state.options.automatic_dynamic_shapes || !state.promises.sizes().empty();
       const Variant* sibling = may_share ? state.find_sibling(arguments) : nullptr;
       if (sibling != nullptr) previous = sibling->last;
       const bool may_join = sibling != nullptr && may_be_sized(*sibling->last) &&

@@ -11,10 +11,10 @@
 #include <nlohmann/json.hpp>
 
 #include "cache.h"
+#include "compilation.h"
 #include "compiler.h"
 #include "message.h"
 #include "recorder.h"
-#include "variant.h"
 
 namespace torchcc::detail {
 namespace {

@@ -14,10 +14,14 @@
 #include "generator.h"
 #include "gradients.h"
 #include "handles.h"
+#include "message.h"
 #include "promise.h"
 
 namespace torchcc::detail {
 namespace {
+
+// Times that code for many sizes is made, anew if other numbers turn out to differ.
+constexpr int64_t kCompilations = 3;
 
 /// How far compiled code may be from PyTorch's operators, relative to the largest result.
 double tolerance(c10::ScalarType dtype) {
@@ -98,52 +102,8 @@ std::vector<at::Tensor> run_with_gradients(const std::shared_ptr<const Recording
   return outputs;
 }
 
-}  // namespace
-
-std::shared_ptr<const Sizes> explain(Family& family, const Recording& now, const std::vector<DynamicSize>& promises) {
-  std::vector<const Recording*> samples;
-  for (const auto& sample : family.samples) samples.push_back(sample.get());
-  samples.push_back(&now);
-  std::shared_ptr<Sizes> sizes = explain(samples, family.reason);
-  samples.pop_back();
-  for (; sizes == nullptr && samples.size() > 1; samples.pop_back()) {
-    sizes = explain({samples.back(), &now}, family.reason);
-  }
-  if (sizes == nullptr) return nullptr;
-  family.reason.clear();
-  for (const Sizes::Free& free : sizes->free) {
-    const DynamicSize* promise = promise_of(promises, now, now.inputs[free.input], free.dim);
-    if (promise == nullptr) continue;
-    const auto taken = std::find(sizes->names.begin(), sizes->names.end(), promise->name);
-    if (taken == sizes->names.end()) sizes->names[free.symbol] = promise->name;
-  }
-  return sizes;
-}
-
-void Family::add(std::shared_ptr<const Recording> recording) {
-  constexpr size_t kSamples = 4;
-  if (samples.size() == kSamples) samples.erase(samples.begin());
-  samples.push_back(std::move(recording));
-}
-
-const Family::Code* Family::code_for(Recording& now) {
-  for (const Code& code : codes) {
-    reason = departure(*code.sample, *code.sample->sizes, now);
-    if (reason.empty()) reason = misfit(code.artifact->signature, now);
-    if (!reason.empty()) continue;
-    now.sizes = code.sample->sizes;
-    return &code;
-  }
-  return nullptr;
-}
-
-bool may_be_sized(const Recording& recording) {
-  return recording.refusal.empty() && recording.has_work() && recording.shared.empty() &&
-         std::none_of(recording.inputs.begin(), recording.inputs.end(),
-                      [](const Input& input) { return input.is_base; });
-}
-
-std::string compare(const std::shared_ptr<const Recording>& recording, const Artifact& code) {
+/// What the results of code differ in from what a call gave.
+std::string difference_of(const std::shared_ptr<const Recording>& recording, const Artifact& code) {
   // With other options than PyTorch's own numbers, the code draws others.
   const bool has_values = !recording->random_state.defined() && !recording->gpu_random_state.defined();
   const double least = tolerance(*recording);
@@ -188,6 +148,78 @@ std::string compare(const std::shared_ptr<const Recording>& recording, const Art
     if (has_values && !is_close(gradients[i], expected, least, floor)) return title + "differs";
   }
   return "";
+}
+
+}  // namespace
+
+std::shared_ptr<const Sizes> Family::explain(const Recording& now, const std::vector<DynamicSize>& promises) {
+  if (compilations_ >= kCompilations) return nullptr;
+  std::vector<const Recording*> samples;
+  for (const auto& sample : samples_) samples.push_back(sample.get());
+  samples.push_back(&now);
+  std::shared_ptr<Sizes> sizes = detail::explain(samples, reason_);
+  samples.pop_back();
+  for (; sizes == nullptr && samples.size() > 1; samples.pop_back()) {
+    sizes = detail::explain({samples.back(), &now}, reason_);
+  }
+  if (sizes == nullptr) return nullptr;
+  reason_.clear();
+  for (const Sizes::Free& free : sizes->free) {
+    const DynamicSize* promise = promise_of(promises, now, now.inputs[free.input], free.dim);
+    if (promise == nullptr) continue;
+    const auto taken = std::find(sizes->names.begin(), sizes->names.end(), promise->name);
+    if (taken == sizes->names.end()) sizes->names[free.symbol] = promise->name;
+  }
+  return sizes;
+}
+
+void Family::add(std::shared_ptr<const Recording> recording) {
+  constexpr size_t kSamples = 4;
+  if (samples_.size() == kSamples) samples_.erase(samples_.begin());
+  samples_.push_back(std::move(recording));
+}
+
+const Family::Code* Family::code_for(Recording& now) {
+  for (const Code& code : codes_) {
+    reason_ = departure(*code.sample, *code.sample->sizes, now);
+    if (reason_.empty()) reason_ = misfit(code.artifact->signature, now);
+    if (!reason_.empty()) continue;
+    now.sizes = code.sample->sizes;
+    return &code;
+  }
+  return nullptr;
+}
+
+bool Family::end_compilation(Code made, std::string why) {
+  is_compiling_ = false;
+  ++compilations_;
+  if (made.artifact != nullptr) why = misfit(made.artifact->signature, *made.sample);
+  if (made.artifact == nullptr || !why.empty()) {
+    note_failure(std::move(why));
+    return false;
+  }
+  codes_.push_back(std::move(made));
+  note_served();
+  return true;
+}
+
+void Family::note_failure(std::string why) {
+  reason_ = std::move(why);
+  ++failures_;
+}
+
+bool may_be_sized(const Recording& recording) {
+  return recording.refusal.empty() && recording.has_work() && recording.shared.empty() &&
+         std::none_of(recording.inputs.begin(), recording.inputs.end(),
+                      [](const Input& input) { return input.is_base; });
+}
+
+std::string compare(const std::shared_ptr<const Recording>& recording, const Artifact& code) {
+  try {
+    return difference_of(recording, code);
+  } catch (const std::exception& failure) {
+    return first_line(failure.what());
+  }
 }
 
 }  // namespace torchcc::detail

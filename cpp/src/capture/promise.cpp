@@ -2,7 +2,7 @@
 
 #include <algorithm>
 #include <array>
-#include <atomic>
+#include <iterator>
 #include <map>
 #include <mutex>
 #include <optional>
@@ -13,7 +13,6 @@
 #include <torchcc/error.h>
 
 #include "message.h"
-
 #include "sizes.h"
 
 namespace torchcc::detail {
@@ -49,38 +48,7 @@ struct Marks {
   }
 };
 
-}  // namespace
-
-std::vector<DynamicSize> new_marks(const Leaves& arguments, const std::vector<DynamicSize>& promises) {
-  std::vector<DynamicSize> found;
-  Marks& marks = Marks::all();
-  if (!marks.is_used.load(std::memory_order_acquire)) return found;
-  const std::lock_guard lock(marks.mutex);
-  for (size_t i = 0; i < arguments.tensors.size(); ++i) {
-    const auto marked = marks.by_tensor.find(arguments.tensors[i]->unsafeGetTensorImpl());
-    if (marked == marks.by_tensor.end()) continue;
-    for (DynamicSize size : marked->second.sizes) {
-      size.argument = static_cast<int64_t>(i);
-      const bool is_known = std::any_of(promises.begin(), promises.end(), [&](const DynamicSize& known) {
-        return known.argument == size.argument && known.dim == size.dim;
-      });
-      if (!is_known) found.push_back(std::move(size));
-    }
-  }
-  return found;
-}
-
-const DynamicSize* promise_of(const std::vector<DynamicSize>& promises, const Recording& recording, const Input& input,
-                              int64_t dim) {
-  if (input.kind != Input::Kind::argument) return nullptr;
-  const int64_t rank = recording.trace.value(input.value)[kRank];
-  for (const DynamicSize& promise : promises) {
-    const int64_t promised = promise.dim < 0 ? promise.dim + rank : promise.dim;
-    if (promise.argument == static_cast<int64_t>(input.argument) && promised == dim) return &promise;
-  }
-  return nullptr;
-}
-
+/// Whether all sizes in which two recordings differ are promised to make no difference.
 bool are_promised(const std::vector<DynamicSize>& promises, const Recording& before, const Recording& now) {
   if (promises.empty() || before.inputs.size() != now.inputs.size()) return false;
   for (size_t i = 0; i < now.inputs.size(); ++i) {
@@ -95,6 +63,19 @@ bool are_promised(const std::vector<DynamicSize>& promises, const Recording& bef
     }
   }
   return true;
+}
+
+}  // namespace
+
+const DynamicSize* promise_of(const std::vector<DynamicSize>& promises, const Recording& recording, const Input& input,
+                              int64_t dim) {
+  if (input.kind != Input::Kind::argument) return nullptr;
+  const int64_t rank = recording.trace.value(input.value)[kRank];
+  for (const DynamicSize& promise : promises) {
+    const int64_t promised = promise.dim < 0 ? promise.dim + rank : promise.dim;
+    if (promise.argument == static_cast<int64_t>(input.argument) && promised == dim) return &promise;
+  }
+  return nullptr;
 }
 
 std::unique_ptr<const PromisedSizes> PromisedSizes::of(const std::vector<DynamicSize>& promises, const Plan& plan) {
@@ -171,6 +152,40 @@ bool PromisedSizes::fit(const Leaves& arguments) const {
     }
   }
   return misfit(*conditions_, given).empty();
+}
+
+void Promises::serve(Variant& variant, const Plan& plan) {
+  auto sizes = PromisedSizes::of(sizes_, plan);
+  if (sizes == nullptr) return;
+  promised_.push_back(std::make_unique<const Promised>(Promised{&variant, &plan, std::move(sizes)}));
+  auto all = std::make_unique<Plans>(1, promised_.back().get());
+  if (const Plans* before = plans()) {
+    std::copy_if(before->begin(), before->end(), std::back_inserter(*all),
+                 [&](const Promised* other) { return other->plan->code() != plan.code(); });
+  }
+  plans_.store(all.get(), std::memory_order_release);
+  lists_.push_back(std::move(all));
+}
+
+void Promises::add_marks(const Leaves& arguments) {
+  Marks& marks = Marks::all();
+  if (!marks.is_used.load(std::memory_order_acquire)) return;
+  const std::lock_guard lock(marks.mutex);
+  for (size_t i = 0; i < arguments.tensors.size(); ++i) {
+    const auto marked = marks.by_tensor.find(arguments.tensors[i]->unsafeGetTensorImpl());
+    if (marked == marks.by_tensor.end()) continue;
+    for (DynamicSize size : marked->second.sizes) {
+      size.argument = static_cast<int64_t>(i);
+      const bool is_known = std::any_of(sizes_.begin(), sizes_.end(), [&](const DynamicSize& known) {
+        return known.argument == size.argument && known.dim == size.dim;
+      });
+      if (!is_known) sizes_.push_back(std::move(size));
+    }
+  }
+}
+
+void Promises::note_broken(const Recording& sample, const Recording& now, const std::string& why) {
+  if (are_promised(sizes_, sample, now)) broken_ = why;
 }
 
 }  // namespace torchcc::detail

@@ -1,27 +1,21 @@
-// Recording while the function runs; assemble.cpp makes the recording of it afterwards.
+// Recording while the function runs: operators, and what they take and give.
 
 #include "recorder.h"
 
-#include <algorithm>
 #include <utility>
 
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/Context.h>
 #include <ATen/core/grad_mode.h>
-#include <c10/core/impl/COW.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <torchcc/signature.h>
 
 #include "arguments.h"
-#include "content.h"
 #include "device.h"
 #include "tensors.h"
 
 namespace torchcc::detail {
 namespace {
-
-// Reads of one storage that compare its content with the hash; at the end all are compared.
-constexpr int kChecks = 3;
 
 /// What grows while a function runs, kept for the next recording of this thread: new memory comes from the system page
 /// by page, which takes longer than everything else.
@@ -107,10 +101,6 @@ void Recorder::reserve(size_t steps) {
   memory_of_.reserve(steps);
 }
 
-bool Recorder::knows(const at::Tensor& tensor) const {
-  return memory_of_.count(tensor.storage().unsafeGetStorageImpl()) != 0;
-}
-
 void Recorder::refuse(std::string reason, bool touches_memory) {
   if (!refusal_.empty()) return;
   refusal_ = std::move(reason);
@@ -140,199 +130,6 @@ void Recorder::note_gpu(c10::Device device) {
 void Recorder::check_stream() {
   if (!device_.is_cuda() || c10::impl::VirtualGuardImpl(c10::kCUDA).getStream(device_) == *stream_) return;
   refuse("the function changes the current stream of the GPU");
-}
-
-size_t Recorder::hash(const c10::StorageImpl& storage) {
-  try {
-    return hash_of(storage);
-  } catch (const c10::OutOfMemoryError&) {
-    refuse("the GPU has too little memory left for checking what the function does");
-    return 0;
-  }
-}
-
-ValueId Recorder::find(const at::Tensor& tensor, const Memory& memory) {
-  const bool requires_grad = tracks_ && tensor.requires_grad();
-  for (const ValueId id : memory.values) {
-    if ((!tracks_ || requires_grad_[static_cast<size_t>(id)] == requires_grad) && has_words(tensor, trace_.value(id))) {
-      return id;
-    }
-  }
-  if (!requires_grad || !memory.is_written) return -1;
-  // Something that requires grad was written into it, or into a view of it.
-  for (const ValueId id : memory.values) {
-    if (!has_words(tensor, trace_.value(id))) continue;
-    requires_grad_[static_cast<size_t>(id)] = true;
-    return id;
-  }
-  return -1;
-}
-
-ValueId Recorder::add_value(const at::Tensor& tensor) {
-  std::vector<uint32_t>& begin = trace_.value_begin;
-  if (!begin.empty() && has_words(tensor, trace_.values.data() + begin.back())) {
-    begin.push_back(begin.back());
-  } else {
-    begin.push_back(static_cast<uint32_t>(trace_.values.size()));
-    append_words(trace_.values, tensor);
-  }
-  uses_.push_back(0);
-  if (tracks_) {
-    const bool requires_grad = tensor.requires_grad();
-    requires_grad_.push_back(requires_grad);
-    trace_.requires_grad.push_back(requires_grad);
-  }
-  return static_cast<ValueId>(trace_.value_begin.size()) - 1;
-}
-
-ValueId Recorder::add_external(const at::Tensor& tensor) {
-  const ValueId id = add_value(tensor);
-  c10::StorageImpl* storage = tensor.storage().unsafeGetStorageImpl();
-  const auto [entry, is_new] = memory_of_.emplace(storage, memories_.size());
-  if (is_new) {
-    Memory& memory = memories_.emplace_back(tensor.storage().getWeakStorageImpl());
-    memory.is_external = true;
-    if (checks_content_) {
-      const auto watched = watched_.find(storage);
-      memory.hash = watched != watched_.end() ? watched->second : hash(*storage);
-      memory.checks = kChecks;
-    }
-  }
-  if (!is_new && tracks_ && std::any_of(externals_.begin(), externals_.end(), [&](const External& known) {
-        return known.tensor.is_same(tensor);
-      })) {
-    refuse("the function changes whether a tensor requires grad (requires_grad_, set_requires_grad)");
-  }
-  memories_[entry->second].values.push_back(id);
-  externals_.push_back({.tensor = tensor, .value = id, .memory = entry->second});
-  return id;
-}
-
-// A view that no operator made: Tensor::data(), a saved variable.
-ValueId Recorder::add_alias(const at::Tensor& tensor, Memory& memory) {
-  if (memory.is_external) return add_external(tensor);
-  if (is_segment_) refuse("a tensor is used through another one that no operator made (data())");
-  const ValueId root = memory.values.front();
-  const int64_t* words = trace_.value(root);
-  if (words[kDtype] != static_cast<int64_t>(tensor.scalar_type()) || words[kFlags] != 0 || tensor.is_conj() ||
-      tensor.is_neg()) {
-    refuse("memory of one value is used as another dtype without an operator", true);
-    return root;
-  }
-  if (tracks_ && tensor.requires_grad() != requires_grad_[static_cast<size_t>(root)]) {
-    refuse("whether a tensor requires grad changes without an operator (data(), requires_grad_, a custom Function)");
-    return root;
-  }
-  static const Operator& as_strided = operator_named("aten::as_strided");
-  trace_.steps.push_back({&as_strided, static_cast<uint32_t>(trace_.code.size())});
-  const ValueId id = add_value(tensor);
-  append_as_strided(trace_, root, id);
-  memory.values.push_back(id);
-  ++uses_[static_cast<size_t>(root)];
-  return id;
-}
-
-// Content that came from outside the operators (a C++ array in torch::tensor): the value becomes a copy of a constant,
-// so that later in-place operators leave the constant alone.
-ValueId Recorder::add_copy(const at::Tensor& tensor, ValueId old, size_t memory) {
-  static const Operator& clone = operator_named("aten::clone");
-  const Unrecorded unrecorded;
-  if (memories_[memory].values.size() > 1) {
-    refuse("memory that was written without operators (data_ptr, accessor) is used through several views", true);
-    return old;
-  }
-  if (!has_copies_) {
-    has_copies_ = true;
-    for (const at::Tensor& argument : arguments_) {
-      if (!argument.defined()) continue;
-      argument_hash_ = argument_hash_ * 31 + hash(*argument.storage().unsafeGetStorageImpl());
-    }
-  }
-  const at::Tensor content = tensor.clone();
-  const ValueId constant = add_external(content);
-  externals_.back().is_constant = true;
-  ++uses_[static_cast<size_t>(constant)];
-  trace_.steps.push_back({&clone, static_cast<uint32_t>(trace_.code.size())});
-  const ValueId id = add_value(tensor);
-  write(trace_.code, Tag::tensor, constant);
-  trace_.code.push_back(static_cast<int64_t>(Tag::none));
-  write(trace_.code, Tag::tensor, id);
-  memories_[memory].values = {id};
-  memories_[memory].is_unwritten = false;
-  memories_[memory].is_copied = true;
-  return id;
-}
-
-void Recorder::check(Memory& memory, const c10::StorageImpl& storage) {
-  if (memory.checks <= 0) return;
-  --memory.checks;
-  const size_t now = hash(storage);
-  if (memory.hash == now) return;
-  if (memory.is_unwritten) {
-    memory.hash = now;  // see add_copy
-    return;
-  }
-  refuse("the function writes data without operators (data_ptr, accessor, from_blob, another thread)", true);
-}
-
-// Of a segment: memory that operators have written is marked for copying on write, by nobody else; access that may
-// write (data_ptr, accessor) takes the mark away, and between operators only the program has it.
-void Recorder::watch_touched() {
-  if (!is_segment_) return;
-  for (const size_t index : touched_) {
-    Memory& memory = memories_[index];
-    if (memory.is_external || memory.is_unwritten) continue;
-    const auto storage = memory.storage.lock();
-    if (storage == nullptr || c10::impl::cow::is_cow_data_ptr(storage->data_ptr())) continue;
-    memory.is_watched = c10::impl::cow::lazy_clone_storage(*storage) != nullptr;
-  }
-}
-
-void Recorder::check_access(Memory& memory, const c10::StorageImpl& storage) {
-  if (!memory.is_watched || c10::impl::cow::is_cow_data_ptr(storage.data_ptr())) return;
-  memory.is_watched = false;
-  refuse("the function uses the memory of a tensor that operators have made (data_ptr, accessor)", true);
-}
-
-void Recorder::end_watch() {
-  for (Memory& memory : memories_) {
-    if (!memory.is_watched) continue;
-    if (const auto storage = memory.storage.lock()) {
-      check_access(memory, *storage);
-      storage->mutable_data();  // takes the mark away, and copies nothing
-    }
-    memory.is_watched = false;
-  }
-}
-
-// An operator that gives a view where it can (contiguous, to, reshape) has made a copy: it has read after all.
-void Recorder::check_source(Memory& copy, const Operator& op) {
-  if (first_used_ == Memory::kNone) return;
-  copy.source = first_used_;
-  Memory& memory = memories_[first_used_];
-  const auto storage = memory.storage.lock();
-  if (storage == nullptr || storage->nbytes() == 0) return;
-  check(memory, *storage);
-  if (memory.is_unwritten)
-    refuse("memory that was written without operators (data_ptr, accessor) is copied by " + op.name, true);
-}
-
-// Of a new tensor on the CPU: the host may read it without an operator. What attention gives beside its result is the
-// state of the generator.
-void Recorder::check_origin(const Operator& op) {
-  for (const size_t index : touched_) {
-    const int64_t* words = trace_.value(memories_[index].values.front());
-    if (words[kDevice] == 0 || op.ignores_data || op.is_random) continue;
-    refuse("the function makes a tensor on the CPU out of one on a GPU (" + op.name + ")");
-  }
-}
-
-void Recorder::copy_original(Memory& memory, const c10::StorageImpl& storage) {
-  try {
-    memory.original = copy_of(storage);
-  } catch (const c10::OutOfMemoryError&) {
-    refuse("the GPU has too little memory left for a copy of what the function writes into");
-  }
 }
 
 void Recorder::use(const at::Tensor& tensor, const Operator& op, bool written) {
@@ -421,10 +218,7 @@ ValueId Recorder::give_tensor(const at::Tensor& tensor, const Operator& op) {
     memory.is_unwritten = op.is_uninitialized;
     if (op.is_view && !moves_) check_source(memory, op);
     if (device_.is_cuda() && !tensor.is_cuda()) check_origin(op);
-    if (checks_content_) {
-      memory.hash = hash(*storage);
-      memory.checks = kChecks;
-    }
+    if (checks_content_) memory.expect(hash(*storage));
   }
   const ValueId id = add_value(tensor);
   memories_[entry->second].values.push_back(id);
@@ -462,17 +256,6 @@ void Recorder::note_random(const Operator& op, const c10::IValue* arguments) {
   gpu_random_state_ = generator.get_state();
 }
 
-void Recorder::rehash_written() {
-  if (!checks_content_) return;
-  for (const size_t index : written_) {
-    Memory& memory = memories_[index];
-    if (const auto storage = memory.storage.lock()) {
-      memory.hash = hash(*storage);
-      memory.checks = kChecks;
-    }
-  }
-}
-
 c10::SymInt Recorder::size(const at::Tensor& tensor, int64_t dim) {
   const int64_t number = tensor.size(dim);
   if (!refusal_.empty() || is_segment_ || !is_ordinary(tensor)) return number;
@@ -481,47 +264,12 @@ c10::SymInt Recorder::size(const at::Tensor& tensor, int64_t dim) {
   const ValueId id = find(tensor, memories_[known->second]);
   if (id < 0) return number;
   ++uses_[static_cast<size_t>(id)];  // it is an input, even if no operator uses it
-  if (log_ == nullptr) log_ = std::make_shared<SizeLog>();
-  log_->step = trace_.steps.size();
-  return SizeNode::size({id, dim < 0 ? dim + tensor.dim() : dim}, number, log_);
-}
-
-// Symbolic numbers become plain ones, which all kernels take.
-void Recorder::take_symbols(const Operator& op, c10::IValue* arguments) {
-  symbols_.clear();
-  const auto plain = [&](const c10::IValue& value, size_t argument, size_t element, bool is_element) -> c10::IValue {
-    const auto take = [&](const c10::SymNodeImpl* node) {
-      const SizeExpression* expression = SizeNode::expression(node, *log_);
-      if (expression != nullptr) symbols_.push_back({argument, element, is_element, *expression});
-      return expression != nullptr;
-    };
-    if (value.isSymInt()) {
-      const c10::SymNode node = value.toSymInt().toSymNode();
-      return take(node.get()) ? SizeNode::value_of(*node) : c10::IValue(node->guard_int(__FILE__, __LINE__));
-    }
-    if (value.isSymFloat()) {
-      const c10::SymNode node = value.toSymFloat().toSymNodeImpl();
-      return take(node.get()) ? SizeNode::value_of(*node) : c10::IValue(node->guard_float(__FILE__, __LINE__));
-    }
-    if (value.isSymBool()) return value.toSymBool().guard_bool(__FILE__, __LINE__);
-    return value;
-  };
-  for (size_t i = 0; i < op.arguments.size(); ++i) {
-    c10::IValue& value = arguments[i];
-    if (!value.isSymIntList()) {
-      value = plain(value, i, 0, false);
-      continue;
-    }
-    c10::List<int64_t> list;
-    const c10::ArrayRef<c10::IValue> elements = value.toListRef();
-    for (size_t k = 0; k < elements.size(); ++k) list.push_back(plain(elements[k], i, k, true).toInt());
-    value = std::move(list);
-  }
+  return symbols_.size({id, dim < 0 ? dim + tensor.dim() : dim}, number, trace_.steps.size());
 }
 
 void Recorder::step(const c10::OperatorHandle& handle, torch::jit::Stack* stack) {
   const Operator& op = operator_of(handle);
-  if (log_ != nullptr) take_symbols(op, stack->data() + (stack->size() - op.arguments.size()));
+  symbols_.take(op, stack->data() + (stack->size() - op.arguments.size()));
   const c10::IValue* arguments = stack->data() + (stack->size() - op.arguments.size());
   if (op.may_depend && refusal_.empty()) refuse(dependence(op, arguments));
   if (refusal_.empty() && prints(op, arguments)) {
@@ -552,11 +300,7 @@ void Recorder::record(const Operator& op, const c10::OperatorHandle& handle, tor
   for (size_t i = 0; i < op.arguments.size(); ++i) {
     const size_t begin = trace_.code.size();
     encode((*stack)[first + i], op, op.arguments[i], position);
-    for (Symbol& symbol : symbols_) {
-      if (symbol.argument != i) continue;
-      const size_t place = begin + (symbol.is_element ? 2 + 2 * symbol.element : 0);
-      by_hand_.push_back({static_cast<uint32_t>(place), std::move(symbol.expression)});
-    }
+    symbols_.note_position(i, begin);
   }
   if (op.is_random) note_random(op, stack->data() + first);
   try {
@@ -568,8 +312,7 @@ void Recorder::record(const Operator& op, const c10::OperatorHandle& handle, tor
   }
   for (size_t i = stack->size() - op.returns; i < stack->size(); ++i) give((*stack)[i], op);
   trace_.steps.push_back(step);
-  symbols_.clear();
-  if (log_ != nullptr) log_->step = trace_.steps.size();
+  symbols_.end_step(trace_.steps.size());
   rehash_written();
   watch_touched();
 }

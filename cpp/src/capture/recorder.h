@@ -14,7 +14,7 @@
 
 #include "mode.h"
 #include "recording.h"
-#include "size_node.h"
+#include "symbolic_sizes.h"
 
 namespace torchcc::detail {
 
@@ -35,8 +35,14 @@ struct Memory {
   size_t source = kNone;      ///< the memory of which a view operator made this as a copy (contiguous, to, reshape)
   at::Tensor original{};      ///< of external memory that is written to: a storage of the same bytes as before
   size_t hash = 0;
-  int checks = 0;           ///< how many more reads compare the content with the hash
+  int checks = 0;           ///< how many more reads compare the content with the hash; at the end all are compared
   bool is_watched = false;  ///< of a segment: access by pointer shows, see watch_touched()
+
+  /// From now on it has that content, until an operator writes to it.
+  void expect(size_t now) {
+    hash = now;
+    checks = 3;
+  }
 };
 
 /// A value that came from outside: an argument, a captured tensor, or a constant.
@@ -96,22 +102,23 @@ class Recorder final : public Mode {
   void encode(const c10::IValue& value, const Operator& op, const Operator::Argument& argument, size_t& position);
   void give(const c10::IValue& value, const Operator& op);
   ValueId give_tensor(const at::Tensor& tensor, const Operator& op);
-  void rehash_written();
-  void watch_touched();
-  void check_access(Memory& memory, const c10::StorageImpl& storage);
-  void end_watch();
-  void take_symbols(const Operator& op, c10::IValue* arguments);
   void note_random(const Operator& op, const c10::IValue* arguments);
   bool require_ordinary(const at::Tensor& tensor, const Operator& op);
   void note_gpu(c10::Device device);
   void check_stream();
-  size_t hash(const c10::StorageImpl& storage);
+  // recorder_values.cpp: which value a tensor is
   ValueId find(const at::Tensor& tensor, const Memory& memory);
   ValueId add_value(const at::Tensor& tensor);
   ValueId add_external(const at::Tensor& tensor);
   ValueId add_alias(const at::Tensor& tensor, Memory& memory);
   ValueId add_copy(const at::Tensor& tensor, ValueId old, size_t memory);
+  // recorder_content.cpp: memory that is written or read without an operator
+  size_t hash(const c10::StorageImpl& storage);
   void check(Memory& memory, const c10::StorageImpl& storage);
+  void rehash_written();
+  void watch_touched();
+  void check_access(Memory& memory, const c10::StorageImpl& storage);
+  void end_watch();
   void check_source(Memory& copy, const Operator& op);
   void check_origin(const Operator& op);
   void copy_original(Memory& memory, const c10::StorageImpl& storage);
@@ -154,16 +161,7 @@ class Recorder final : public Mode {
   c10::SmallVector<size_t, 4> written_;  ///< memories that the current operator writes to
   c10::SmallVector<size_t, 8> touched_;  ///< memories that the current operator takes and gives
   size_t first_used_ = Memory::kNone;    ///< memory of the current operator's first tensor
-  std::shared_ptr<SizeLog> log_;         ///< once the function has asked for a symbolic size
-  /// An integer of the current operator's arguments, or of a list there, that is one.
-  struct Symbol {
-    size_t argument;
-    size_t element;
-    bool is_element;
-    SizeExpression expression;
-  };
-  std::vector<Symbol> symbols_;
-  std::vector<Sizes::Word> by_hand_;
+  SymbolicSizes symbols_;
   bool moves_ = false;                           ///< the current operator copies to another device
   c10::Device device_ = c10::Device(c10::kCPU);  ///< see Recording
   std::optional<c10::Stream> stream_;            ///< the current one of the GPU, when the recording began

@@ -14,6 +14,8 @@
 
 namespace torchcc::detail {
 
+class ModuleView;
+
 /// A tensor that a function uses without having been given it. Recordings of the whole process share one handle for
 /// each, so that the number of other owners can be told: when it falls, the program may have put another tensor in its
 /// place.
@@ -151,6 +153,12 @@ std::string disagreement(const Recording& before, const Recording& after);
 
 /// The same, but for the traces, what follows from sizes in the results, and the contents of arguments.
 std::string disagreement_beside_trace(const Recording& before, const Recording& after);
+
+/// Copies of everything that the program may change before the compiler has read it.
+void detach_from_program(Recording& recording);
+
+/// Names the inputs of a recording: arg0, the names of a module's weights, captured0, constant0.
+void name_captured(Recording& recording, const ModuleView* module);
 
 /// The trace as the compiler reads it.
 std::string to_json(const Recording& recording, const std::string& name);

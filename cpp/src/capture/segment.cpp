@@ -27,14 +27,7 @@ constexpr size_t kSized = 32;
 
 /// Whether two recordings are of the same segment: the same operators on tensors that lie alike, but for numbers.
 std::optional<std::vector<uint32_t>> same_but_for_numbers(const Recording& before, const Recording& after) {
-  const Recording::Layout& a = before.layout;
-  const Recording::Layout& b = after.layout;
-  // The earlier one may have more values, those of its numbers.
-  if (a.memories.size() < b.memories.size() || a.roots != b.roots || a.prologue != b.prologue ||
-      !std::equal(b.memories.begin(), b.memories.end(), a.memories.begin()) ||
-      !std::equal(b.externals.begin(), b.externals.end(), a.externals.begin())) {
-    return std::nullopt;
-  }
+  if (!same_places(before, after)) return std::nullopt;
   return differing_numbers(before.trace, after.trace);
 }
 
@@ -54,6 +47,14 @@ void take_numbers(Recording& recording, const std::vector<uint32_t>& positions, 
 const Operator* first_of(const Recording& recording) { return recording.trace.steps[recording.layout.prologue].op; }
 
 }  // namespace
+
+bool same_places(const Recording& before, const Recording& after) {
+  const Recording::Layout& a = before.layout;
+  const Recording::Layout& b = after.layout;
+  return a.memories.size() >= b.memories.size() && a.roots == b.roots && a.prologue == b.prologue &&
+         std::equal(b.memories.begin(), b.memories.end(), a.memories.begin()) &&
+         std::equal(b.externals.begin(), b.externals.end(), a.externals.begin());
+}
 
 ValueId add_number(Recording& recording, int64_t bits) {
   const Unrecorded unrecorded;
@@ -173,7 +174,7 @@ std::shared_ptr<Segment> Segments::commit(std::unique_ptr<Recording> made, std::
     ++segment->recorded;
     set_code(*segment, nullptr);
     if (sized.recording != nullptr) {
-      if (sized.code == nullptr) sized.family->is_compiling = true;
+      if (sized.code == nullptr) sized.family->begin_compilation();
       segment->family = sized.family;
       segment->is_sized = true;
     } else if (!is_new) {
@@ -236,13 +237,12 @@ void Segments::compile(const std::shared_ptr<Segment>& segment, const std::share
     ++core_.pending;
   }
   const auto job = [this, segment, recording] {
-    CoreState::Code code = core_.find_code_for(*recording);
+    Compilation code = find_or_compile(*recording, core_.options);
     {
       const std::lock_guard lock(mutex_);
       segment->compile_seconds = code.seconds;
       segment->from_cache = code.from_cache;
-      if (code.artifact != nullptr && !code.slower.empty() && !core_.options.allow_slower) code.reason = code.slower;
-      if (code.artifact == nullptr || !code.reason.empty()) code.artifact.reset();
+      code.drop_slower(core_.options);
       if (recording->sizes != nullptr) {
         take_in(*segment, code.artifact, code.reason);
       } else if (code.artifact != nullptr) {

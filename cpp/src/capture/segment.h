@@ -51,6 +51,9 @@ ValueId add_number(Recording& recording, int64_t bits);
 /// What is needed to follow a segment, without the tensors that it was recorded with.
 std::shared_ptr<const Recording> without_tensors(const Recording& recording);
 
+/// Whether the values of two recordings of segments lie alike; the earlier one may have more, those of its numbers.
+bool same_places(const Recording& before, const Recording& after);
+
 /// The segments of one function; all threads share them. Safe from any thread.
 class Segments {
  public:
@@ -110,6 +113,7 @@ class Segments {
   Sized place(const Recording& now, const Segment* same);
   void join(Segment& segment, const Sized& sized);
   void take_in(Segment& segment, const std::shared_ptr<const Artifact>& code, std::string reason);
+  void leave_family(Segment& segment);
 
   CoreState& core_;
   mutable std::mutex mutex_;

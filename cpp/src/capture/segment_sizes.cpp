@@ -7,22 +7,12 @@
 #include <utility>
 
 #include "log.h"
-#include "message.h"
 #include "mode.h"
 #include "segment.h"
 #include "variant.h"
 
 namespace torchcc::detail {
 namespace {
-
-/// Whether the values of two recordings lie alike; the earlier one may have more, of its numbers.
-bool same_places(const Recording& before, const Recording& now) {
-  const Recording::Layout& a = before.layout;
-  const Recording::Layout& b = now.layout;
-  return a.memories.size() >= b.memories.size() && a.roots == b.roots && a.prologue == b.prologue &&
-         std::equal(b.memories.begin(), b.memories.end(), a.memories.begin()) &&
-         std::equal(b.externals.begin(), b.externals.end(), a.externals.begin());
-}
 
 /// Makes inputs of the numbers that are inputs of another recording. False where one of its inputs would stand for two
 /// numbers, or the operators differ.
@@ -58,18 +48,18 @@ Segments::Sized Segments::place(const Recording& now, const Segment* same) {
     if (!adopt_numbers(*made, *one->recording)) continue;
     if (one->family == nullptr) one->family = std::make_shared<Family>();
     const std::shared_ptr<Family> family = one->family;
-    if (!seen.insert(family.get()).second || family->is_compiling || !family->may_serve()) continue;
+    if (!seen.insert(family.get()).second || family->is_compiling() || !family->may_serve()) continue;
     if (const Family::Code* code = family->code_for(*made)) return {std::move(made), family, code->artifact};
-    family->samples.clear();
+    family->forget_samples();
     for (const auto& other : alike) {
       const bool is_relative = other->family == family && other.get() != same;
       if (is_relative && other->recording->trace.value_begin.size() == made->trace.value_begin.size()) {
         family->add(other->recording);
       }
     }
-    if (family->compilations < kGeneralizations) made->sizes = explain(*family, *made, {});
+    made->sizes = family->explain(*made, {});
     if (made->sizes != nullptr) return {std::move(made), family};
-    log(Topic::capture, core_.options.name, "one code cannot serve these sizes of a segment: " + family->reason);
+    log(Topic::capture, core_.options.name, "one code cannot serve these sizes of a segment: " + family->reason());
   }
   return {};
 }
@@ -77,45 +67,37 @@ Segments::Sized Segments::place(const Recording& now, const Segment* same) {
 /// The segment gets its family's code, if that gives what was recorded.
 void Segments::join(Segment& segment, const Sized& sized) {
   std::string differs;
-  try {
+  {
     const Unrecorded unrecorded;
     differs = compare(sized.recording, *sized.code);
-  } catch (const std::exception& failure) {
-    differs = first_line(failure.what());
   }
   const std::lock_guard lock(mutex_);
-  if (differs.empty()) {
-    set_code(segment, sized.code);
-    segment.state = Segment::State::compiled;
-    sized.family->failures = 0;
+  if (!differs.empty()) {
+    sized.family->note_failure(std::move(differs));
+    leave_family(segment);
     return;
   }
-  ++sized.family->failures;
-  sized.family->reason = differs;
-  segment.state = Segment::State::recorded;
-  segment.is_sized = false;
-  log(Topic::compile, core_.options.name, "a segment gets code of its own: " + differs);
+  sized.family->note_served();
+  set_code(segment, sized.code);
+  segment.state = Segment::State::compiled;
 }
 
 /// The segment was to get code that serves other sizes too. To be called with the mutex.
 void Segments::take_in(Segment& segment, const std::shared_ptr<const Artifact>& code, std::string reason) {
-  Family& family = *segment.family;
-  family.is_compiling = false;
-  ++family.compilations;
-  if (code != nullptr) reason = misfit(code->signature, *segment.recording);
-  if (code != nullptr && reason.empty()) {
-    set_code(segment, code);
-    family.codes.push_back({code, segment.recording});
-    family.failures = 0;
-    segment.state = Segment::State::compiled;
-    log(Topic::compile, core_.options.name, "a segment is compiled for other sizes too");
+  if (!segment.family->end_compilation({code, segment.recording}, std::move(reason))) {
+    leave_family(segment);
     return;
   }
-  ++family.failures;
-  family.reason = std::move(reason);
+  set_code(segment, code);
+  segment.state = Segment::State::compiled;
+  log(Topic::compile, core_.options.name, "a segment is compiled for other sizes too");
+}
+
+/// The segment goes on as if there were none of other sizes. Likewise.
+void Segments::leave_family(Segment& segment) {
   segment.state = Segment::State::recorded;
   segment.is_sized = false;
-  log(Topic::compile, core_.options.name, "a segment gets code of its own: " + family.reason);
+  log(Topic::compile, core_.options.name, "a segment gets code of its own: " + segment.family->reason());
 }
 
 }  // namespace torchcc::detail

@@ -2,104 +2,21 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstdlib>
-#include <cstring>
-#include <iterator>
 #include <utility>
 
-#include <ATen/Parallel.h>
-#include <ATen/core/grad_mode.h>
-#include <ATen/core/ivalue.h>
 #include <c10/util/Exception.h>
-#include <torch/csrc/jit/serialization/pickle.h>
-#include <torch/csrc/lazy/core/hash.h>
-#include <torchcc/error.h>
-#include <nlohmann/json.hpp>
 
-#include "background.h"
-#include "cache.h"
-#include "compiler.h"
 #include "log.h"
-#include "message.h"
-#include "recorder.h"
 
 namespace torchcc::detail {
 namespace {
 
 // Recordings in a row that may differ before the function counts as one that always does.
 constexpr int64_t kDisagreements = 6;
-// Replays without packed weights between two looks at these.
-constexpr int64_t kStaleCalls = 16;
 // Variants, those that share code among them, each with a recording of its own; calls of further sizes run eagerly.
 constexpr size_t kMostVariants = 1024;
 
-bool compiler_is_off() {
-  const char* variable = std::getenv("TORCHCC_COMPILER");
-  return variable != nullptr && std::strcmp(variable, "off") == 0;
-}
-
 }  // namespace
-
-void detach_from_program(Recording& recording) {
-  for (Input& input : recording.inputs) {
-    if (input.kind != Input::Kind::constant) input.before = input.content().detach().clone();
-  }
-  for (at::Tensor& tensor : recording.expected) tensor = tensor.detach().clone();
-  for (at::Tensor& tensor : recording.after) tensor = tensor.detach().clone();
-}
-
-std::string options_json(const InductorOptions& options) {
-  nlohmann::ordered_json json = nlohmann::ordered_json::object();
-  for (const auto& [name, value] : options) {
-    std::visit([&, &key = name](const auto& held) { json[key] = held; }, value);
-  }
-  return json.dump();
-}
-
-std::vector<char> pickle(const Recording& recording) {
-  const c10::AutoGradMode no_grad(false);
-  std::vector<c10::IValue> inputs;
-  std::vector<c10::IValue> outputs;
-  std::vector<c10::IValue> mutated;
-  std::vector<c10::IValue> random_state;
-  for (const Input& input : recording.inputs) inputs.emplace_back(input.content().detach());
-  for (const at::Tensor& tensor : recording.expected) outputs.emplace_back(tensor.detach());
-  for (const at::Tensor& tensor : recording.after) mutated.emplace_back(tensor.detach());
-  std::vector<c10::IValue> tangents(recording.tangents.begin(), recording.tangents.end());
-  std::vector<c10::IValue> gradients;
-  for (const at::Tensor& tensor : recording.gradients) {
-    gradients.push_back(tensor.defined() ? c10::IValue(tensor.detach()) : c10::IValue());
-  }
-  if (recording.random_state.defined()) random_state.emplace_back(recording.random_state);
-  if (recording.device.is_cuda() && recording.gpu_random_state.defined()) {
-    random_state.emplace_back(recording.gpu_random_state);
-  }
-  // Tuples: Python's weights_only reads no lists and dicts that C++ has written.
-  return torch::jit::pickle_save(c10::ivalue::Tuple::create(
-      {c10::ivalue::Tuple::create(std::move(inputs)), c10::ivalue::Tuple::create(std::move(outputs)),
-       c10::ivalue::Tuple::create(std::move(mutated)), c10::ivalue::Tuple::create(std::move(random_state)),
-       c10::ivalue::Tuple::create(std::move(tangents)), c10::ivalue::Tuple::create(std::move(gradients))}));
-}
-
-void name_captured(Recording& recording, const ModuleView* module) {
-  const auto named = module == nullptr ? std::vector<std::pair<std::string, at::Tensor>>() : module->tensors();
-  size_t arguments = 0;
-  size_t captured = 0;
-  size_t constants = 0;
-  for (Input& input : recording.inputs) {
-    if (input.kind == Input::Kind::argument) {
-      arguments = input.argument;
-      input.name = "arg" + std::to_string(arguments);
-    } else if (input.kind == Input::Kind::constant) {
-      input.name = "constant" + std::to_string(constants++);
-    } else {
-      input.name = "captured" + std::to_string(captured++);
-      for (const auto& [name, tensor] : named) {
-        if (tensor.is_same(input.captured->tensor())) input.name = name;
-      }
-    }
-  }
-}
 
 const std::vector<int64_t>& CoreState::modes() const {
   thread_local std::vector<int64_t> words;
@@ -148,8 +65,8 @@ void CoreState::refuse_surplus(const std::string& changed) {
   reason = "there are " + std::to_string(variants.size()) +
            " variants already (CompileOptions::max_variants); what keeps changing: " + changed;
   for (const auto& variant : variants) {
-    if (variant->family == nullptr || variant->family->reason.empty()) continue;
-    reason += "; one code cannot serve its sizes: " + variant->family->reason;
+    if (variant->family == nullptr || variant->family->reason().empty()) continue;
+    reason += "; one code cannot serve its sizes: " + variant->family->reason();
     break;
   }
   if (!std::exchange(has_warned, true)) warning = "torchcc: " + options.name + ": " + reason;
@@ -162,38 +79,6 @@ void CoreState::warn() {
     text.swap(warning);
   }
   if (!text.empty()) TORCH_WARN(text);
-}
-
-void CoreState::refuse_broken_promise() {
-  std::string why;
-  {
-    const std::lock_guard lock(mutex);
-    why.swap(broken);
-  }
-  if (why.empty()) return;
-  throw CaptureError(message("compile '" + options.name + "': it does not do the same for all sizes",
-                             {{"expected", "operators that follow from the sizes that CompileOptions::dynamic names"},
-                              {"got", why},
-                              {"fix", "change the code there, or leave the size out of CompileOptions::dynamic"}}));
-}
-
-void CoreState::note_broken_promise(const Recording& sample, const Recording& now, const std::string& why) {
-  if (are_promised(dynamic, sample, now)) broken = why;
-}
-
-/// Makes the variant's code serve calls of promised sizes at once. To be called with the mutex.
-void CoreState::keep_promises(Variant& variant) {
-  const Plan& plan = *variant.plans.back();
-  auto sizes = PromisedSizes::of(dynamic, plan);
-  if (sizes == nullptr) return;
-  promises.push_back(std::make_unique<const Promised>(Promised{&variant, &plan, std::move(sizes)}));
-  auto all = std::make_unique<AllPromised>(1, promises.back().get());
-  if (const AllPromised* before = promised.load(std::memory_order_relaxed)) {
-    std::copy_if(before->begin(), before->end(), std::back_inserter(*all),
-                 [&](const Promised* other) { return other->plan->code() != plan.code(); });
-  }
-  promised.store(all.get(), std::memory_order_release);
-  promise_lists.push_back(std::move(all));
 }
 
 bool CoreState::may_be_dropped(const Leaves& arguments) const {
@@ -255,37 +140,6 @@ Variant* CoreState::find_recorded(const Guards& guards, const Recording& made) {
   return nullptr;
 }
 
-/// The family of calls that differ in sizes alone from one with the given guards; null when there are none.
-std::shared_ptr<Family> CoreState::family_of(const Guards& guards, const Recording& made) const {
-  std::shared_ptr<Family> family;
-  for (const auto& variant : variants) {
-    if (variant->last == nullptr || !may_be_sized(*variant->last) || !same_conditions(*variant->last, made)) continue;
-    if (!variant->guards.same_but_for_sizes(guards) || !watch.same(variant->guards.closure(), guards.closure())) {
-      continue;
-    }
-    if (variant->family != nullptr) return variant->family;
-    if (family == nullptr) family = std::make_shared<Family>();
-    variant->family = family;
-    family->samples.push_back(variant->last);
-  }
-  return family;
-}
-
-/// Whether a recording can have code that serves other sizes too: some that was found, or new one.
-CoreState::Work::Kind CoreState::place(Family& family, Recording& recording, Family::Code& found) {
-  if (!may_be_sized(recording) || family.is_compiling || !family.may_serve()) return Work::Kind::none;
-  if (const Family::Code* code = family.code_for(recording)) {
-    found = *code;
-    return Work::Kind::join;
-  }
-  if (family.compilations < kGeneralizations) recording.sizes = explain(family, recording, dynamic);
-  if (recording.sizes != nullptr) return Work::Kind::generalize;
-  ++family.failures;
-  note_broken_promise(*family.samples.back(), recording, family.reason);
-  log(Topic::capture, options.name, "one code cannot serve these sizes: " + family.reason);
-  return Work::Kind::none;
-}
-
 CoreState::Work CoreState::commit(Guards guards, std::unique_ptr<Recording> made) {
   name_captured(*made, module.get());
   const std::lock_guard lock(mutex);
@@ -302,7 +156,7 @@ CoreState::Work CoreState::commit(Guards guards, std::unique_ptr<Recording> made
   Work::Kind kind = Work::Kind::none;
   Family::Code found;
   if (variant == nullptr) {
-    const bool may_share = options.automatic_dynamic_shapes || !dynamic.empty();
+    const bool may_share = options.automatic_dynamic_shapes || !promises.sizes().empty();
     const std::shared_ptr<Family> family = may_share ? family_of(guards, *now) : nullptr;
     if (family != nullptr) {
       kind = place(*family, *now, found);
@@ -318,7 +172,7 @@ CoreState::Work CoreState::commit(Guards guards, std::unique_ptr<Recording> made
     ++guard_misses;
     variant = &add_variant(std::move(guards));
     variant->family = family;
-    if (kind == Work::Kind::generalize) family->is_compiling = true;
+    if (kind == Work::Kind::generalize) family->begin_compilation();
   }
   ++variant->recorded;
   if (variant->state == Variant::State::compiling || variant->state == Variant::State::eager) return {};
@@ -349,7 +203,7 @@ CoreState::Work CoreState::commit(Guards guards, std::unique_ptr<Recording> made
         std::make_unique<Plan>(now, variant->plans.back()->code(), options, variant->plans.back()->packed()));
     variant->plan.store(variant->plans.back().get(), std::memory_order_release);
     now->drop_samples();
-    if (variant->is_sized) keep_promises(*variant);
+    if (variant->is_sized) promises.serve(*variant, *variant->plans.back());
     return {};
   }
   if (differs.empty() && now->has_copies && before->argument_hash == now->argument_hash && !now->same_as.empty()) {
@@ -384,103 +238,16 @@ void CoreState::carry_out(const Work& work) {
   idle.notify_all();
 }
 
-std::string CoreState::key_text(const Recording& recording, bool freeze) const {
-  std::string text = build_text(recording.device) + "options " + options_json(options.options) + "\n";
-  if (freeze) {
-    torch::lazy::hash_t hash(uint64_t{0});
-    for (const Input& input : recording.inputs) {
-      if (input.kind == Input::Kind::argument || input.written) continue;
-      const c10::StorageImpl& storage = *input.content().storage().unsafeGetStorageImpl();
-      hash = torch::lazy::HashCombine(hash, torch::lazy::DataHash(storage.data(), storage.nbytes()));
-    }
-    text += "weights " + torch::lazy::HashToString(hash) + "\n";
-  }
-  return text + to_json(recording, options.name);
-}
-
-CoreState::Code CoreState::get_code(const Recording& recording, bool freeze) {
-  const std::filesystem::path folder = cache_folder();
-  const CacheKey key(key_text(recording, freeze));
-  std::string slower = read_marker(key.slower(folder));
-  if (freeze && !slower.empty()) return {};
-  std::string damage;
-  if (auto artifact = find_code(key, folder, recording.device, damage)) {
-    return {std::move(artifact), "", std::move(slower), 0, true};
-  }
-  if (!damage.empty()) log(Topic::compile, options.name, "not used: " + damage);
-  if (compiler_is_off()) {
-    return {nullptr,
-            "TORCHCC_COMPILER is off, and the cache has no code for it" + (damage.empty() ? "" : " (" + damage + ")")};
-  }
-  const std::filesystem::path logs = folder / "logs";
-  std::error_code error;
-  std::filesystem::create_directories(logs, error);
-  CompileRequest request;
-  request.function = options.name;
-  request.trace = to_json(recording, options.name);
-  request.tensors = pickle(recording);
-  request.package = key.file(folder);
-  request.key = key.text;
-  request.freeze = freeze;
-  if (freeze) request.against = CacheKey(key_text(recording, false)).file(folder);
-  request.options = options_json(options.options);
-  static std::atomic<int> count{0};  // functions of other threads may have the same key
-  request.log = logs / (key.name + "-" + std::to_string(::getpid()) + "-" + std::to_string(++count) + ".log");
-  request.threads = at::get_num_threads();
-  request.timeout = options.timeout;
-  request.device = recording.device;
-  request.progress = options.progress;
-  const CompileAnswer answer = compile_trace(request);
-  if (answer.kind == "slower") write_marker(key.slower(folder), answer.error);
-  if (!answer.error.empty()) {
-    const std::string place = std::filesystem::exists(request.log, error) ? " (log: " + request.log + ")" : "";
-    return {nullptr, answer.error + place, "", answer.seconds};
-  }
-  std::filesystem::remove(request.log, error);
-  if (!answer.slower.empty()) write_marker(key.slower(folder), answer.slower);
-  if (auto artifact = find_code(key, folder, recording.device, damage)) {
-    return {std::move(artifact), "", answer.slower, answer.seconds};
-  }
-  return {nullptr, "the compiled code cannot be used: " + damage, "", answer.seconds};
-}
-
-bool CoreState::fits(const Recording& recording, const Artifact& artifact) const {
-  const Backward* backward = artifact.backward.get();
-  const size_t extras = backward == nullptr ? 0 : backward->extras;
-  if ((backward != nullptr) != recording.trains || artifact.library->inputs() != recording.inputs.size() ||
-      artifact.library->outputs() != recording.outputs.size() + extras) {
-    return false;
-  }
-  return backward == nullptr || (backward->library->inputs() == backward->saved.size() + backward->tangents.size() &&
-                                 backward->library->outputs() == backward->gradients.size());
-}
-
-CoreState::Code CoreState::find_code_for(const Recording& recording) {
-  Code code;
-  try {
-    code = get_code(recording, false);
-    if (code.artifact != nullptr && !fits(recording, *code.artifact)) {
-      code.artifact = nullptr;
-      code.reason = "the compiled code takes or gives another number of tensors than recorded";
-    }
-  } catch (const Error& failure) {
-    code.reason = one_line(failure.what());
-  } catch (const std::exception& failure) {
-    code.reason = first_line(failure.what());  // libtorch's own have a backtrace
-  }
-  return code;
-}
-
-void CoreState::note(Variant& variant, const Code& code) {
+void CoreState::note(Variant& variant, const Compilation& code) {
   const std::lock_guard lock(mutex);
   variant.compile_seconds += code.seconds;
   variant.from_cache = variant.from_cache || code.from_cache;
 }
 
 void CoreState::compile(Variant& variant, const std::shared_ptr<Recording>& recording) {
-  Code code;
+  Compilation code;
   Plan* plan = nullptr;
-  if (recording->has_work()) code = find_code_for(*recording);
+  if (recording->has_work()) code = find_or_compile(*recording, options);
   note(variant, code);
   if (code.artifact != nullptr || !recording->has_work()) {
     auto made = std::make_unique<Plan>(recording, code.artifact, options);
@@ -510,138 +277,6 @@ void CoreState::compile(Variant& variant, const std::shared_ptr<Recording>& reco
     }
   }
   if (plan != nullptr && plan->code() != nullptr && !packs_first) freeze(variant, *plan, *recording);
-}
-
-/// From now on, calls run the plan. To be called with the mutex.
-void CoreState::serve(Variant& variant, std::unique_ptr<Plan> plan) {
-  variant.state = Variant::State::compiled;
-  variant.is_sized = true;
-  variant.reason.clear();
-  reason.clear();
-  variant.plan.store(plan.get(), std::memory_order_release);
-  variant.plans.push_back(std::move(plan));
-  keep_promises(variant);
-}
-
-/// The variant goes on as if there were no calls of other sizes. To be called with the mutex.
-void CoreState::leave_family(Variant& variant, const std::shared_ptr<Recording>& recording, std::string why) {
-  recording->sizes = nullptr;
-  variant.state = Variant::State::recorded;
-  variant.family->reason = std::move(why);
-  ++variant.family->failures;
-  if (!variant.family->samples.empty())
-    note_broken_promise(*variant.family->samples.back(), *recording, variant.family->reason);
-  reason = variant.reason = "it was recorded once, and a second call has to agree";
-  log(Topic::compile, options.name, "(" + variant.guards.text() + ") gets code of its own: " + variant.family->reason);
-}
-
-void CoreState::generalize(Variant& variant, const std::shared_ptr<Recording>& recording) {
-  const std::shared_ptr<Family> family = variant.family;
-  Code code = find_code_for(*recording);
-  note(variant, code);
-  if (code.artifact != nullptr && !code.slower.empty() && !options.allow_slower) {
-    code.artifact = nullptr;
-    code.reason = code.slower;
-  }
-  if (code.artifact != nullptr) {
-    code.reason = misfit(code.artifact->signature, *recording);
-    if (!code.reason.empty()) code.artifact = nullptr;
-  }
-  Plan* plan = nullptr;
-  {
-    const std::lock_guard lock(mutex);
-    family->is_compiling = false;
-    ++family->compilations;
-    if (code.artifact == nullptr) {
-      leave_family(variant, recording, code.reason);
-      return;
-    }
-    auto made = std::make_unique<Plan>(recording, code.artifact, options);
-    plan = made.get();
-    family->codes.push_back({code.artifact, recording, plan->packed()});
-    family->failures = 0;
-    family->add(recording);
-    serve(variant, std::move(made));
-    log(Topic::compile, options.name, "(" + variant.guards.text() + ") is compiled for other sizes too");
-  }
-  freeze(variant, *plan, *recording);
-}
-
-void CoreState::join(Variant& variant, const std::shared_ptr<Recording>& recording, const Family::Code& code) {
-  std::string differs;
-  try {
-    differs = compare(recording, *code.artifact);
-  } catch (const std::exception& failure) {
-    differs = first_line(failure.what());
-  }
-  const std::lock_guard lock(mutex);
-  if (!differs.empty()) {
-    leave_family(variant, recording, differs);
-  } else {
-    variant.family->failures = 0;
-    serve(variant, std::make_unique<Plan>(recording, code.artifact, options, code.packed));
-  }
-}
-
-void CoreState::freeze(Variant& variant, Plan& plan, const Recording& recording) {
-  // Inductor folds weights for GPUs too, but keeps 16-bit ones as float32 where its kernels compute with that.
-  if (!options.freeze || recording.trains || recording.device.is_cuda()) return;
-  try {
-    auto made = std::make_unique<Frozen>();
-    made->weights = freezable(recording, options.freeze_inference_tensors);
-    if (made->weights.empty()) return;
-    for (size_t i = 0; i < recording.inputs.size(); ++i) {
-      const Input& input = recording.inputs[i];
-      if (input.kind == Input::Kind::argument || input.written) made->inputs.push_back(i);
-    }
-    Code code = get_code(recording, true);
-    note(variant, code);
-    if (code.artifact != nullptr && code.artifact->library->inputs() != made->inputs.size()) {
-      code.reason = "the compiled code takes " + std::to_string(code.artifact->library->inputs()) +
-                    " inputs in place of " + std::to_string(made->inputs.size());
-      code.artifact = nullptr;
-    }
-    if (code.artifact == nullptr) {
-      if (!code.reason.empty()) log(Topic::compile, options.name, "weights are not packed: " + code.reason);
-      return;
-    }
-    made->code = std::move(code.artifact);
-    // The weights may have changed while the compiler read them.
-    if (!made->is_current()) return;
-    const std::lock_guard lock(mutex);
-    variant.packed.push_back(std::move(made));
-    plan.packed()->form.store(variant.packed.back().get(), std::memory_order_release);
-    log(Topic::compile, options.name, "(" + variant.guards.text() + ") has packed weights");
-  } catch (const std::exception& failure) {
-    log(Topic::compile, options.name, std::string("weights are not packed: ") + failure.what());
-  }
-}
-
-void CoreState::note_stale(Variant& variant, const Leaves& arguments) {
-  if (variant.stale.fetch_add(1, std::memory_order_relaxed) % kStaleCalls != 0) return;
-  const std::unique_lock lock(mutex, std::try_to_lock);
-  Plan* plan = variant.plan.load(std::memory_order_acquire);
-  if (!lock.owns_lock() || variant.is_packing || plan == nullptr || plan->recording().random_state.defined()) return;
-  std::vector<Frozen::Weight> now = freezable(plan->recording(), options.freeze_inference_tensors);
-  if (now != variant.seen) {
-    variant.seen = std::move(now);
-    variant.quiet = 0;
-    return;
-  }
-  if (++variant.quiet < variant.quiet_needed) return;
-  variant.quiet = 0;
-  variant.quiet_needed *= 2;
-  variant.is_packing = true;
-  ++pending;
-  run_in_background([weak = weak_from_this(), target = &variant, plan, sample = plan->sample(arguments)] {
-    const auto state = weak.lock();
-    if (state == nullptr) return;
-    state->freeze(*target, *plan, *sample);
-    const std::lock_guard inner(state->mutex);
-    target->is_packing = false;
-    --state->pending;
-    state->idle.notify_all();
-  });
 }
 
 }  // namespace torchcc::detail

@@ -11,6 +11,7 @@
 #include <torchcc/compile_options.h>
 #include <torchcc/detail/core.h>
 
+#include "compilation.h"
 #include "family.h"
 #include "guards.h"
 #include "plan.h"
@@ -19,20 +20,6 @@
 #include "segment.h"
 
 namespace torchcc::detail {
-
-using InductorOptions = decltype(CompileOptions::options);
-
-/// Options of Inductor as the compiler reads them.
-std::string options_json(const InductorOptions& options);
-
-/// The recorded tensors, for the compiler to check its code with.
-std::vector<char> pickle(const Recording& recording);
-
-/// Copies of everything that the program may change before the compiler has read it.
-void detach_from_program(Recording& recording);
-
-/// Names the inputs of a recording: arg0, the names of a module's weights, captured0, constant0.
-void name_captured(Recording& recording, const ModuleView* module);
 
 /// One set of guards of a function, with its recordings and compiled code. The atomics are free for all; everything
 /// else belongs to CoreState::mutex.
@@ -87,14 +74,7 @@ struct CoreState : std::enable_shared_from_this<CoreState> {
   ClosureWatch watch;
   std::unique_ptr<ModuleView> module;
   Table table;
-  /// A plan for all calls of promised sizes.
-  struct Promised {
-    Variant* variant;
-    const Plan* plan;
-    std::unique_ptr<const PromisedSizes> sizes;
-  };
-  using AllPromised = std::vector<const Promised*>;
-  std::atomic<const AllPromised*> promised{nullptr};  ///< those of different code, the latest first
+  Promises promises;
   std::atomic<int64_t> guard_misses{0};
   std::atomic<int64_t> lazy{0};     ///< calls in lazy mode
   std::atomic<int64_t> surplus{0};  ///< eager calls that fitted no variant when there were as many as allowed
@@ -102,11 +82,6 @@ struct CoreState : std::enable_shared_from_this<CoreState> {
   mutable std::mutex mutex;
   mutable std::condition_variable idle;
   std::vector<std::unique_ptr<Variant>> variants;
-  // Other threads may still read these.
-  std::vector<std::unique_ptr<const Promised>> promises;
-  std::vector<std::unique_ptr<const AllPromised>> promise_lists;
-  std::vector<DynamicSize> dynamic;  ///< the options', and those of marked arguments
-  std::string broken;                ///< a promise about sizes that the latest call has shown to be wrong
   std::shared_ptr<const Recording> latest;
   std::string reason;
   std::string warning;  ///< to be given by warn()
@@ -155,36 +130,24 @@ struct CoreState : std::enable_shared_from_this<CoreState> {
   void note_memory(const std::string& reason);
   /// Whether a call that fits a variant, or none, is to run lazily. Notes why. To be called with the mutex.
   bool runs_lazily(const Variant* variant, const Leaves& arguments);
-  struct Code {
-    std::shared_ptr<const Artifact> artifact{};
-    std::string reason{};  ///< why there is none; empty when it was measured before, and lost
-    std::string slower{};  ///< why the function itself should run in its place; empty when it is faster
-    double seconds = 0;    ///< spent in the compiler
-    bool from_cache = false;
-  };
-  /// Code for a recording, from the cache or the compiler. Does not throw.
-  Code find_code_for(const Recording& recording);
   /// Looks whether changed weights hold still, and if so has them packed again. Now and then.
   void note_stale(Variant& variant, const Leaves& arguments);
 
  private:
   Variant* find_recorded(const Guards& guards, const Recording& made);
+  Variant& add_variant(Guards guards);
+  void refuse_surplus(const std::string& changed);
+  void note(Variant& variant, const Compilation& code);
+  void compile(Variant& variant, const std::shared_ptr<Recording>& recording);
+  // variant_sizes.cpp: code that several variants share
   std::shared_ptr<Family> family_of(const Guards& guards, const Recording& made) const;
   Work::Kind place(Family& family, Recording& recording, Family::Code& found);
-  void note_broken_promise(const Recording& sample, const Recording& now, const std::string& why);
-  void keep_promises(Variant& variant);
-  void compile(Variant& variant, const std::shared_ptr<Recording>& recording);
   void generalize(Variant& variant, const std::shared_ptr<Recording>& recording);
   void join(Variant& variant, const std::shared_ptr<Recording>& recording, const Family::Code& code);
   void serve(Variant& variant, std::unique_ptr<Plan> plan);
-  void leave_family(Variant& variant, const std::shared_ptr<Recording>& recording, std::string why);
-  Variant& add_variant(Guards guards);
-  void refuse_surplus(const std::string& changed);
-  bool fits(const Recording& recording, const Artifact& artifact) const;
-  Code get_code(const Recording& recording, bool freeze);
-  void note(Variant& variant, const Code& code);
+  void leave_family(Variant& variant, const std::shared_ptr<Recording>& recording);
+  // variant_freezing.cpp: code with packed weights
   void freeze(Variant& variant, Plan& plan, const Recording& recording);
-  std::string key_text(const Recording& recording, bool freeze) const;
 };
 
 }  // namespace torchcc::detail

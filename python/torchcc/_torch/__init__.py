@@ -15,7 +15,8 @@ from torchcc._torch.archive import (
     write_archive,
 )
 from torchcc._torch.gradients import Differentiated, differentiable, differentiate, tensor_function
-from torchcc._torch.inductor import Compiled, check_options, compile, compile_graph, cpu_target, target
+from torchcc._torch.inductor import Compiled, check_options, compile, compile_graph
+from torchcc._torch.inductor_targets import cpu_target, target
 from torchcc._torch.joint import Halves, halves
 from torchcc._torch.programs import (
     as_function,

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import torch
 
-from torchcc._torch.inductor import mended_decompositions, without_guards_on_numbers
+from torchcc._torch.inductor_patches import mended_decompositions, without_guards_on_numbers
 from torchcc._torch.programs import flatten
 from torchcc._torch.saved_sizes import Sizes, take_only_tensors
 

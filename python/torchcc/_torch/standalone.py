@@ -12,16 +12,9 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
-from torchcc._torch.inductor import (
-    INTEGER_DIVISION,
-    SIMD_BITS,
-    Compiled,
-    cpu_target,
-    flat,
-    inductor_writes,
-    is_small,
-    without_guards_on_numbers,
-)
+from torchcc._torch.inductor import Compiled, flat, is_small
+from torchcc._torch.inductor_patches import INTEGER_DIVISION, inductor_writes, without_guards_on_numbers
+from torchcc._torch.inductor_targets import SIMD_BITS, cpu_target
 
 
 def generate(
