@@ -226,6 +226,19 @@ class Trace:
         return any(one.device != "cpu" for one in self.values)
 
     @functools.cached_property
+    def device_numbers(self) -> tuple[int, ...]:
+        """Positions of the inputs that are numbers, and that the code is to take on the GPU if it can.
+
+        They are recorded on the CPU, like others.
+        """
+        numbers = {value for op in self.ops for value in _number_ids(op.args)}
+        return tuple(
+            position
+            for position, one in enumerate(self.inputs)
+            if one.value in numbers and self.values[one.value].device != "cpu"
+        )
+
+    @functools.cached_property
     def unwritten(self) -> frozenset[int]:
         """Values that nobody has written: what fused attention without dropout gives beside its result.
 
@@ -518,6 +531,15 @@ def tensor_ids(argument: Argument) -> Iterator[int]:
                 yield argument[kind]
         for one in argument.get("list", ()):
             yield from tensor_ids(one)
+
+
+def _number_ids(arguments: Iterable[Argument]) -> Iterator[int]:
+    """Value ids of numbers in arguments."""
+    for argument in arguments:
+        if isinstance(argument, Mapping):
+            if "number" in argument:
+                yield argument["number"]
+            yield from _number_ids(argument.get("list", ()))
 
 
 def output_ids(outputs: Iterable[Output]) -> Iterator[int]:

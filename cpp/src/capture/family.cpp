@@ -14,6 +14,7 @@
 #include "generator.h"
 #include "gradients.h"
 #include "handles.h"
+#include "numbers.h"
 #include "promise.h"
 
 namespace torchcc::detail {
@@ -155,6 +156,7 @@ std::string compare(const std::shared_ptr<const Recording>& recording, const Art
     if (input.written) written.push_back(inputs.back());
     if (recording->trains && input.requires_grad) inputs.back().requires_grad_(true);
   }
+  move_numbers(inputs, code.signature, code.library->device());
   std::vector<at::Tensor> gradients;
   const std::vector<at::Tensor> got =
       recording->trains ? run_with_gradients(recording, code, inputs, gradients) : run(code, inputs);
