@@ -274,10 +274,7 @@ def _with_numbers(run: Run, numbers: Sequence[int]) -> Run:
 
     def moved(inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         return run(
-            [
-                one.to("cuda", non_blocking=True) if position in numbers else one
-                for position, one in enumerate(inputs)
-            ]
+            [one.to("cuda", non_blocking=True) if position in numbers else one for position, one in enumerate(inputs)]
         )
 
     return moved

@@ -33,8 +33,7 @@ def of_program(
     names = _names(recorded, forms)
     inputs = [_input(recorded, names, position, forms[position]) for position in given]
     inputs = [
-        replace(one, device="cuda") if position in on_gpu else one
-        for position, one in zip(given, inputs, strict=True)
+        replace(one, device="cuda") if position in on_gpu else one for position, one in zip(given, inputs, strict=True)
     ]
     results = _torch.outputs(program)
     single = len(results) == 1

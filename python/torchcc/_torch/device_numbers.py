@@ -1,7 +1,7 @@
 """Numbers that a call brings, as tensors of rank 0 on the device of the operators, so that the host reads none.
 
-Tensors of rank 0 promote otherwise than numbers of Python (float32 of rank 0 times float64 is float64), so everything here
-states the dtype that an operator computes in.
+Tensors of rank 0 promote otherwise than numbers of Python (float32 of rank 0 times float64 is float64), so everything
+here states the dtype that an operator computes in.
 """
 
 from __future__ import annotations
