@@ -32,6 +32,9 @@ two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two G
 
 PACKAGES = ("functions", "updatable", "training", "half", "eight", "portable", "many", "kernels")
 
+# Else each process that compiles asks again which vectors the CPU has, by programs that import torch: 40 s and more.
+VECTORS = {"TORCHINDUCTOR_VEC_ISA_OK": "1"}
+
 # They fill the GPU's memory, or measure time.
 ALONE = re.compile(r"a_lack_of_memory|two_streams_overlap")
 
@@ -79,7 +82,7 @@ def files() -> Path:
     def make(folder: Path) -> None:
         def write(name: str) -> None:
             # Each would start as many processes as there are cores.
-            _run(sys.executable, HERE / "packages.py", folder, name, TORCHINDUCTOR_COMPILE_THREADS="4")
+            _run(sys.executable, HERE / "packages.py", folder, name, TORCHINDUCTOR_COMPILE_THREADS="4", **VECTORS)
 
         with ThreadPoolExecutor() as pool:
             list(pool.map(write, PACKAGES))
@@ -131,7 +134,7 @@ def test_cpp(package_tests: Path, files: Path, case: str) -> None:
 def _run_case(program: Path, case: str, **environment: str) -> str:
     # Kernels are few and small: processes to compile them would cost more than they save.
     environment["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
-    return _run(program, f"--run_test={case}", "--log_level=message", **environment)
+    return _run(program, f"--run_test={case}", "--log_level=message", **environment, **VECTORS)
 
 
 def test_python_loads_what_it_exported(files: Path) -> None:
