@@ -121,20 +121,7 @@ def compile_tests() -> Path:
     return _built("cuda_compile_tests")
 
 
-@pytest.mark.parametrize("case", _cases("compile", "compile_graphs", "lazy", "compile_devices"))
-def test_compile(compile_tests: Path, tmp_path: Path, case: str) -> None:
-    print(_run_case(compile_tests, case, TORCHCC_CACHE=str(tmp_path)))
-
-
-@pytest.mark.parametrize("case", _cases("packages", "graphs", "streams", "devices"))
-def test_cpp(package_tests: Path, files: Path, case: str) -> None:
-    print(_run_case(package_tests, case, TORCHCC_TEST_FILES=str(files)))
-
-
-def _run_case(program: Path, case: str, **environment: str) -> str:
-    # Kernels are few and small: processes to compile them would cost more than they save.
-    environment["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
-    return _run(program, f"--run_test={case}", "--log_level=message", **environment, **VECTORS)
+# First those for which a process makes the packages, while others compile.
 
 
 def test_python_loads_what_it_exported(files: Path) -> None:
@@ -183,3 +170,19 @@ def test_verify_and_inspect(files: Path) -> None:
     verified = _run(sys.executable, "-m", "torchcc", "verify", files / "updatable.pt2")
     assert "differs" not in verified and "cuda-sm" in verified
     assert "cuda-sm" in _run(sys.executable, "-m", "torchcc", "inspect", files / "updatable.pt2")
+
+
+@pytest.mark.parametrize("case", _cases("compile", "compile_graphs", "lazy", "compile_devices"))
+def test_compile(compile_tests: Path, tmp_path: Path, case: str) -> None:
+    print(_run_case(compile_tests, case, TORCHCC_CACHE=str(tmp_path)))
+
+
+@pytest.mark.parametrize("case", _cases("packages", "graphs", "streams", "devices"))
+def test_cpp(package_tests: Path, files: Path, case: str) -> None:
+    print(_run_case(package_tests, case, TORCHCC_TEST_FILES=str(files)))
+
+
+def _run_case(program: Path, case: str, **environment: str) -> str:
+    # Kernels are few and small: processes to compile them would cost more than they save.
+    environment["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
+    return _run(program, f"--run_test={case}", "--log_level=message", **environment, **VECTORS)
