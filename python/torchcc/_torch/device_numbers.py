@@ -25,7 +25,7 @@ _MATHS: Mapping[Any, Any] = {
     operator.truediv: aten.div.Tensor,
     operator.pow: aten.pow.Tensor_Tensor,
     operator.neg: aten.neg.default,
-    torch._sym_sqrt: aten.sqrt.default,
+    torch.sym_sqrt: aten.sqrt.default,
 }
 
 # Operators on tensors and a number, and those that do the same where the number is a tensor.
@@ -88,13 +88,13 @@ class _OnDevice:
         for number in reversed(self._tensors):
             self._graph.erase_node(number)
 
-    def _replace(self, node: Node) -> None:
+    def _replace(self, node: Any) -> None:
         target = node.target
         has_usual_form = not node.kwargs or dict(node.kwargs) == {"alpha": 1}
         if target in _MATHS and not node.kwargs:
             self._tensors[node] = self._call(_MATHS[target], *(self._as_double(one, node) for one in node.args))
             return
-        result = node.meta["val"]
+        result = node.meta.get("val")
         if target is aten.full.default and node.args[1] in self._tensors and result.dtype.is_floating_point:
             ones = self._call(target, node.args[0], 1, **node.kwargs)
             made = self._call(aten.mul.Tensor, ones, self._cast(self._tensors[node.args[1]], result.dtype))
@@ -161,4 +161,4 @@ class _OnDevice:
 
 def _needed_by(node: Node) -> NeededOnHostError:
     target: Any = node.target
-    return NeededOnHostError(target.name() if isinstance(target, torch._ops.OpOverload) else str(target))
+    return NeededOnHostError(target.name() if hasattr(target, "_schema") else str(target))
