@@ -39,7 +39,7 @@ _KEPT = 7 * 24 * 3600  # seconds that packages of other sources stay in the cach
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Lets the two processes begin with long tests, and end with short ones, which they can share.
 
-    Each gets half of the list at first, in this order.
+    Each gets half of the list at first, in this order. Tests that wait until no other one uses the GPU are the last.
     """
     programs = [item for item in items if item.path.name == "test_programs.py"]
     one, other = (
@@ -48,6 +48,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     short = [item for item in items if item not in one and item not in other]
     half = max(0, (len(items) + 1) // 2 - len(one))
     items[:] = [*one, *short[:half], *other, *short[half:]]
+    items.sort(key=lambda item: item.get_closest_marker("alone") is not None)
 
 
 def _cache() -> Path:

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 import torch
 
-from torchcc.trace_arguments import Argument, Output, number, output_ids
+from torchcc.trace_arguments import Argument, Output, number, number_ids, output_ids
 
 Values: TypeAlias = dict[int, torch.Tensor]
 
@@ -209,6 +209,19 @@ class Trace:
     def on_gpu(self) -> bool:
         """Whether some value is on a GPU."""
         return any(one.device != "cpu" for one in self.values)
+
+    @functools.cached_property
+    def device_numbers(self) -> tuple[int, ...]:
+        """Positions of the inputs that are numbers, and that the code is to take on the GPU if it can.
+
+        They are recorded on the CPU, like others.
+        """
+        numbers = {value for op in self.ops for value in number_ids(op.args)}
+        return tuple(
+            position
+            for position, one in enumerate(self.inputs)
+            if one.value in numbers and self.values[one.value].device != "cpu"
+        )
 
     @functools.cached_property
     def unwritten(self) -> frozenset[int]:

@@ -135,6 +135,15 @@ def tensor_ids(argument: Argument) -> Iterator[int]:
             yield from tensor_ids(one)
 
 
+def number_ids(arguments: Iterable[Argument]) -> Iterator[int]:
+    """Value ids of numbers in arguments."""
+    for argument in arguments:
+        if isinstance(argument, Mapping):
+            if "number" in argument:
+                yield argument["number"]
+            yield from number_ids(argument.get("list", ()))
+
+
 def output_ids(outputs: Iterable[Output]) -> Iterator[int]:
     """Value ids among what an operator returned."""
     for output in outputs:

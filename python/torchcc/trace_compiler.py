@@ -100,15 +100,15 @@ def compile_trace(request: Request, work: Path, tell: Callable[[str], None]) -> 
         given = [position for position in range(len(recording.inputs)) if position not in fixed]
         if request.freeze and not given:
             raise RefusedError("slower", "it has no inputs but weights")  # Inductor fails without any
-        program, compiled, run = _build(recording, request, work, fixed, shared, tell)
+        built = _build(recording, request, work, fixed, shared, tell)
         tell("measuring")
         with _threads(request.threads):
-            factor = speedup(recording, given, run, request.against, work) if request.against else None
-            slower = why_eager(recording, given, run)
+            factor = speedup(recording, given, built.run, request.against, work) if request.against else None
+            slower = why_eager(recording, given, built.run)
         if slower and request.freeze:
             raise RefusedError("slower", slower)
     tell("writing")
-    _write(request, recording, given, program, compiled)
+    _write(request, recording, given, built)
     return Measured(factor, slower)
 
 
@@ -205,6 +205,22 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@dataclass(frozen=True)
+class _Built:
+    """Code of a program.
+
+    Attributes:
+        numbers: Positions of the inputs that are numbers, and that the code takes on the GPU.
+        uncapturable: Why no CUDA graph can be made of it; else empty.
+    """
+
+    program: ExportedProgram
+    compiled: _torch.Compiled
+    run: Run
+    numbers: Sequence[int]
+    uncapturable: str
+
+
 def _build(
     recording: Recording,
     request: Request,
@@ -212,8 +228,11 @@ def _build(
     fixed: Sequence[int],
     shared: Set[tuple[int, str]],
     tell: Callable[[str], None],
-) -> tuple[ExportedProgram, _torch.Compiled, Run]:
+) -> _Built:
     """Exports, compiles and verifies.
+
+    Numbers that are wanted on the GPU stay with the host where an operator needs one there, or where no CUDA graph can
+    be made of the code anyway.
 
     Inductor may return the same memory twice where eager PyTorch does not (an addition of zeros that it leaves out),
     which shows when a caller writes into it, or choose other strides (for what was written through a permuted view);
@@ -224,19 +243,41 @@ def _build(
     program = _export(recording, fixed)
     if recording.trace.free:
         trace_signature.of_program(recording.trace, given, program)  # before the time is spent on compiling
+    numbers = () if fixed else recording.trace.device_numbers
+    uncapturable = _torch.uncapturable(program, numbers=numbers)
+    if uncapturable:
+        numbers = ()
     copied: Mapping[int, Sequence[int]] = {}
     while True:
         tell("compiling")
-        compiled = _compile(program, request, Path(tempfile.mkdtemp(dir=work)), copied)
+        try:
+            compiled = _compile(program, request, Path(tempfile.mkdtemp(dir=work)), copied, numbers)
+        except _torch.NeededOnHostError as error:
+            uncapturable = f"{error} takes a number that changes from call to call, which the host reads"
+            numbers = ()
+            continue
         tell("verifying")
-        run = _torch.load_library(package.library(compiled.files))
+        run = _with_numbers(_torch.load_library(package.library(compiled.files)), numbers)
         misplaced = check_artifact(recording, given, run, shared, _same_numbers(recording.trace, request.options))
         if not misplaced:
-            return program, compiled, run
+            return _Built(program, compiled, run, numbers, uncapturable)
         if copied or recording.trace.free:
             number, how = min(misplaced.items())
             raise RefusedError("mismatch", f"output {number} of the compiled code {how}")
         copied = {number: recording.form(number).strides for number in misplaced}
+
+
+def _with_numbers(run: Run, numbers: Sequence[int]) -> Run:
+    """``run``, which gets some of its inputs on the GPU."""
+    if not numbers:
+        return run
+
+    def moved(inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        return run(
+            [one.to("cuda", non_blocking=True) if position in numbers else one for position, one in enumerate(inputs)]
+        )
+
+    return moved
 
 
 def _fixed(recorded: Trace) -> list[int]:
@@ -283,10 +324,16 @@ def _same_numbers(recorded: Trace, options: Mapping[str, Any]) -> bool:
 
 
 def _compile(
-    program: ExportedProgram, request: Request, work: Path, copied: Mapping[int, Sequence[int]]
+    program: ExportedProgram,
+    request: Request,
+    work: Path,
+    copied: Mapping[int, Sequence[int]],
+    numbers: Sequence[int],
 ) -> _torch.Compiled:
     options = {**({"freezing": True} if request.freeze else {}), **request.options}
-    return _refusing(lambda: _torch.compile(program, options, into_outputs=False, folder=work, copied=copied))
+    return _refusing(
+        lambda: _torch.compile(program, options, into_outputs=False, folder=work, copied=copied, numbers=numbers)
+    )
 
 
 def _compile_graph(
@@ -300,7 +347,7 @@ def _refusing(compile: Callable[[], _torch.Compiled]) -> _torch.Compiled:
         toolchain.require_compiler()
         compiled = compile()
         toolchain.require_shared_libstdcxx(package.library(compiled.files))
-    except OSError:
+    except (OSError, _torch.NeededOnHostError):
         raise
     except Exception as error:
         raise RefusedError("compile", one_line(error)) from error
@@ -363,17 +410,16 @@ def _write(
     request: Request,
     recording: Recording,
     given: Sequence[int],
-    program: ExportedProgram,
-    compiled: _torch.Compiled,
+    built: _Built,
 ) -> None:
     function = package.Function(
-        signature=trace_signature.of_program(recording.trace, given, program),
-        program=None if request.freeze else _torch.storable(program),
+        signature=trace_signature.of_program(recording.trace, given, built.program, built.numbers),
+        program=None if request.freeze else _torch.storable(built.program),
         variants=[
             package.Variant(
-                compiled.files,
-                exclusive=compiled.exclusive,
-                uncapturable=_torch.uncapturable(program),
+                built.compiled.files,
+                exclusive=built.compiled.exclusive,
+                uncapturable=built.uncapturable,
                 **_target(recording),
             )
         ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,13 +15,16 @@ from torchcc.signature import Guard, Signature, Symbol, Value
 from torchcc.trace import Trace
 
 
-def of_program(recorded: Trace, given: Sequence[int], program: ExportedProgram) -> Signature:
+def of_program(
+    recorded: Trace, given: Sequence[int], program: ExportedProgram, on_gpu: Sequence[int] = ()
+) -> Signature:
     """The signature of an exported trace.
 
     Args:
         recorded: The trace.
         given: Positions of the inputs that the program takes.
         program: The program.
+        on_gpu: Of these, the ones that its code takes on the GPU, wherever the program does.
 
     Raises:
         RefusedError: The operators do something else for other sizes, or on a condition that cannot be checked.
@@ -28,6 +32,9 @@ def of_program(recorded: Trace, given: Sequence[int], program: ExportedProgram) 
     forms = dict(zip(given, _torch.placeholders(program), strict=True))
     names = _names(recorded, forms)
     inputs = [_input(recorded, names, position, forms[position]) for position in given]
+    inputs = [
+        replace(one, device="cuda") if position in on_gpu else one for position, one in zip(given, inputs, strict=True)
+    ]
     results = _torch.outputs(program)
     single = len(results) == 1
     outputs = [_value(names, "out" if single else f"out{i}", one) for i, one in enumerate(results)]

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import re
 import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from conftest import _boost
+from conftest import _boost, _cache, _key, _made_once
 
 import torchcc
 from torchcc import native, paths, toolchain
@@ -24,76 +28,100 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning"),  # PyTorch's own, of files that it reads
 ]
 
-SUITES = ("packages", "graphs", "streams")
-COMPILED = ("compile", "lazy", "compiled_graphs")
-
 two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+
 PACKAGES = ("functions", "updatable", "training", "half", "eight", "portable", "many", "kernels")
 
+# Else each process that compiles asks again which vectors the CPU has, by programs that import torch: 40 s and more.
+VECTORS = {"TORCHINDUCTOR_VEC_ISA_OK": "1"}
 
-def _run(*command: str | Path) -> str:
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        pytest.fail(f"{command}\n{done.stdout[-8000:]}\n{done.stderr[-8000:]}", pytrace=False)
-    return done.stdout
-
-
-@pytest.fixture(scope="session")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the packages."""
-    folder = tmp_path_factory.mktemp("packages")
-    with ThreadPoolExecutor() as pool:
-        list(pool.map(lambda name: _run(sys.executable, HERE / "packages.py", folder, name), PACKAGES))
-    return folder
+# They fill the GPU's memory, or measure time.
+ALONE = re.compile(r"a_lack_of_memory|two_streams_overlap")
 
 
-@pytest.fixture(scope="session")
-def programs(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the C++ tests."""
-    folder = Path(os.environ.get("TORCHCC_TEST_BUILD") or tmp_path_factory.mktemp("build"))
-    _run(
-        *(native.cmake(), "-S", HERE / "cpp", "-B", folder, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release"),
-        f"-DCMAKE_MAKE_PROGRAM={native.ninja()}",
-        f"-DCMAKE_CXX_COMPILER={shutil.which(toolchain.cxx())}",
-        f"-DCMAKE_PREFIX_PATH={paths.cmake_dir()}",
-        f"-DTORCHCC_PYTHON={sys.executable}",
-        f"-DTORCHCC_TEST_PACKAGES={files}",
-        f"-DTORCHCC_TEST_BOOST={_boost()}",
-        "-DTORCHCC_WARNINGS_AS_ERRORS=ON",
-    )
-    _run(native.cmake(), "--build", folder)
-    return folder
-
-
-@pytest.mark.parametrize("suite", SUITES)
-def test_cpp(programs: Path, files: Path, suite: str) -> None:
-    _run_suite(programs / "cuda_tests", suite, {"TORCHCC_TEST_FILES": str(files)})
-
-
-@pytest.mark.parametrize("suite", COMPILED)
-def test_compile(programs: Path, tmp_path: Path, suite: str) -> None:
-    _run_suite(programs / "cuda_compile_tests", suite, {**os.environ, "TORCHCC_CACHE": str(tmp_path)})
-
-
-@two_gpus
-@pytest.mark.parametrize("program", ["cuda_tests", "cuda_compile_tests"])
-def test_devices(programs: Path, files: Path, tmp_path: Path, program: str) -> None:
-    environment = {**os.environ, "TORCHCC_TEST_FILES": str(files), "TORCHCC_CACHE": str(tmp_path)}
-    _run_suite(programs / program, "devices", environment)
-
-
-def _run_suite(program: Path, suite: str, environment: dict[str, str]) -> None:
-    ran = subprocess.run(
-        [str(program), f"--run_test={suite}", "--log_level=message"],
-        env=environment,
+def _run(*command: str | Path, **environment: str) -> str:
+    done = subprocess.run(
+        [str(part) for part in command],
+        env={**os.environ, **environment},
         capture_output=True,
         text=True,
         errors="replace",
         check=False,
     )
-    print(ran.stdout)
-    if ran.returncode != 0:
-        pytest.fail(f"{suite}: status {ran.returncode}\n{ran.stdout}\n{ran.stderr[-8000:]}", pytrace=False)
+    if done.returncode != 0:
+        output = f"{done.stdout[-8000:]}\n{done.stderr[-8000:]}"
+        pytest.fail(f"{command}: status {done.returncode}\n{output}", pytrace=False)
+    return done.stdout
+
+
+def _cases(*files: str) -> list[Any]:
+    """The cases in C++ files, as Boost calls them: each is a test of its own, which can run beside others."""
+    found: list[Any] = []
+    for file in files:
+        text = (HERE / "cpp" / f"{file}.cpp").read_text()
+        (suite,) = re.findall(r"^BOOST_AUTO_TEST_SUITE\((\w+)\)", text, re.MULTILINE)
+        for case in re.findall(r"^BOOST_AUTO_TEST_CASE\((\w+)\)", text, re.MULTILINE):
+            marks = [*([pytest.mark.alone] if ALONE.search(case) else []), *([two_gpus] if suite == "devices" else [])]
+            found.append(pytest.param(f"{suite}/{case}", marks=marks))
+    return found
+
+
+@pytest.fixture(autouse=True)
+def _gpu(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Lets tests of all processes run beside each other, but for those that have to be alone."""
+    _cache().mkdir(parents=True, exist_ok=True)
+    with (_cache() / "cuda-gpu.lock").open("w") as opened:
+        fcntl.flock(opened, fcntl.LOCK_EX if request.node.get_closest_marker("alone") else fcntl.LOCK_SH)
+        yield
+
+
+@pytest.fixture(scope="session")
+def files() -> Path:
+    """The folder of the packages."""
+
+    def make(folder: Path) -> None:
+        def write(name: str) -> None:
+            # Each would start as many processes as there are cores.
+            _run(sys.executable, HERE / "packages.py", folder, name, TORCHINDUCTOR_COMPILE_THREADS="4", **VECTORS)
+
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(write, PACKAGES))
+
+    major, minor = torch.cuda.get_device_capability()
+    return _made_once(f"cuda-sm{major}{minor}", [HERE / "packages.py", HERE / "kernels.py"], make)
+
+
+def _built(program: str, **definitions: str | Path) -> Path:
+    """A program of the C++ tests, built by one process; the others wait."""
+    folder = _cache() / "cpp" / f"cuda-{_key()}"
+    with paths.locked(_cache() / "cuda-build.lock"):
+        _run(
+            *(native.cmake(), "-S", HERE / "cpp", "-B", folder, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release"),
+            f"-DCMAKE_MAKE_PROGRAM={native.ninja()}",
+            f"-DCMAKE_CXX_COMPILER={shutil.which(toolchain.cxx())}",
+            f"-DCMAKE_PREFIX_PATH={paths.cmake_dir()}",
+            f"-DTORCHCC_PYTHON={sys.executable}",
+            f"-DTORCHCC_TEST_BOOST={_boost()}",
+            "-DTORCHCC_WARNINGS_AS_ERRORS=ON",
+            *(f"-D{name}={value}" for name, value in definitions.items()),
+        )
+        _run(native.cmake(), "--build", folder, "--target", program)
+    return folder / program
+
+
+@pytest.fixture(scope="session")
+def package_tests(files: Path) -> Path:
+    """The C++ tests of packages."""
+    return _built("cuda_tests", TORCHCC_TEST_PACKAGES=files)
+
+
+@pytest.fixture(scope="session")
+def compile_tests() -> Path:
+    """The C++ tests of compiled functions, which need no packages."""
+    return _built("cuda_compile_tests")
+
+
+# First those for which a process makes the packages, while others compile.
 
 
 def test_python_loads_what_it_exported(files: Path) -> None:
@@ -142,3 +170,19 @@ def test_verify_and_inspect(files: Path) -> None:
     verified = _run(sys.executable, "-m", "torchcc", "verify", files / "updatable.pt2")
     assert "differs" not in verified and "cuda-sm" in verified
     assert "cuda-sm" in _run(sys.executable, "-m", "torchcc", "inspect", files / "updatable.pt2")
+
+
+@pytest.mark.parametrize("case", _cases("compile", "compile_graphs", "lazy", "compile_devices"))
+def test_compile(compile_tests: Path, tmp_path: Path, case: str) -> None:
+    print(_run_case(compile_tests, case, TORCHCC_CACHE=str(tmp_path)))
+
+
+@pytest.mark.parametrize("case", _cases("packages", "graphs", "streams", "devices"))
+def test_cpp(package_tests: Path, files: Path, case: str) -> None:
+    print(_run_case(package_tests, case, TORCHCC_TEST_FILES=str(files)))
+
+
+def _run_case(program: Path, case: str, **environment: str) -> str:
+    # Kernels are few and small: processes to compile them would cost more than they save.
+    environment["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
+    return _run(program, f"--run_test={case}", "--log_level=message", **environment, **VECTORS)

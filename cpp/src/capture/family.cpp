@@ -15,6 +15,7 @@
 #include "gradients.h"
 #include "handles.h"
 #include "message.h"
+#include "numbers.h"
 #include "promise.h"
 
 namespace torchcc::detail {
@@ -115,6 +116,7 @@ std::string difference_of(const std::shared_ptr<const Recording>& recording, con
     if (input.written) written.push_back(inputs.back());
     if (recording->trains && input.requires_grad) inputs.back().requires_grad_(true);
   }
+  move_numbers(inputs, code.signature, code.library->device());
   std::vector<at::Tensor> gradients;
   const std::vector<at::Tensor> got =
       recording->trains ? run_with_gradients(recording, code, inputs, gradients) : run(code, inputs);

@@ -13,6 +13,7 @@
 #include "device.h"
 #include "handles.h"
 #include "mode.h"
+#include "numbers.h"
 #include "placeholder.h"
 #include "rerun.h"
 #include "tensors.h"
@@ -305,7 +306,12 @@ bool Follow::compute_by_graph(std::vector<at::Tensor>& made) const {
   for (const Input& input : recording().inputs) {
     const at::Tensor& tensor = tensors.emplace_back(tensor_of(input));
     if (!tensor.is_non_overlapping_and_dense()) return false;  // a copy of it would have other strides
-    inputs.push_back({&tensor, is_aligned(tensor), input.written, /*is_weight=*/false, /*has_own_strides=*/true});
+    Graphs::Input& given = inputs.emplace_back();
+    given.tensor = &tensor;
+    given.is_ready = is_aligned(tensor);
+    given.is_mutated = input.written;
+    given.has_own_strides = true;
+    given.is_number = is_number_for(known_.code->signature.inputs[tensors.size() - 1], tensor);
   }
   made.resize(known_.code->library->outputs());
   if (known_.graphs->run(*known_.code->library, inputs, made)) return true;
@@ -314,15 +320,18 @@ bool Follow::compute_by_graph(std::vector<at::Tensor>& made) const {
 }
 
 std::vector<at::Tensor> Follow::compute_code() const {
+  const Library& library = *known_.code->library;
+  std::vector<at::Tensor> inputs;
+  inputs.reserve(recording().inputs.size());
+  for (const Input& input : recording().inputs) inputs.push_back(tensor_of(input));
+  move_numbers(inputs, known_.code->signature, library.device());
   Handles handles;
   c10::SmallVector<std::pair<at::Tensor, at::Tensor>, 1> written;  // copies, and what they are copies of
-  for (const Input& input : recording().inputs) {
-    at::Tensor tensor = tensor_of(input);
-    at::Tensor given = aligned(tensor);
-    if (input.written && !given.is_same(tensor)) written.emplace_back(given, std::move(tensor));
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    at::Tensor given = aligned(inputs[i]);
+    if (recording().inputs[i].written && !given.is_same(inputs[i])) written.emplace_back(given, inputs[i]);
     handles.push_back(std::move(given));
   }
-  const Library& library = *known_.code->library;
   c10::SmallVector<AtenTensorHandle, 8> outputs(library.outputs());
   handles.run(library, outputs.data());
   std::vector<at::Tensor> made;

@@ -31,14 +31,15 @@ std::optional<std::vector<uint32_t>> same_but_for_numbers(const Recording& befor
   return differing_numbers(before.trace, after.trace);
 }
 
-/// Makes inputs of numbers: one of those that were equal in both recordings.
-void take_numbers(Recording& recording, const std::vector<uint32_t>& positions, const Trace& before) {
+/// Makes inputs of numbers: one of those that were equal in both recordings. A CUDA graph finds them on the GPU.
+void take_numbers(Recording& recording, const std::vector<uint32_t>& positions, const Trace& before, bool has_graph) {
+  const int64_t device = has_graph && recording.device.is_cuda() ? 1 + recording.device.index() : 0;
   Trace& trace = recording.trace;
   std::map<std::array<int64_t, 3>, ValueId> known;
   for (const uint32_t position : positions) {
     const int64_t bits = trace.code[position + 1];
     const auto [entry, is_new] = known.try_emplace({bits, before.code[position], before.code[position + 1]}, 0);
-    if (is_new) entry->second = add_number(recording, bits);
+    if (is_new) entry->second = add_number(recording, bits, device);
     trace.code[position] = static_cast<int64_t>(Tag::number);
     trace.code[position + 1] = entry->second;
   }
@@ -56,12 +57,12 @@ bool same_places(const Recording& before, const Recording& after) {
          std::equal(b.externals.begin(), b.externals.end(), a.externals.begin());
 }
 
-ValueId add_number(Recording& recording, int64_t bits) {
+ValueId add_number(Recording& recording, int64_t bits, int64_t device) {
   const Unrecorded unrecorded;
   Trace& trace = recording.trace;
   const auto value = static_cast<ValueId>(trace.value_begin.size());
   trace.value_begin.push_back(static_cast<uint32_t>(trace.values.size()));
-  trace.values.append({static_cast<int64_t>(at::kDouble), 0, 0, 0, 0});
+  trace.values.append({static_cast<int64_t>(at::kDouble), 0, device, 0, 0});
   recording.layout.memories.push_back(SIZE_MAX);
   recording.layout.externals.push_back(false);
   Input& input = recording.inputs.emplace_back();
@@ -178,7 +179,7 @@ std::shared_ptr<Segment> Segments::commit(std::unique_ptr<Recording> made, std::
       segment->family = sized.family;
       segment->is_sized = true;
     } else if (!is_new) {
-      take_numbers(*now, differing, segment->recording->trace);
+      take_numbers(*now, differing, segment->recording->trace, core_.options.cuda_graphs);
       segment->is_sized = false;
     }
     segment->recording = without_tensors(sized.recording != nullptr ? *sized.recording : *now);

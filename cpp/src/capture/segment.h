@@ -45,8 +45,9 @@ struct Segment {
   bool is_sized = false;           ///< it has the family's code, which serves other sizes too
 };
 
-/// Adds a number as an input, given the bits of a double.
-ValueId add_number(Recording& recording, int64_t bits);
+/// Adds a number as an input, given the bits of a double. `device`: a word of ValueWord, which says where the compiled
+/// code is to take it if it can; the number itself is on the CPU.
+ValueId add_number(Recording& recording, int64_t bits, int64_t device);
 
 /// What is needed to follow a segment, without the tensors that it was recorded with.
 std::shared_ptr<const Recording> without_tensors(const Recording& recording);

@@ -27,7 +27,8 @@ bool adopt_numbers(Recording& recording, const Recording& other) {
     const ValueId id = code[i + 1];
     const int64_t bits = trace.code[i + 1];
     const auto [entry, is_new] = known.emplace(id, bits);
-    if (is_new ? add_number(recording, bits) != id : entry->second != bits) return false;
+    if (is_new ? add_number(recording, bits, other.trace.value(id)[kDevice]) != id : entry->second != bits)
+      return false;
     trace.code[i] = static_cast<int64_t>(Tag::number);
     trace.code[i + 1] = id;
   }

@@ -16,6 +16,7 @@
 #include "graph_capture.h"
 #include "handles.h"
 #include "message.h"
+#include "numbers.h"
 
 namespace torchcc::detail {
 namespace {
@@ -86,7 +87,8 @@ struct Graphs::Entry {
   int64_t stream = 0;
   c10::SmallVector<int64_t, 16> sizes;  ///< of all inputs but weights, one after the other
   std::vector<Slot> slots;
-  int calls = 0;  ///< that ran as they are
+  Numbers numbers;  ///< in which the slots of numbers are
+  int calls = 0;    ///< that ran as they are
   bool is_refused = false;
   std::unique_ptr<Recorded> graph;
   std::vector<at::Tensor> outputs;  ///< what the graph writes
@@ -113,7 +115,7 @@ struct Graphs::Entry {
       const void* address = inputs[i].tensor->const_data_ptr();
       const bool may_move = !inputs[i].is_weight && !inputs[i].is_kept;
       const bool has_moved = calls > 0 && address != slots[i].address && may_move;
-      if (has_moved || !inputs[i].is_ready) slots[i].is_in_place = false;
+      if (has_moved || !inputs[i].is_ready || inputs[i].is_number) slots[i].is_in_place = false;
       slots[i].address = address;
     }
   }
@@ -211,6 +213,18 @@ std::vector<at::Tensor> Graphs::launch(const Entry& entry, const Library& librar
   return outputs;
 }
 
+/// Gives the slots of numbers their place on the GPU.
+void Graphs::make_room_for_numbers(Entry& entry, std::span<const Input> inputs, c10::Device device) {
+  const auto is_number = [](const Input& input) { return input.is_number; };
+  const auto count = static_cast<size_t>(std::count_if(inputs.begin(), inputs.end(), is_number));
+  if (count == 0) return;
+  entry.numbers = Numbers(count, device);
+  size_t next = 0;
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    if (inputs[i].is_number) entry.slots[i].buffer = entry.numbers.at(next++);
+  }
+}
+
 void Graphs::capture(Entry& entry, const Library& library, std::span<const Input> inputs) {
   const c10::InferenceMode off(false);  // a graph serves calls inside of inference mode and outside
   const c10::impl::ExcludeDispatchKeyGuard below(kAbove);
@@ -228,6 +242,7 @@ void Graphs::capture(Entry& entry, const Library& library, std::span<const Input
     });
   };
   try {
+    make_room_for_numbers(entry, inputs, library.device());
     for (size_t i = 0; i < inputs.size(); ++i) {
       Slot& slot = entry.slots[i];
       if (!slot.is_in_place && !slot.buffer.defined()) {
@@ -317,11 +332,17 @@ bool Graphs::run(const Library& library, std::span<const Input> inputs, std::spa
   const c10::impl::ExcludeDispatchKeyGuard below(kAbove);
   c10::SmallVector<at::Tensor, 8> to;
   c10::SmallVector<at::Tensor, 8> from;
+  c10::SmallVector<const at::Tensor*, 8> numbers;
   for (size_t i = 0; i < inputs.size(); ++i) {
     if (entry.slots[i].is_in_place) continue;
+    if (inputs[i].is_number) {
+      numbers.push_back(inputs[i].tensor);
+      continue;
+    }
     to.push_back(entry.slots[i].buffer);
     from.push_back(*inputs[i].tensor);
   }
+  if (!numbers.empty()) entry.numbers.copy(numbers);
   if (to.size() == 1) {
     to.front().copy_(from.front());
   } else if (!to.empty()) {

@@ -37,6 +37,7 @@ class Graphs {
     bool is_weight;                ///< never copied, and of the same sizes in all calls
     bool has_own_strides = false;  ///< the code reads it with its own strides; else it wants it contiguous
     bool is_kept = false;          ///< never copied either: another graph has written it
+    bool is_number = false;        ///< on the CPU, and copied to the GPU for each launch; see Numbers
   };
 
   /// What becomes of a call's results when the graph is launched again, which writes to the same memory.
@@ -86,6 +87,7 @@ class Graphs {
   Graphs(std::shared_ptr<Tally> tally, bool is_random);
 
   std::shared_ptr<Entry> find(const Library& library, std::span<const Input> inputs, int64_t stream);
+  static void make_room_for_numbers(Entry& entry, std::span<const Input> inputs, c10::Device device);
   void capture(Entry& entry, const Library& library, std::span<const Input> inputs);
   std::vector<at::Tensor> launch(const Entry& entry, const Library& library, std::span<const Input> inputs) const;
   bool fits(Entry& entry, std::span<const Input> inputs) const;

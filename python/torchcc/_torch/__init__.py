@@ -14,6 +14,7 @@ from torchcc._torch.archive import (
     tree_version,
     write_archive,
 )
+from torchcc._torch.device_numbers import NeededOnHostError
 from torchcc._torch.gradients import Differentiated, differentiable, differentiate, tensor_function
 from torchcc._torch.inductor import Compiled, check_options, compile, compile_graph
 from torchcc._torch.inductor_targets import cpu_target, target
@@ -73,6 +74,7 @@ __all__ = [
     "Compiled",
     "Differentiated",
     "Halves",
+    "NeededOnHostError",
     "as_function",
     "as_pure_function",
     "broken_guard",

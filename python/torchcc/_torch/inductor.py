@@ -13,6 +13,7 @@ import sympy
 import torch
 from torch.export import ExportedProgram
 
+from torchcc._torch.device_numbers import NeededOnHostError, keep_on_device
 from torchcc._torch.inductor_patches import INTEGER_DIVISION, SMALL, inductor_writes, without_guards_on_numbers
 from torchcc._torch.inductor_targets import SIMD_BITS, cpu_target
 from torchcc._torch.programs import device_of, flatten, outputs, weight_inputs
@@ -54,6 +55,7 @@ def compile(
     copied: Mapping[int, Sequence[int]] | None = None,
     weights: Sequence[str] = (),
     isa: str = "",
+    numbers: Sequence[int] = (),
 ) -> Compiled:
     """Compiles with AOTInductor for this machine.
 
@@ -65,6 +67,10 @@ def compile(
         copied: Positions of outputs that get memory of their own, whatever Inductor would do, and their strides.
         weights: Parameters and buffers that become inputs, behind the program's own; all others are burnt in.
         isa: As in :func:`cpu_target`.
+        numbers: Positions of inputs that are numbers, of float64 and rank 0, which the code is to take on the GPU.
+
+    Raises:
+        NeededOnHostError: The code cannot take the ``numbers`` there.
     """
     module, is_flat = flat(program, weights)
     in_spec, out_spec = (torch.utils._pytree.treespec_dumps(spec) for spec in (module._in_spec, module._out_spec))
@@ -74,7 +80,8 @@ def compile(
         _take_outputs_as_inputs(module)
         in_spec = out_spec = ""
     specs = {"aot_inductor.serialized_in_spec": in_spec, "aot_inductor.serialized_out_spec": out_spec}
-    return compile_graph(module, {**specs, **options}, len(outputs(program)), folder, copied, isa)
+    _take_on_gpu(module, numbers)
+    return compile_graph(module, {**specs, **options}, len(outputs(program)), folder, copied, isa, bool(numbers))
 
 
 def flat(program: ExportedProgram, weights: Sequence[str] = ()) -> tuple[Any, bool]:
@@ -101,12 +108,14 @@ def compile_graph(
     folder: Path | None = None,
     copied: Mapping[int, Sequence[int]] | None = None,
     isa: str = "",
+    numbers_stay: bool = False,
 ) -> Compiled:
     """Compiles a graph of ATen's operators, whose inputs and ``count`` outputs are tensors.
 
     Leans on ``torch._inductor.compile_fx.compile_fx_aot``, on the options named below, and on what
     ``torch._inductor.aot_compile`` does before it calls the former (which cannot take symbolic sizes as they are). The
-    other arguments are those of :func:`compile`.
+    other arguments are those of :func:`compile`. ``numbers_stay``: numbers that the graph reads from tensors of rank 0
+    are to stay there.
     """
     from torch._inductor import config
     from torch._inductor.compile_fx import compile_fx_aot
@@ -115,6 +124,15 @@ def compile_graph(
     module.recompile()
     fakes = [node.meta["val"] for node in module.graph.nodes if node.op == "placeholder"]
     _, march, _ = cpu_target(isa)
+    refused: list[NeededOnHostError] = []  # Inductor raises exceptions of its own in place of a pass's
+
+    def keep(graph: torch.fx.Graph) -> None:
+        try:
+            keep_on_device(graph)
+        except NeededOnHostError as error:
+            refused.append(error)
+            raise
+
     settings: dict[str, Any] = {
         "aot_inductor.package": True,
         **({"aot_inductor.output_path": str(folder)} if folder else {}),
@@ -131,13 +149,19 @@ def compile_graph(
         **({"aot_inductor.enable_line_tables": False} if hasattr(config.aot_inductor, "enable_line_tables") else {}),
         **({"cpp.march": march} if march else {}),
         **({"cpp.simdlen": SIMD_BITS[isa]} if isa else {}),
+        **({"post_grad_custom_pre_pass": keep} if numbers_stay else {}),
         **({"post_grad_custom_post_pass": _copying(count, copied)} if copied else {}),
         **options,
     }
     with inductor_writes():
-        made: Any = without_guards_on_numbers(
-            lambda patches: compile_fx_aot(module, fakes, config_patches={**settings, **patches})
-        )
+        try:
+            made: Any = without_guards_on_numbers(
+                lambda patches: compile_fx_aot(module, fakes, config_patches={**settings, **patches})
+            )
+        except Exception:
+            if refused:
+                raise refused[0] from None
+            raise
     files = [str(file) for file in made if file]
     kernels = "".join(Path(file).read_text() for file in files if file.endswith(".cpp"))
     # The sources name folders of this machine, and no loader reads them.
@@ -221,6 +245,15 @@ def _take_only_tensors(module: Any) -> bool:
     if changed:
         output.args = (tuple(kept),)
     return changed
+
+
+def _take_on_gpu(module: Any, positions: Sequence[int]) -> None:
+    """Moves inputs to the GPU."""
+    inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
+    for position in positions:
+        fake = inputs[position].meta["val"]
+        with fake.fake_mode:
+            inputs[position].meta["val"] = torch.empty(fake.shape, dtype=fake.dtype, device="cuda")
 
 
 def _take_weights_as_inputs(module: Any, program: ExportedProgram, weights: Sequence[str]) -> bool:

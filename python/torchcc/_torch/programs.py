@@ -9,7 +9,7 @@ import itertools
 import math
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -338,19 +338,26 @@ def _fakes(node: torch.fx.Node) -> list[torch.Tensor]:
     return [one for one in flatten(node.meta.get("val")) if isinstance(one, torch.Tensor)]
 
 
-def uncapturable(*programs: ExportedProgram | torch.nn.Module) -> str:
+def uncapturable(*programs: ExportedProgram | torch.nn.Module, numbers: Sequence[int] = ()) -> str:
     """Why no CUDA graph can be made of programs: the first operator that the host has to run. Empty without one.
 
     There is nothing to say of those on the CPU.
+
+    Args:
+        programs: The programs.
+        numbers: Positions of inputs whose values the code does not read on the host, though the graphs do.
     """
     if not any(device_of(program) == "cuda" for program in programs):
         return ""
     graphs: list[Any] = [program.graph for program in programs]
+    known = {symbol for graph in graphs for symbol in _symbols_of(graph, numbers)}
     for node in itertools.chain.from_iterable(graph.nodes for graph in graphs):
         if node.op != "call_function":
             continue
         values = flatten(node.meta.get("val"))
-        if any(isinstance(one, torch.SymInt | torch.SymFloat | torch.SymBool) and _is_read(one) for one in values):
+        if any(
+            isinstance(one, torch.SymInt | torch.SymFloat | torch.SymBool) and _is_read(one, known) for one in values
+        ):
             return f"{node.target} reads a number from the GPU"
         if any(isinstance(one, torch.Tensor) and any(map(_is_read, one.shape)) for one in values):
             return f"{node.target} gives a size that only the data decides"
@@ -361,11 +368,25 @@ def uncapturable(*programs: ExportedProgram | torch.nn.Module) -> str:
     return ""
 
 
-def _is_read(number: Any) -> bool:
-    """Whether only the data decides a number. Leans on ``torch.fx.experimental.symbolic_shapes``."""
+def _is_read(number: Any, known: Collection[Any] = ()) -> bool:
+    """Whether only the data decides a number, beside the symbols ``known``.
+
+    Leans on ``torch.fx.experimental.symbolic_shapes``.
+    """
     from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
-    return bool(free_unbacked_symbols(number))
+    return any(symbol not in known for symbol in free_unbacked_symbols(number))
+
+
+def _symbols_of(graph: Any, positions: Sequence[int]) -> Iterator[Any]:
+    """The symbols of numbers that a graph reads from some of its inputs, which are of rank 0."""
+    from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+
+    if not positions:
+        return
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    for user in (user for position in positions for user in inputs[position].users):
+        yield from (symbol for one in flatten(user.meta.get("val")) for symbol in free_unbacked_symbols(one))
 
 
 def weight_inputs(program: ExportedProgram) -> dict[str, str]:
