@@ -151,15 +151,16 @@ def test_slow_programs(cpp_build: Callable[[str], Path], tmp_path: Path) -> None
 @pytest.mark.parametrize("suite", TRAINED)
 def test_programs_with_gradients(cpp_build: Callable[[str], Path], tmp_path: Path, suite: str) -> None:
     """All that can be differentiated are right; nearly all that could be compiled are."""
-    compiled, programs = _summary(cpp_build, tmp_path, (suite,), "training", r"training: (\d+) of (\d+) compiled")
+    ran, compiled, programs = _summary(cpp_build, tmp_path, (suite,), "training", r"training: (\d+) of (\d+) compiled")
+    must_be_eager = ran.output.count(": the function writes to a tensor that requires grad\n")
     # Programs that must stay eager without gradients must with them.
-    assert suite == "eager" or compiled >= 0.7 * programs
+    assert suite == "eager" or compiled >= 0.8 * (programs - must_be_eager)
 
 
 @pytest.mark.slow
 def test_programs_lazily(cpp_build: Callable[[str], Path], tmp_path: Path) -> None:
     """All are right, and at least half of their operators run compiled."""
-    good, every = _summary(cpp_build, tmp_path, TRAINED, "lazy", r"lazy: (\d+) of (\d+) operators compiled")
+    _, good, every = _summary(cpp_build, tmp_path, TRAINED, "lazy", r"lazy: (\d+) of (\d+) operators compiled")
     assert good >= 0.5 * every
 
 
@@ -167,7 +168,7 @@ def test_programs_lazily(cpp_build: Callable[[str], Path], tmp_path: Path) -> No
 @pytest.mark.parametrize("suite", SIZED)
 def test_programs_of_many_sizes(cpp_build: Callable[[str], Path], tmp_path: Path, suite: str) -> None:
     """All are right, and most dimensions that may have other sizes need one code for all of them."""
-    good, every = _summary(
+    _, good, every = _summary(
         cpp_build, tmp_path, (suite,), "sizes", r"sizes: (\d+) of (\d+) dimensions served by one code"
     )
     assert good >= 0.6 * every
@@ -175,8 +176,8 @@ def test_programs_of_many_sizes(cpp_build: Callable[[str], Path], tmp_path: Path
 
 def _summary(
     cpp_build: Callable[[str], Path], tmp_path: Path, suites: tuple[str, ...], mode: str, pattern: str
-) -> tuple[int, int]:
-    """Runs suites with their programs in another way; the numbers of the last line."""
+) -> tuple[Ran, int, int]:
+    """Runs suites with their programs in another way; with the numbers of the last line."""
     run = Run(suites, {"TORCHCC_PROGRAMS": mode}, is_whole=mode == "training")
     ran = _execute(cpp_build("release") / "programs", run, tmp_path)
     _check(ran)
@@ -184,7 +185,7 @@ def _summary(
     assert summary is not None, ran.output
     print(*(line for line in ran.output.splitlines() if line.startswith(f"{mode}:")), sep="\n")
     good, every = map(int, summary.groups())
-    return good, every
+    return ran, good, every
 
 
 def _check(ran: Ran) -> None:
