@@ -6,6 +6,7 @@ import contextlib
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+from unittest import mock
 
 import sympy
 import torch
@@ -77,11 +78,8 @@ def _numbers_as_doubles() -> Iterator[None]:
             [scalar.sub("const double", one) for one in types],
         )
 
-    KernelArgs.cpp_argdefs = cpp_argdefs  # type: ignore[method-assign]
-    try:
+    with mock.patch.object(KernelArgs, "cpp_argdefs", cpp_argdefs):
         yield
-    finally:
-        KernelArgs.cpp_argdefs = original  # type: ignore[method-assign]
 
 
 @contextlib.contextmanager
@@ -116,11 +114,8 @@ def _numbers_of_gpus() -> Iterator[None]:
             for name in names:
                 delattr(wrapper.prefix, name)
 
-    DeferredTritonCallWrapper.generate = generate  # type: ignore[method-assign]
-    try:
+    with mock.patch.object(DeferredTritonCallWrapper, "generate", generate):
         yield
-    finally:
-        DeferredTritonCallWrapper.generate = original  # type: ignore[method-assign]
 
 
 def _replaced(pattern: re.Pattern[str], by: str, line: Any) -> Any:
@@ -214,11 +209,8 @@ def _normal_as_randn() -> Iterator[None]:
         finally:
             inside = False
 
-    prims.normal = normal
-    try:
+    with mock.patch.object(prims, "normal", normal):
         yield
-    finally:
-        prims.normal = original
 
 
 @contextlib.contextmanager
@@ -236,11 +228,8 @@ def _zero_divisors() -> Iterator[None]:
         code: str = original(self, *args, **options)
         return code if INTEGER_DIVISION.search(code) else found.sub("", code)
 
-    KernelGroup.codegen_group = codegen_group  # type: ignore[method-assign]
-    try:
+    with mock.patch.object(KernelGroup, "codegen_group", codegen_group):
         yield
-    finally:
-        KernelGroup.codegen_group = original  # type: ignore[method-assign]
 
 
 @contextlib.contextmanager
@@ -261,8 +250,5 @@ def _small_loops() -> Iterator[None]:
             return ParallelDepth(parallel_depth=0, start_depth=deepest.start_depth)
         return original(self, deepest, threads)
 
-    CppKernel.decide_parallel_depth = decide  # type: ignore[method-assign]
-    try:
+    with mock.patch.object(CppKernel, "decide_parallel_depth", decide):
         yield
-    finally:
-        CppKernel.decide_parallel_depth = original  # type: ignore[method-assign]
