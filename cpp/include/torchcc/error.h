@@ -6,7 +6,8 @@
 namespace torchcc {
 
 /// Base of every exception that torchcc throws. `what()` is a complete message: the thing that is wrong, what was
-/// expected, what came, and what to do next. Thrown as such when compiled code itself fails while it runs.
+/// expected, what came, and what to do next. Thrown as such when compiled code itself fails while it runs. A GPU with
+/// too little memory is PyTorch's c10::OutOfMemoryError instead, as in eager code.
 class Error : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;

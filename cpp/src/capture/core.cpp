@@ -73,14 +73,19 @@ bool Core::replay(const Leaves& arguments, Replayed& results) {
       state.stay_eager(variant, "backward was called with create_graph, which compiled code cannot do");
       return false;
     }
+    // The function's own exception says it better, as long as nothing has been changed yet.
+    const auto leave_to_function = [&] {
+      if (plan.recording().mutates()) throw;
+      results.tensors.clear();
+      return false;
+    };
     bool packed = false;
     try {
       packed = plan.run(arguments, results);
     } catch (const Error&) {
-      // The function's own exception says it better, as long as nothing has been changed yet.
-      if (plan.recording().mutates()) throw;
-      results.tensors.clear();
-      return false;
+      return leave_to_function();
+    } catch (const c10::OutOfMemoryError&) {
+      return leave_to_function();
     }
     variant.replayed.fetch_add(1, std::memory_order_relaxed);
     if (!packed && plan.frozen() != nullptr) state.note_stale(variant, arguments);

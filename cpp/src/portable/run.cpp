@@ -318,6 +318,8 @@ Values Program::run(Values arguments, const std::vector<at::Tensor>& weights,
       below.emplace(writes ? c10::autograd_dispatch_keyset : c10::autograd_dispatch_keyset_with_ADInplaceOrView);
     }
     outputs = Frame(*block_, stack, current).run(std::move(inputs));
+  } catch (const c10::OutOfMemoryError&) {
+    throw;  // nothing is wrong with the operator, and programs tell it by its type
   } catch (const c10::Error& error) {
     fail(current, first_line(error.what_without_backtrace()));
   } catch (const Error&) {

@@ -1,5 +1,4 @@
-// The only file that needs CUDA's headers. It calls nothing of CUDA's runtime library itself, which programs need not
-// link.
+// Needs CUDA's headers. It calls nothing of CUDA's runtime library itself, which programs need not link.
 #include "graph_capture.h"
 
 #include <algorithm>

@@ -21,6 +21,7 @@
 #include <torchcc/error.h>
 
 #include "device.h"
+#include "device_memory.h"
 #include "message.h"
 
 namespace torchcc::detail {
@@ -37,7 +38,7 @@ namespace {
        "build the package again with `torchcc build` on a machine like this one");
 }
 
-[[noreturn]] void fail_memory(const Library::Source& source, const char* call) {
+[[noreturn]] void fail_file(const Library::Source& source, const char* call) {
   fail(source, "a file in memory to put it in", call + std::string(": ") + std::strerror(errno),
        "raise the limits of this process (memory, open files)");
 }
@@ -94,7 +95,7 @@ class Library::Files {
       return;
     }
     descriptor_ = memfd_create("torchcc", MFD_CLOEXEC);
-    if (descriptor_ < 0) fail_memory(source, "memfd_create");
+    if (descriptor_ < 0) fail_file(source, "memfd_create");
     path_ = descriptor_path(descriptor_);
     for (size_t written = 0; written < source.code.size();) {
       const ssize_t count = ::write(descriptor_, source.code.data() + written, source.code.size() - written);
@@ -103,7 +104,7 @@ class Library::Files {
         const int reason = errno;
         ::close(descriptor_);
         errno = reason;
-        fail_memory(source, "write");
+        fail_file(source, "write");
       }
       written += static_cast<size_t>(count);
     }
@@ -258,12 +259,24 @@ void Library::run_now(AtenTensorHandle* inputs, AtenTensorHandle* outputs) const
   if (device_.is_cuda()) {
     const c10::DeviceGuard guard(device_);
     const auto stream = reinterpret_cast<AOTInductorStreamHandle>(current_stream(device_));
+    const int64_t failures = memory_failures();
     if (run_(container_, inputs, inputs_, outputs, outputs_, stream, extern_ops_) == 0) [[likely]]
       return;
+    if (memory_failures() != failures) fail_memory();
   } else if (run_(container_, inputs, inputs_, outputs, outputs_, nullptr, extern_ops_) == 0) [[likely]] {
     return;
   }
   fail_run();
+}
+
+// The artifact does not hand on PyTorch's own exception.
+void Library::fail_memory() const {
+  failed_ = true;
+  const std::string text = message(name_ + ": the GPU has too little memory left for the compiled code",
+                                   {{"expected", "memory for its results and for what is between, on " + device_.str()},
+                                    {"got", "an allocation that failed"},
+                                    {"fix", "free some, or pass less at once"}});
+  TORCH_CHECK_WITH(OutOfMemoryError, false, text);
 }
 
 void Library::fail_run() const {
@@ -272,7 +285,7 @@ void Library::fail_run() const {
   if (last_error_ != nullptr) last_error_(&text);
   const std::string reason = reason_text(text);
   std::string fix = "check the values of the arguments (an index out of range, a division by zero)";
-  // Nothing but a lack of memory makes an allocation fail; the artifact does not hand on PyTorch's own message.
+  // Nothing but a lack of memory makes an allocation fail. Not every allocator tells us.
   if (device_.is_cuda() && (text == nullptr || reason.find("aoti_torch_empty_strided") != std::string::npos)) {
     fix = "if the GPU has no memory left, free some or pass less at once; else " + fix;
   }

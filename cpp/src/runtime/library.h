@@ -34,7 +34,7 @@ class Library {
 
   /// Runs the code; on a GPU, on the stream that is the current one there, without waiting for it. Takes over the input
   /// handles; the caller takes over the output handles. Throws Error with the compiled code's own message when it
-  /// fails.
+  /// fails, and c10::OutOfMemoryError, as PyTorch's operators do, when a GPU has too little memory for it.
   void run(AtenTensorHandle* inputs, AtenTensorHandle* outputs) const;
 
  private:
@@ -43,6 +43,7 @@ class Library {
   void run_ready(AtenTensorHandle* inputs, AtenTensorHandle* outputs) const;
   void run_now(AtenTensorHandle* inputs, AtenTensorHandle* outputs) const;
   [[noreturn, gnu::cold]] void fail_run() const;
+  [[noreturn, gnu::cold]] void fail_memory() const;
 
   std::string name_;
   size_t inputs_;

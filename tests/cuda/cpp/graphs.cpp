@@ -288,6 +288,7 @@ BOOST_AUTO_TEST_CASE(gradients_that_add_up) {
 BOOST_AUTO_TEST_CASE(a_lack_of_memory_leaves_the_program_as_it_was) {
   const at::NoGradGuard no_grad;
   const torchcc::Function f = load("functions.pt2")["large"];
+  const torchcc::Function portable = torchcc::load(packaged("functions.pt2"), {.compiled = false})["large"];
   const at::Tensor x = random({1 << 20});  // 12 GB beside it
   const at::Tensor wanted = f(x).clone();
   f(x);
@@ -300,7 +301,9 @@ BOOST_AUTO_TEST_CASE(a_lack_of_memory_leaves_the_program_as_it_was) {
   } catch (const c10::OutOfMemoryError&) {
   }
   const auto before = test::gpu_memory();
-  for (int i = 0; i < 3; ++i) BOOST_CHECK_THROW(f(x), torchcc::Error);  // as eager: there is not enough for any call
+  // As eager: there is not enough for any call.
+  for (int i = 0; i < 3; ++i) BOOST_CHECK_THROW(f(x), c10::OutOfMemoryError);
+  BOOST_CHECK_THROW(portable(x), c10::OutOfMemoryError);
   BOOST_TEST(f.stats().graph_captures == 0);
   BOOST_TEST(f.stats().graph_reason.find("CUDA could not record it") != std::string::npos, f.stats().graph_reason);
   BOOST_TEST(test::gpu_memory().first == before.first);
