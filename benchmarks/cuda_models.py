@@ -124,7 +124,7 @@ MODELS = {
         torch.float16,
         "reduce-overhead",
         0.85,
-        {"coordinate_descent_tuning": True},
+        {"coordinate_descent_tuning": True, "max_autotune_pointwise": True},
     ),
     "encoder": Model(
         "BERT-base encoder, 32 x 128, half",

@@ -74,12 +74,22 @@ class Lane {
 
 namespace {
 
+/// PyTorch's generator knows the graphs that are there by a set without a lock (torch 2.11), which each of them enters
+/// as its recording begins, and leaves when it is destroyed.
+std::mutex& known_graphs() {
+  static auto& made = *new std::mutex;  // as above
+  return made;
+}
+
 class CudaGraph final : public Recorded {
  public:
   explicit CudaGraph(std::shared_ptr<Lane> lane) : lane_(std::move(lane)) {}
   ~CudaGraph() override {
     const std::lock_guard lock(lane_->mutex);
-    graph_.reset();
+    {
+      const std::lock_guard leaving(known_graphs());
+      graph_.reset();
+    }
     if (counted_ && --lane_->graphs == 0) lane_->pool.reset();
   }
 
@@ -99,8 +109,11 @@ class CudaGraph final : public Recorded {
       counted_ = true;
     }
     const c10::StreamGuard guard(lane_->stream.unwrap());
-    // Other threads may go on to allocate memory.
-    graph_->capture_begin(pool_, cudaStreamCaptureModeThreadLocal);
+    {
+      const std::lock_guard entering(known_graphs());
+      // Other threads may go on to allocate memory.
+      graph_->capture_begin(pool_, cudaStreamCaptureModeThreadLocal);
+    }
     std::exception_ptr failure;
     try {
       body();

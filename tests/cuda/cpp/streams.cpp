@@ -105,6 +105,27 @@ BOOST_AUTO_TEST_CASE(threads_with_streams_of_their_own) {
   }
 }
 
+// With more sizes than are kept, so that graphs are recorded in some threads while others destroy theirs.
+BOOST_AUTO_TEST_CASE(threads_that_record_and_forget) {
+  const torchcc::Function f = torchcc::load(packaged("functions.pt2"), {.cuda_graphs = true})["forward"];
+  const auto before = f.stats().graph_captures;
+  std::atomic<int> wrong{0};
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 8; ++i) {
+    threads.emplace_back([&, i] {
+      const at::NoGradGuard no_grad;
+      const c10::StreamGuard guard(test::new_stream());
+      for (int call = 0; call < 900; ++call) {
+        const at::Tensor x = random({2 + (call / 3 + i) % 30, 128});
+        if (!at::allclose(f(x), expected(f, x), 1e-4, 1e-4)) ++wrong;
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  BOOST_TEST(wrong == 0);
+  BOOST_TEST(f.stats().graph_captures - before >= 500);
+}
+
 BOOST_AUTO_TEST_CASE(threads_on_one_stream) {
   const torchcc::Function f = torchcc::load(packaged("functions.pt2"), {.cuda_graphs = true})["forward"];
   std::atomic<int> wrong{0};
