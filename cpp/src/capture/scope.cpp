@@ -14,9 +14,50 @@
 #include "placeholder.h"
 
 namespace torchcc {
+namespace detail {
+namespace {
+
+// Nobody can turn PyTorch's error into a CaptureError here, as a compiled function does.
+constexpr const char* kMessage =
+    "torchcc: the memory of this tensor is not there yet, since operators wait; call torchcc::materialize(x) before "
+    "data_ptr(), accessor() or storage()";
+
+}  // namespace
+
+/// One stretch of a program in lazy mode.
+class Stretch {
+ public:
+  explicit Stretch(Core& core) : is_inner_(Mode::current() != nullptr) {
+    run_ = std::make_unique<Run>(core, Leaves());
+    if (!is_inner_) set_access_message(kMessage);
+  }
+  ~Stretch() {
+    try {
+      finish();
+    } catch (const std::exception& failure) {
+      log(Topic::capture, "lazy", std::string("what was pending could not be computed: ") + failure.what());
+    }
+  }
+  Stretch(const Stretch&) = delete;
+  Stretch& operator=(const Stretch&) = delete;
+  void finish() {
+    const auto run = std::move(run_);
+    if (run == nullptr) return;
+    if (!is_inner_) set_access_message(nullptr);
+    run->finish({}, true);
+  }
+
+ private:
+  bool is_inner_;
+  std::unique_ptr<Run> run_;
+};
+
+}  // namespace detail
+
 namespace {
 
 using detail::Core;
+using detail::Stretch;
 
 /// What all executions of one place in the program share; made at the first one, and never deleted, since threads may
 /// still be in it when the program's statics go.
@@ -39,40 +80,6 @@ std::string file_of(const std::source_location& where) {
   const std::string path = where.file_name();
   return path.substr(path.rfind('/') + 1);
 }
-
-// Nobody can turn PyTorch's error into a CaptureError here, as a compiled function does.
-constexpr const char* kMessage =
-    "torchcc: the memory of this tensor is not there yet, since operators wait; call torchcc::materialize(x) before "
-    "data_ptr(), accessor() or storage()";
-
-/// One stretch of a program in lazy mode.
-class Stretch {
- public:
-  explicit Stretch(Core& core) : is_inner_(detail::Mode::current() != nullptr) {
-    run_ = std::make_unique<detail::Run>(core, detail::Leaves());
-    if (!is_inner_) detail::set_access_message(kMessage);
-  }
-  ~Stretch() {
-    try {
-      finish();
-    } catch (const std::exception& failure) {
-      detail::log(detail::Topic::capture, "lazy",
-                  std::string("what was pending could not be computed: ") + failure.what());
-    }
-  }
-  Stretch(const Stretch&) = delete;
-  Stretch& operator=(const Stretch&) = delete;
-  void finish() {
-    const auto run = std::move(run_);
-    if (run == nullptr) return;
-    if (!is_inner_) detail::set_access_message(nullptr);
-    run->finish({}, true);
-  }
-
- private:
-  bool is_inner_;
-  std::unique_ptr<detail::Run> run_;
-};
 
 thread_local std::unique_ptr<Stretch> lazy_thread;
 

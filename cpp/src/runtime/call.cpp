@@ -14,20 +14,17 @@
 #include <c10/core/DeviceGuard.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/util/SmallVector.h>
-#include <torch/csrc/inductor/aoti_torch/utils.h>
 #include <torchcc/error.h>
 
 #include "device.h"
 #include "graphs.h"
+#include "handles.h"
 #include "refusal.h"
 #include "state.h"
 
 namespace torchcc {
 namespace detail {
 namespace {
-
-using torch::aot_inductor::tensor_handle_to_tensor_pointer;
-using torch::aot_inductor::tensor_pointer_to_tensor_handle;
 
 /// Room for a call's values of a plain type, which are not initialised; on the stack as long as they are few.
 template <class T, size_t few>
@@ -50,32 +47,6 @@ class Scratch {
   std::unique_ptr<T[]> heap_;
   T* data_;
   size_t size_;
-};
-
-/// Handles that are ours until the compiled code takes them over.
-class Handles {
- public:
-  explicit Handles(size_t capacity) : handles_(capacity) {}
-  ~Handles() {
-    for (size_t i = 0; i < count_; ++i) delete tensor_handle_to_tensor_pointer(handles_[i]);
-  }
-  Handles(const Handles&) = delete;
-  Handles& operator=(const Handles&) = delete;
-
-  template <class Tensor>
-  void push_back(Tensor&& tensor) {
-    handles_[count_] = tensor_pointer_to_tensor_handle(new at::Tensor(std::forward<Tensor>(tensor)));
-    ++count_;
-  }
-  /// The array for one call of the compiled code, which deletes each handle whether it succeeds or not.
-  AtenTensorHandle* release() {
-    count_ = 0;
-    return handles_.data();
-  }
-
- private:
-  Scratch<AtenTensorHandle, 16> handles_;
-  size_t count_ = 0;
 };
 
 // A tensor with no other keys than CPU, or CUDA, and these is defined, dense, on that device and no wrapper.
@@ -198,13 +169,6 @@ at::Tensor made_ready(const at::Tensor& tensor) {
   return is_aligned(plain) ? plain : plain.clone();
 }
 
-at::Tensor take(AtenTensorHandle handle) {
-  at::Tensor* pointer = tensor_handle_to_tensor_pointer(handle);
-  at::Tensor tensor = std::move(*pointer);
-  delete pointer;
-  return tensor;
-}
-
 // An input that the function writes into, where the compiled code got a copy because of the input's layout.
 struct WriteBack {
   at::Tensor copy;
@@ -270,7 +234,7 @@ void run_code(const FunctionState& state, const Library& library, const Bound& b
   add_inputs(state, bound, in, write_backs);
   for (const size_t position : positions) in.push_back(weights->tensors[position]);
   Scratch<AtenTensorHandle, 8> out(outputs.size());
-  library.run(in.release(), out.data());
+  in.run(library, out.data());
   for (size_t i = 0; i < outputs.size(); ++i) {
     // Code that gives one tensor twice gives one handle twice.
     const AtenTensorHandle* same = std::find(out.data(), out.data() + i, out[i]);
@@ -456,7 +420,7 @@ void call_out(const FunctionState& state, std::span<at::Tensor> outputs, std::sp
   WriteBacks write_backs;
   add_inputs(state, bound, in, write_backs);
   for (const at::Tensor& tensor : outputs) in.push_back(tensor);
-  state.library_out->run(in.release(), nullptr);
+  in.run(*state.library_out, nullptr);
   if (state.mutates) finish_mutations(state, bound, write_backs);
   for (const at::Tensor& tensor : outputs) mark_changed(tensor);
 }
