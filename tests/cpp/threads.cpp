@@ -1,13 +1,9 @@
 // Many threads at once. Values are compared exactly: one thread, one kernel, one result.
-#include <ATen/Parallel.h>
-
 #include <atomic>
-#include <barrier>
 #include <functional>
-#include <mutex>
-#include <thread>
 
 #include "compare.h"
+#include "together.h"
 
 namespace {
 
@@ -15,46 +11,8 @@ constexpr int kThreads = 8;
 constexpr int kCalls = 10'000;
 
 using Arguments = std::vector<torchcc::Argument>;
-
-// Boost.Test's checks are not safe from many threads, so threads report here and the test looks at the end.
-class Failures {
- public:
-  void add(const std::string& what) {
-    const std::lock_guard lock(mutex_);
-    ++count_;
-    first_ = first_.empty() ? what : first_;
-  }
-  void check() const { BOOST_TEST(count_ == 0, count_ << " failures, the first: " << first_); }
-
- private:
-  std::mutex mutex_;
-  int count_ = 0;
-  std::string first_;
-};
-
-/// Runs `body(index)` in threads that start at the same moment.
-void run_together(int count, const std::function<void(int)>& body) {
-  Failures failures;
-  std::barrier start(count);
-  std::vector<std::thread> threads;
-  for (int index = 0; index < count; ++index) {
-    threads.emplace_back([&, index] {
-      at::set_num_threads(1);
-      start.arrive_and_wait();
-      try {
-        body(index);
-      } catch (const std::exception& error) {
-        failures.add(error.what());
-      }
-    });
-  }
-  for (std::thread& thread : threads) thread.join();
-  failures.check();
-}
-
-void require(bool condition, const char* what) {
-  if (!condition) throw std::runtime_error(what);
-}
+using test::require;
+using test::run_together;
 
 /// Calls one function from all threads, each with inputs of its own; results must be what the first call gave.
 void call_together(const torchcc::Function& function, const std::function<std::vector<at::Tensor>()>& inputs) {

@@ -1,58 +1,21 @@
 // Many threads that call one compiled function, also while it is recorded and compiled.
 #include "harness.h"
 
-#include <ATen/Parallel.h>
-
 #include <atomic>
-#include <barrier>
 #include <chrono>
 #include <mutex>
 #include <thread>
 
+#include "../together.h"
+
 using namespace programs;
+using test::require;
+using test::run_together;
 namespace nn = torch::nn;
 
 namespace {
 
 constexpr int kThreads = 8;
-
-// Boost.Test's checks are not safe from many threads, so threads report here and the test looks at the end.
-class Failures {
- public:
-  void add(const std::string& what) {
-    const std::lock_guard lock(mutex_);
-    ++count_;
-    first_ = first_.empty() ? what : first_;
-  }
-  void check() const { BOOST_TEST(count_ == 0, count_ << " failures, the first: " << first_); }
-
- private:
-  std::mutex mutex_;
-  int count_ = 0;
-  std::string first_;
-};
-
-/// Runs `body(index, failures)` in threads that start at the same moment.
-template <class Body>
-void run_together(const Body& body) {
-  Failures failures;
-  std::barrier start(kThreads);
-  std::vector<std::thread> threads;
-  for (int index = 0; index < kThreads; ++index) {
-    threads.emplace_back([&, index] {
-      const torch::NoGradGuard no_grad;
-      at::set_num_threads(1);
-      start.arrive_and_wait();
-      try {
-        body(index, failures);
-      } catch (const std::exception& error) {
-        failures.add(error.what());
-      }
-    });
-  }
-  for (std::thread& thread : threads) thread.join();
-  failures.check();
-}
 
 /// All threads call one function, until it has been replayed often in each of them.
 void call_together(bool background) {
@@ -62,7 +25,8 @@ void call_together(bool background) {
   options.background = background;
   const auto compiled = torchcc::compile(function, options);
   std::atomic<int64_t> calls{0};
-  run_together([&](int index, Failures& failures) {
+  run_together(kThreads, [&](int index) {
+    const torch::NoGradGuard no_grad;
     auto mine = function;
     const double factor = index % 2 == 0 ? 1 : -2;
     const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(100);
@@ -71,7 +35,7 @@ void call_together(bool background) {
       const Tensor y = compiled(x, factor);
       ++calls;
       const std::string wrong = difference(y, mine(x, factor));
-      if (!wrong.empty()) failures.add(wrong);
+      require(wrong.empty(), wrong);
       // Two variants: one for each factor.
       after += compiled.stats().replayed > 2 ? 1 : 0;
       std::this_thread::sleep_for(std::chrono::milliseconds(1));  // leaves the cores to the compiler
@@ -136,7 +100,8 @@ BOOST_AUTO_TEST_CASE(function_destroyed_while_it_is_compiled) {
 }
 
 BOOST_AUTO_TEST_CASE(functions_of_their_own_in_each_thread, *boost::unit_test::label("slow")) {
-  run_together([](int index, Failures& failures) {
+  run_together(kThreads, [](int index) {
+    const torch::NoGradGuard no_grad;
     Options options;
     options.name = "functions_of_their_own_in_each_thread";
     options.freeze = false;
@@ -144,9 +109,9 @@ BOOST_AUTO_TEST_CASE(functions_of_their_own_in_each_thread, *boost::unit_test::l
     for (int call = 0; call < 6; ++call) {
       const Tensor x = torch::randn({2 + index % 2, 4});
       const std::string wrong = difference(compiled(x), x.sinh() + 1);
-      if (!wrong.empty()) failures.add(wrong);
+      require(wrong.empty(), wrong);
     }
-    if (compiled.stats().replayed != 4) failures.add(compiled.stats().str());
+    require(compiled.stats().replayed == 4, compiled.stats().str());
   });
 }
 
