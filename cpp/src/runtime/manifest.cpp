@@ -193,8 +193,8 @@ Signature parse_signature(const json& node) {
   return signature;
 }
 
-Variant parse_variant(const json& node, const Signature& signature, const std::map<std::string, Record>& records) {
-  Variant variant;
+VariantEntry parse_variant(const json& node, const Signature& signature, const std::map<std::string, Record>& records) {
+  VariantEntry variant;
   variant.target = node.at("target").get<std::string>();
   variant.torch = node.at("torch").get<std::string>();
   variant.cpu_features = node.at("cpu_features").get<std::vector<std::string>>();

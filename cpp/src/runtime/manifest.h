@@ -28,7 +28,7 @@ struct Record {
 };
 
 /// One compiled form of a function.
-struct Variant {
+struct VariantEntry {
   std::string target;                     ///< "cpu-x86_64-avx512"
   std::string torch;                      ///< "2.13": major and minor version it was compiled with
   std::vector<std::string> cpu_features;  ///< names as in __builtin_cpu_supports
@@ -44,21 +44,21 @@ struct Variant {
 
 /// One compiled form of a function whose results carry gradients.
 struct TrainingVariant {
-  std::string target;  ///< like the next two, as in Variant
+  std::string target;  ///< like the next two, as in VariantEntry
   std::string torch;
   std::vector<std::string> cpu_features;
   std::string library;           ///< record of the shared library for the forward direction
   std::string library_backward;  ///< record of the one for gradients
-  std::string extern_ops;        ///< as in Variant, for both
+  std::string extern_ops;        ///< as in VariantEntry, for both
   std::string extern_ops_backward;
-  std::string architecture;                  ///< as in Variant
+  std::string architecture;                  ///< as in VariantEntry
   bool exclusive = false;                    ///< see Library::Source
   std::vector<std::string> weights;          ///< that the code takes as inputs, behind those of the signature
   Backward backward;                         ///< without its library
   std::vector<std::vector<size_t>> covered;  ///< as in Differentiable
   std::vector<std::vector<size_t>> reached;
   bool is_random = false;    ///< the function draws random numbers
-  std::string uncapturable;  ///< as in Variant, of both directions
+  std::string uncapturable;  ///< as in VariantEntry, of both directions
 };
 
 struct FunctionEntry {
@@ -68,7 +68,7 @@ struct FunctionEntry {
   std::string model;                                 ///< under which name the package has the graph's weights
   std::string group;                                 ///< functions of the same group share their weights
   bool is_on_gpu = false;                            ///< some tensor of it is on a GPU, by CUDA
-  std::vector<Variant> variants;
+  std::vector<VariantEntry> variants;
   std::vector<TrainingVariant> training;
 };
 

@@ -120,7 +120,8 @@ void bind_graph(FunctionState& state, const FunctionEntry& entry, const Contents
   }
 }
 
-void bind_variant(FunctionState& state, const FunctionEntry& entry, const Variant& variant, const Contents& contents) {
+void bind_variant(FunctionState& state, const FunctionEntry& entry, const VariantEntry& variant,
+                  const Contents& contents) {
   const Library::Source source = source_of(entry, variant.exclusive, contents.origin, state.device);
   const size_t inputs = entry.signature.inputs.size() + variant.weights.size();
   const size_t outputs = entry.signature.outputs.size();
@@ -171,7 +172,7 @@ void bind_graphs(FunctionState& state, const FunctionEntry& entry, const LoadOpt
   std::string refusal = why_no_graph(state);
   const bool is_compiled = state.library != nullptr || state.updatable.library != nullptr;
   if (refusal.empty() && !is_compiled) refusal = "no compiled code runs, but the graph, operator by operator";
-  for (const Variant& variant : entry.variants) {
+  for (const VariantEntry& variant : entry.variants) {
     const bool runs = variant.target == state.stats.target || variant.target == state.updatable.target;
     if (refusal.empty() && runs) refusal = variant.uncapturable;
   }
@@ -259,7 +260,7 @@ Function bind_function(const FunctionEntry& entry, const Contents& contents, con
     state->weights = nullptr;
     state->stats.reasons.push_back("portable: " + one_line(without_graph));
   }
-  for (const Variant& variant : entry.variants) {
+  for (const VariantEntry& variant : entry.variants) {
     const std::string reason = options.compiled ? misfit(variant, state->device) : "LoadOptions::compiled is false";
     if (!reason.empty()) {
       state->stats.reasons.push_back(variant.target + ": " + reason);
