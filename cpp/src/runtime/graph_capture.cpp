@@ -76,7 +76,7 @@ namespace {
 
 /// PyTorch's generator knows the graphs that are there by a set without a lock (torch 2.11), which each of them enters
 /// as its recording begins, and leaves when it is destroyed.
-std::mutex& known_graphs() {
+std::mutex& known_graphs_mutex() {
   static auto& made = *new std::mutex;  // as above
   return made;
 }
@@ -87,7 +87,7 @@ class CudaGraph final : public Recorded {
   ~CudaGraph() override {
     const std::lock_guard lock(lane_->mutex);
     {
-      const std::lock_guard leaving(known_graphs());
+      const std::lock_guard leaving(known_graphs_mutex());
       graph_.reset();
     }
     if (counted_ && --lane_->graphs == 0) lane_->pool.reset();
@@ -110,7 +110,7 @@ class CudaGraph final : public Recorded {
     }
     const c10::StreamGuard guard(lane_->stream.unwrap());
     {
-      const std::lock_guard entering(known_graphs());
+      const std::lock_guard entering(known_graphs_mutex());
       // Other threads may go on to allocate memory.
       graph_->capture_begin(pool_, cudaStreamCaptureModeThreadLocal);
     }

@@ -35,6 +35,25 @@ double seconds(const torchcc::Function& f, int threads, int calls) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
+/// Calls a function in threads at once, each on a stream of its own, with inputs of `rows(thread, call)` rows.
+template <class Rows>
+void call_together(const torchcc::Function& f, int threads, int calls, const Rows& rows) {
+  std::atomic<int> wrong{0};
+  std::vector<std::thread> running;
+  for (int i = 0; i < threads; ++i) {
+    running.emplace_back([&, i] {
+      const at::NoGradGuard no_grad;
+      const c10::StreamGuard guard(test::new_stream());
+      for (int call = 0; call < calls; ++call) {
+        const at::Tensor x = random({rows(i, call), 128});
+        if (!at::allclose(f(x), expected(f, x), 1e-4, 1e-4)) ++wrong;
+      }
+    });
+  }
+  for (std::thread& thread : running) thread.join();
+  BOOST_TEST(wrong == 0);
+}
+
 /// Records calls in a graph of the program's own.
 void capture_calls(bool graphs) {
   const at::NoGradGuard no_grad;
@@ -88,20 +107,7 @@ BOOST_AUTO_TEST_CASE(a_graph_of_the_programs_own_around_others) { capture_calls(
 BOOST_AUTO_TEST_CASE(threads_with_streams_of_their_own) {
   for (const bool graphs : {false, true}) {
     const torchcc::Function f = torchcc::load(packaged("functions.pt2"), {.cuda_graphs = graphs})["forward"];
-    std::atomic<int> wrong{0};
-    std::vector<std::thread> threads;
-    for (int i = 0; i < 4; ++i) {
-      threads.emplace_back([&, i] {
-        const at::NoGradGuard no_grad;
-        const c10::StreamGuard guard(test::new_stream());
-        for (int call = 0; call < 200; ++call) {
-          const at::Tensor x = random({2 + (call + i) % 5, 128});
-          if (!at::allclose(f(x), expected(f, x), 1e-4, 1e-4)) ++wrong;
-        }
-      });
-    }
-    for (std::thread& thread : threads) thread.join();
-    BOOST_TEST(wrong == 0);
+    call_together(f, 4, 200, [](int thread, int call) { return 2 + (call + thread) % 5; });
   }
 }
 
@@ -109,20 +115,7 @@ BOOST_AUTO_TEST_CASE(threads_with_streams_of_their_own) {
 BOOST_AUTO_TEST_CASE(threads_that_record_and_forget) {
   const torchcc::Function f = torchcc::load(packaged("functions.pt2"), {.cuda_graphs = true})["forward"];
   const auto before = f.stats().graph_captures;
-  std::atomic<int> wrong{0};
-  std::vector<std::thread> threads;
-  for (int i = 0; i < 8; ++i) {
-    threads.emplace_back([&, i] {
-      const at::NoGradGuard no_grad;
-      const c10::StreamGuard guard(test::new_stream());
-      for (int call = 0; call < 900; ++call) {
-        const at::Tensor x = random({2 + (call / 3 + i) % 30, 128});
-        if (!at::allclose(f(x), expected(f, x), 1e-4, 1e-4)) ++wrong;
-      }
-    });
-  }
-  for (std::thread& thread : threads) thread.join();
-  BOOST_TEST(wrong == 0);
+  call_together(f, 8, 900, [](int thread, int call) { return 2 + (call / 3 + thread) % 30; });
   BOOST_TEST(f.stats().graph_captures - before >= 500);
 }
 
