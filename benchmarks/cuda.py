@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -15,39 +12,13 @@ import torch
 from torch import Tensor
 
 import torchcc
-from benchmarks import cuda_training, harness
+from benchmarks import cuda_training, gpu, harness
 from benchmarks.cuda_models import MODELS, Model, make
 from benchmarks.harness import Report
 
 _TARGET = "cuda"
 
 Call = Callable[[], Tensor]
-
-
-class Program:
-    """The C++ program, which measures when it is told to."""
-
-    def __init__(self, program: Path, folder: Path, name: str) -> None:
-        self._process = subprocess.Popen(
-            [str(program), str(folder), name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-
-    def ask(self, kind: str, calls: int) -> dict[str, float]:
-        """Nanoseconds of a call (``total``), of the host in it (``host``), and what was checked."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        line = ""
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(f"{kind} {calls}\n")
-            self._process.stdin.flush()
-            line = self._process.stdout.readline()
-        if not line:
-            raise torchcc.CompileError(f"the program ended with status {self._process.wait()}")
-        answer: dict[str, float] = json.loads(line)
-        return answer
-
-    def end(self) -> None:
-        """Lets it end."""
-        self._process.communicate()
 
 
 def run(quick: bool = False, name: str = "mlp") -> Report:
@@ -75,13 +46,13 @@ def run(quick: bool = False, name: str = "mlp") -> Report:
         start = time.monotonic()
         torchcc.export(folder / f"{name}.pt2", module, inputs, options=model.options)
         seconds = time.monotonic() - start
-        program = Program(harness.build(_TARGET) / _TARGET, folder, name)
+        program = gpu.Program(harness.build(_TARGET) / _TARGET, folder, name)
         contenders = _contenders(module, inputs, model, expected)
         samples: dict[str, list[float]] = {}
         host: list[float] = []
         for _ in range(rounds):
             for title, call in contenders.items():
-                samples.setdefault(title, []).append(_nanoseconds(call, calls))
+                samples.setdefault(title, []).append(gpu.nanoseconds(call, calls))
             for kind in ("graph", "plain"):
                 answer = program.ask(kind, calls)
                 samples.setdefault(kind, []).append(answer["total"])
@@ -89,9 +60,11 @@ def run(quick: bool = False, name: str = "mlp") -> Report:
                     host.append(answer["host"])
         checked = program.ask("check", 1)
         program.end()
+        launched = torchcc.load(folder / f"{name}.pt2")["forward"]
+        kernels = gpu.kernels(lambda: launched(*inputs))  # last: what the profiler leaves behind makes launches slower
     copy = [_copy_bandwidth() for _ in range(5)]
     floor = sum(_bytes(one) for one in (*module.parameters(), *module.buffers())) / max(copy)
-    return _report(model, samples, host, copy, floor, checked, seconds, rounds, calls)
+    return _report(model, samples, host, kernels, copy, floor, checked, seconds, rounds, calls)
 
 
 def _contenders(module: torch.nn.Module, inputs: tuple[Tensor, ...], model: Model, expected: Tensor) -> dict[str, Call]:
@@ -110,16 +83,6 @@ def _contenders(module: torch.nn.Module, inputs: tuple[Tensor, ...], model: Mode
             raise torchcc.CompileError(f"{mode}: another result than eager, by {error:.3g}")
         found[mode] = call
     return found
-
-
-def _nanoseconds(call: Call, calls: int) -> float:
-    call()
-    torch.cuda.synchronize()
-    start = time.perf_counter_ns()
-    for _ in range(calls):
-        call()
-    torch.cuda.synchronize()
-    return (time.perf_counter_ns() - start) / calls
 
 
 def _bytes(tensor: Tensor) -> int:
@@ -145,6 +108,7 @@ def _report(
     model: Model,
     samples: dict[str, list[float]],
     host: list[float],
+    kernels: gpu.Kernels,
     copy: list[float],
     floor: float,
     checked: dict[str, float],
@@ -167,6 +131,7 @@ def _report(
             model.limit,
         ),
         harness.case(f"{model.title}: host time of a replayed call", host, "ns", model.host_limit),
+        harness.case(f"{model.title}: kernels of the package alone", [kernels.nanoseconds], "ns"),
         harness.case(f"{model.title}: reading its weights and buffers once, as fast as a copy", [floor], "ns"),
         harness.case(f"{model.title}: C++ over that", [one / floor for one in samples["graph"]], "ratio"),
     ]
@@ -175,6 +140,7 @@ def _report(
         f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}; {rounds} rounds of {calls} calls each in turn",
         f"a copy within the GPU's memory moved {max(copy) / 1000:.2f} TB/s, reads and writes counted",
         f"the export took {seconds:.0f} s, with {dict(model.options) or 'no options'}",
+        f"the package has {sum(kernels.counts.values()):.0f} kernels, the longest are\n{kernels.longest(6)}",
         f"C++ against eager Python: largest difference {checked['difference']:.2g} of the largest value; "
         f"graphs recorded {checked['captures']:.0f}, replayed {checked['replays']:.0f}",
         f"torch.compile left {skips} functions without CUDA graphs",

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import math
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable
@@ -17,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 import torchcc
-from benchmarks import gpt2, harness
+from benchmarks import gpt2, gpu, harness
 from benchmarks.harness import Report
 
 _TARGET = "cuda_training"
@@ -110,31 +107,6 @@ def make_step(compiled: bool, optimiser: str) -> Step:
     return step
 
 
-class Program:
-    """The C++ program, which trains when it is told to."""
-
-    def __init__(self, program: Path, folder: Path) -> None:
-        self._process = subprocess.Popen(
-            [str(program), str(folder / "weights.pt")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-
-    def ask(self, way: str, calls: int) -> Any:
-        """What it answers: for no calls, the losses of its first steps; else nanoseconds of a step."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        line = ""
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(f"{way} {calls}\n")
-            self._process.stdin.flush()
-            line = self._process.stdout.readline()
-        if not line:
-            raise torchcc.CompileError(f"the program ended with status {self._process.wait()}")
-        return json.loads(line)
-
-    def end(self) -> None:
-        """Lets it end."""
-        self._process.communicate()
-
-
 def run(quick: bool = False) -> Report:
     """Trains the network in both languages, in turns.
 
@@ -154,7 +126,7 @@ def run(quick: bool = False) -> Report:
         torch.save({**weights, "text": text}, Path(folder) / "weights.pt")
         del network
         expected = _losses(make_step(False, "fused"))
-        program = Program(program_file, Path(folder))
+        program = gpu.Program(program_file, Path(folder) / "weights.pt")
         notes = []
         for way in _CPP:
             start = time.monotonic()
@@ -168,7 +140,7 @@ def run(quick: bool = False) -> Report:
         samples: dict[str, list[float]] = {}
         for _ in range(rounds):
             for name, step in steps.items():
-                samples.setdefault(name, []).append(_nanoseconds(step, calls))
+                samples.setdefault(name, []).append(gpu.nanoseconds(step, calls))
             for way in _CPP:
                 samples.setdefault(way, []).append(program.ask(way, calls)["total"])
         program.end()
@@ -183,16 +155,6 @@ def _check(title: str, losses: list[float], expected: list[float]) -> None:
     difference = max(abs(one - other) for one, other in zip(losses, expected, strict=True))
     if not difference <= _TOLERANCE or math.isnan(sum(losses)):
         raise torchcc.CompileError(f"{title}: other losses than eager, by {difference:.3g}: {losses}, {expected}")
-
-
-def _nanoseconds(step: Step, calls: int) -> float:
-    step()
-    torch.cuda.synchronize()
-    start = time.perf_counter_ns()
-    for _ in range(calls):
-        step()
-    torch.cuda.synchronize()
-    return (time.perf_counter_ns() - start) / calls
 
 
 def _report(samples: dict[str, list[float]], rounds: int, calls: int, notes: list[str]) -> Report:
