@@ -222,4 +222,5 @@ def copy_of(tensor: torch.Tensor) -> torch.Tensor:
         return tensor.clone()
     length = tensor.storage_offset() + _extent(tensor.shape, tensor.stride())
     memory = tensor.as_strided((length,), (1,), 0).clone()
-    return memory.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+    # Of its own for autograd too: where grad mode is off, a view requires grad if what it is a view of does.
+    return memory.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset()).detach()

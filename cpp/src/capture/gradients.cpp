@@ -96,9 +96,17 @@ void Recorder::refuse_graph(Recording& recording, c10::ArrayRef<const at::Tensor
   std::vector<Part> parts(recording.outputs.size());
   for (size_t i = 0; i < results.size(); ++i) {
     const Result& result = recording.results[i];
+    if (!result.requires_grad) continue;
     const bool is_output = result.source == Result::Source::output || result.source == Result::Source::view_of_output;
-    if (!result.requires_grad || !is_output) continue;
-    parts[result.index].add(place_of(*results[i]), outside);
+    const Place place = place_of(*results[i]);
+    bool leads_on = place.first != nullptr;
+    if (is_output) {
+      Part& part = parts[result.index];
+      part.add(place, outside);
+      leads_on = !part.ends.empty();
+    }
+    // A view requires grad if what it is a view of does, also one that is made where grad mode is off.
+    if (!leads_on) refuse("a result requires grad, but comes from views alone that were made with grad mode off");
   }
   for (const Part& part : parts) {
     for (Node* node : part.nodes) {

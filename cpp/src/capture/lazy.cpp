@@ -39,10 +39,13 @@ bool any_tensor(const Operator& op, const c10::IValue* arguments, const Predicat
 }
 
 /// Whether autograd has to see a call: it follows what requires grad, and has to know what is a view of what, should
-/// something that requires grad be written into it.
+/// something that requires grad be written into it. Where grad mode is off, a view requires grad if what it is a view
+/// of does.
 bool concerns_autograd(const Operator& op, const c10::IValue* arguments) {
-  if (!at::GradMode::is_enabled() || c10::InferenceMode::is_enabled()) return false;
-  return op.is_view || any_tensor(op, arguments, [](const at::Tensor& tensor) { return tensor.requires_grad(); });
+  const bool has_grad_mode = at::GradMode::is_enabled();
+  if (c10::InferenceMode::is_enabled() || (!has_grad_mode && !op.is_view)) return false;
+  if (has_grad_mode && op.is_view) return true;
+  return any_tensor(op, arguments, [](const at::Tensor& tensor) { return tensor.requires_grad(); });
 }
 
 /// Whether an operator may wait.

@@ -20,7 +20,7 @@ namespace {
 
 // Segments of one function for which code is made; what comes later runs operator by operator.
 constexpr int64_t kCompilations = 64;
-// Segments that begin with one operator: the oldest recording that nothing agreed with goes first.
+// Segments that begin with one operator: the oldest one goes first that nothing agreed with, or that gives only views.
 constexpr size_t kAlike = 16;
 // The same of those that share code with one of other sizes: they cost no compilation, but a look at each.
 constexpr size_t kSized = 32;
@@ -113,7 +113,8 @@ void Segments::add(std::shared_ptr<Segment> segment) {
   const auto count = static_cast<size_t>(std::count_if(alike.begin(), alike.end(), is_like_it));
   if (count >= (segment->is_sized ? kSized : kAlike)) {
     const auto oldest = std::find_if(alike.begin(), alike.end(), [&](const auto& one) {
-      return is_like_it(one) && (one->is_sized || one->state == Segment::State::recorded);
+      return is_like_it(one) &&
+             (one->is_sized || one->state == Segment::State::recorded || !one->recording->has_work());
     });
     if (oldest == alike.end()) return;
     alike.erase(oldest);
@@ -142,6 +143,9 @@ void Segments::stay_eager(Segment& segment, std::string reason) {
 std::shared_ptr<Segment> Segments::commit(std::unique_ptr<Recording> made, std::string end) {
   const std::shared_ptr<Recording> now = std::move(made);
   if (now->touches_memory) core_.note_memory(now->refusal);
+  if (now->refusal.empty() && !now->has_work()) {
+    now->refusal = "its operators give nothing but views, so there is nothing to compile";
+  }
   name_captured(*now, core_.module.get());
   std::shared_ptr<Segment> segment;
   std::vector<uint32_t> differing;

@@ -99,6 +99,54 @@ BOOST_AUTO_TEST_CASE(parts_without_gradients, *boost::unit_test::label("slow")) 
   });
 }
 
+// As in reinforcement learning: the target network is asked without gradients.
+BOOST_AUTO_TEST_CASE(a_network_without_gradients) {
+  check_trained([] {
+    nn::Linear net(4, 4), target(4, 4);
+    return program(
+        [net, target](Tensor x) mutable {
+          Tensor best;
+          {
+            const torch::NoGradGuard no_grad;
+            best = std::get<0>(target(x).max(1));
+          }
+          return torch::smooth_l1_loss(net(x).select(1, 0), best);
+        },
+        one, tensors_of(net));
+  });
+}
+
+// A view requires grad if what it is a view of does, grad mode or not; but no gradient goes through this one.
+BOOST_AUTO_TEST_CASE(views_made_with_grad_mode_off) {
+  const Tensor weight = torch::randn({4, 4}).requires_grad_();
+  const auto turn = [](const Tensor& x) {
+    const torch::NoGradGuard no_grad;
+    return x.t();
+  };
+  const std::vector<std::function<Tensor(Tensor)>> functions = {
+      [&](Tensor x) { return x * turn(x).mean(); }, [&](Tensor x) { return turn(x); },
+      [&](Tensor x) { return turn(x) * 2; },        [&](Tensor x) { return turn(x.mm(weight)); },
+      [&](Tensor) { return turn(weight) * 2; },
+  };
+  for (const auto& function : functions) {
+    for (const torchcc::CompileMode mode : {torchcc::CompileMode::automatic, torchcc::CompileMode::lazy}) {
+      Options options = plain_options();
+      options.mode = mode;
+      const auto compiled = torchcc::compile(function, options);
+      for (int call = 0; call < 5; ++call) {
+        const Tensor x = torch::randn({4, 4}).requires_grad_();
+        const auto gradient = [&](const Tensor& y) {
+          return torch::autograd::grad({y.square().sum()}, {x}, {}, false, false, /*allow_unused=*/true)[0];
+        };
+        const Tensor got = compiled(x), expected = function(x);
+        BOOST_TEST(got.requires_grad() == expected.requires_grad());
+        BOOST_TEST(difference(got.detach(), expected.detach()) == "");
+        if (got.requires_grad()) BOOST_TEST(difference(gradient(got), gradient(expected)) == "");
+      }
+    }
+  }
+}
+
 BOOST_AUTO_TEST_CASE(written_in_place) {
   check_trained([] {
     nn::Linear net(4, 4);
