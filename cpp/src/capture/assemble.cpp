@@ -379,6 +379,7 @@ std::unique_ptr<Recording> Recorder::finish(c10::ArrayRef<const at::Tensor*> res
     if (refusal_.empty()) use(*tensor, kResult, false);
     trains_ = trains_ || (tracks_ && tensor->defined() && tensor->requires_grad());
   }
+  if (refusal_.empty()) check_seed();
   if (refusal_.empty()) check_all();
   if (refusal_.empty()) check_arguments();
   if (refusal_.empty()) refuse_printing();

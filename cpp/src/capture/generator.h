@@ -1,8 +1,10 @@
 #pragma once
 
+#include <cstring>
 #include <mutex>
 #include <utility>
 
+#include <ATen/CPUGeneratorImpl.h>
 #include <ATen/core/Generator.h>
 #include <ATen/core/Tensor.h>
 
@@ -28,6 +30,37 @@ class KeptGenerator {
  private:
   at::Generator generator_;
   at::Tensor before_;
+};
+
+/// Tells whether PyTorch's generator of the CPU, which torch::manual_seed seeds beside all others, has been seeded
+/// since this was made. Numbers that are drawn, in other threads too, make no difference. Not seen where it was as
+/// after that very seed before.
+class SeedWatch {
+ public:
+  bool was_seeded() const {
+    const Seeded now;
+    return now.seed != before_.seed || (now.is_new && !before_.is_new);
+  }
+
+ private:
+  struct Seeded {
+    Seeded() {
+      at::Generator generator = at::detail::getDefaultCPUGenerator();
+      at::Tensor state;
+      {
+        const std::lock_guard lock(generator.mutex());
+        seed = generator.current_seed();
+        state = generator.get_state();
+      }
+      const at::Tensor other = at::detail::createCPUGenerator(seed).get_state();
+      is_new = state.nbytes() == other.nbytes() &&
+               std::memcmp(state.const_data_ptr(), other.const_data_ptr(), state.nbytes()) == 0;
+    }
+    uint64_t seed;
+    bool is_new;  ///< nothing has been drawn since
+  };
+
+  Seeded before_;
 };
 
 }  // namespace torchcc::detail

@@ -59,6 +59,7 @@ Recorder::Recorder(c10::ArrayRef<const at::Tensor*> arguments, const Recording* 
   static const Operator kCall{.name = "the call"};
   swap_buffers();
   const Unrecorded unrecorded;
+  seed_watch_.emplace();
   if (has_gpu()) stream_ = c10::impl::VirtualGuardImpl(c10::kCUDA).getStream(current_gpu());
   for (const at::Tensor* tensor : arguments) {
     arguments_.push_back(*tensor);
@@ -245,6 +246,7 @@ void Recorder::give(const c10::IValue& value, const Operator& op) {
 
 void Recorder::note_random(const Operator& op, const c10::IValue* arguments) {
   if (random_state_.defined() || !draws(op, arguments)) return;
+  check_seed();
   at::Generator generator = at::detail::getDefaultCPUGenerator();
   {
     const std::lock_guard lock(generator.mutex());
@@ -254,6 +256,11 @@ void Recorder::note_random(const Operator& op, const c10::IValue* arguments) {
   generator = at::globalContext().defaultGenerator(device_.is_cuda() ? device_ : current_gpu());
   const std::lock_guard lock(generator.mutex());
   gpu_random_state_ = generator.get_state();
+}
+
+void Recorder::check_seed() {
+  const Unrecorded unrecorded;
+  if (seed_watch_ && seed_watch_->was_seeded()) refuse("the function seeds PyTorch's generator (torch::manual_seed)");
 }
 
 c10::SymInt Recorder::size(const at::Tensor& tensor, int64_t dim) {

@@ -12,6 +12,7 @@
 #include <c10/util/SmallVector.h>
 #include <c10/util/flat_hash_map.h>
 
+#include "generator.h"
 #include "mode.h"
 #include "recording.h"
 #include "symbolic_sizes.h"
@@ -103,6 +104,7 @@ class Recorder final : public Mode {
   void give(const c10::IValue& value, const Operator& op);
   ValueId give_tensor(const at::Tensor& tensor, const Operator& op);
   void note_random(const Operator& op, const c10::IValue* arguments);
+  void check_seed();
   bool require_ordinary(const at::Tensor& tensor, const Operator& op);
   void note_gpu(c10::Device device);
   void check_stream();
@@ -165,6 +167,7 @@ class Recorder final : public Mode {
   bool moves_ = false;                           ///< the current operator copies to another device
   c10::Device device_ = c10::Device(c10::kCPU);  ///< see Recording
   std::optional<c10::Stream> stream_;            ///< the current one of the GPU, when the recording began
+  std::optional<SeedWatch> seed_watch_;          ///< of a function
   at::Tensor random_state_;
   at::Tensor gpu_random_state_;
   size_t argument_hash_ = 0;  ///< made with the first copy

@@ -75,6 +75,36 @@ BOOST_AUTO_TEST_CASE(dropout_in_training) {
       {.values = false});
 }
 
+// Compiled code draws from where the generator is.
+BOOST_AUTO_TEST_CASE(seeded_inside) {
+  const auto before = [](Tensor x) {
+    torch::manual_seed(5);
+    return x + torch::rand_like(x);
+  };
+  const auto behind = [](Tensor x) {
+    const Tensor y = x + torch::rand_like(x);
+    torch::manual_seed(5);
+    return y;
+  };
+  const auto alone = [](Tensor x) {
+    torch::manual_seed(5);
+    return x.sin();
+  };
+  for (const std::function<Tensor(Tensor)>& function : {std::function<Tensor(Tensor)>(before), {behind}, {alone}}) {
+    Options options = plain_options();
+    options.options["fallback_random"] = true;
+    const auto compiled = torchcc::compile(function, options);
+    const Tensor x = torch::randn({4});
+    std::vector<Tensor> got, expected;
+    torch::manual_seed(3);
+    for (int call = 0; call < 5; ++call) got.insert(got.end(), {compiled(x), torch::rand({2})});
+    torch::manual_seed(3);
+    for (int call = 0; call < 5; ++call) expected.insert(expected.end(), {function(x), torch::rand({2})});
+    for (size_t i = 0; i < got.size(); ++i) BOOST_TEST(difference(got[i], expected[i]) == "");
+    BOOST_TEST(missing(compiled.stats().str(), "seeds PyTorch's generator") == "");
+  }
+}
+
 // With Inductor's fallback_random the numbers are those of eager.
 BOOST_AUTO_TEST_CASE(same_numbers_as_eager) {
   Options options = plain_options();
