@@ -44,7 +44,7 @@ def run(quick: bool = False) -> Report:
     """Builds and runs the programs.
 
     Args:
-        quick: Measure too little to judge by, and the MLP on one thread only.
+        quick: Measure too little to judge by, and the MLP alone, with PyTorch's own number of threads.
 
     Raises:
         CompileError: A program cannot be built, or failed, or a contender has other losses.
@@ -59,11 +59,12 @@ def run(quick: bool = False) -> Report:
         "optimiser's state included, data not",
     ]
     for name in ["mlp"] if quick else TRAININGS:
-        for threads in _THREADS[name][:1] if quick else sorted({min(harness.cores(), n) for n in _THREADS[name]}):
+        every = sorted({min(harness.cores(), number) for number in _THREADS[name]})
+        for threads in every[-1:] if quick else every:
             samples = _train(program, name, sessions, rounds, threads)
             title = f"{TRAININGS[name].title}, {threads} thread{'s' if threads > 1 else ''}"
             # The limits are for PyTorch's own number of threads, one for each core.
-            limits = LIMITS[name] if threads == min(harness.cores(), max(_THREADS[name])) else Limits()
+            limits = LIMITS[name] if threads == every[-1] else Limits()
             cases += training_cases(title, samples, limits)
             notes += _notes(title, samples)
     return Report(cases, notes)

@@ -30,6 +30,12 @@ GROUPS = (
     ("sizes",),
 )
 
+# The same for the programs that have the label "slow"; some suites have none.
+SLOW_GROUPS = (
+    ("lazy", "steps", "operators", "guards", "sequences", "mutation", "changes", "sizes"),
+    ("signatures", "eager", "convolutions", "layers", "concurrency", "random_numbers", "training"),
+)
+
 # Suites whose programs run with gradients too, and lazily; see TORCHCC_PROGRAMS in harness.h.
 TRAINED = ("operators", "sequences", "mutation", "signatures", "eager", "convolutions", "layers", "random_numbers")
 
@@ -52,10 +58,14 @@ class Run:
     suites: tuple[str, ...]
     settings: dict[str, str] = field(default_factory=dict)
     is_whole: bool = False  # with the programs that have the label "slow"
+    is_slow: bool = False  # these alone
 
     @property
     def selection(self) -> tuple[str, ...]:
         """Boost.Test's options for it."""
+        if self.is_slow:
+            others = [suite for group in SLOW_GROUPS for suite in group if suite not in self.suites]
+            return ("--run_test=@slow", *(f"--run_test=!{suite}" for suite in others))
         chosen = tuple(f"--run_test={suite}" for suite in self.suites)
         return chosen if self.is_whole else (*chosen, "--run_test=!@slow")
 
@@ -74,13 +84,13 @@ RANDOM = tuple(
     )
     for part in range(PARTS)
 )
-SLOW = Run(("@slow",), is_whole=True)
 # Two compilations for each of two halves, in place of one.
 RANDOM_TRAINING = Run(
     ("random_training",),
     {"TORCHCC_RANDOM_SEED": str(SEED), "TORCHCC_RANDOM_PROGRAMS": str(max(1, PROGRAMS // 30))},
 )
 RANDOM_READS = Run(("random_reads",), {"TORCHCC_RANDOM_SEED": str(SEED), "TORCHCC_RANDOM_PROGRAMS": str(PROGRAMS)})
+SLOW = {run.name: run for run in (Run(group, is_slow=True) for group in SLOW_GROUPS)}
 RUNS = {run.name: run for run in (*RANDOM, RANDOM_TRAINING, RANDOM_READS, *(Run(group) for group in GROUPS))}
 
 
@@ -143,8 +153,10 @@ def test_programs(cpp_build: Callable[[str], Path], tmp_path: Path, name: str) -
 
 
 @pytest.mark.slow
-def test_slow_programs(cpp_build: Callable[[str], Path], tmp_path: Path) -> None:
-    _check(_execute(cpp_build("release") / "programs", SLOW, tmp_path))
+@pytest.mark.parametrize("name", SLOW)
+def test_slow_programs(cpp_build: Callable[[str], Path], tmp_path: Path, name: str) -> None:
+    """Those with the label."""
+    _check(_execute(cpp_build("release") / "programs", SLOW[name], tmp_path))
 
 
 @pytest.mark.slow
@@ -198,8 +210,10 @@ def _check(ran: Ran) -> None:
 
 
 def test_all_groups_run(cpp_build: Callable[[str], Path]) -> None:
-    """No suite of the C++ files is missing in the list above."""
+    """No suite of the C++ files is missing in the lists above."""
     program = cpp_build("release") / "programs"
     listed = subprocess.run([str(program), "--list_content"], capture_output=True, text=True, check=True).stderr
     suites = {line.rstrip("*") for line in listed.splitlines() if not line.startswith(" ")}
     assert suites == {suite for run in RUNS.values() for suite in run.suites}
+    random = {"random_programs", "random_training", "random_reads"}
+    assert suites - random == {suite for run in SLOW.values() for suite in run.suites}

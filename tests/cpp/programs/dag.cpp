@@ -384,6 +384,21 @@ std::vector<Tensor> Dag::run(std::vector<Tensor> values, const std::function<voi
     values.push_back(step.run(values));
     after(values.back());
   }
+  return results_of(values);
+}
+
+std::vector<Tensor> Dag::run_partly_without_grad(std::vector<Tensor> values) const {
+  std::mt19937_64 random(seed_);
+  bool is_on = true;
+  for (size_t i = 0; i < steps_.size(); ++i) {
+    if (i % 2 == 0) is_on = random() % 4 != 0;
+    const at::AutoGradMode mode(is_on && at::GradMode::is_enabled());
+    values.push_back(steps_[i].run(values));
+  }
+  return results_of(values);
+}
+
+std::vector<Tensor> Dag::results_of(const std::vector<Tensor>& values) const {
   std::vector<Tensor> results;
   for (const size_t result : results_) results.push_back(values[result]);
   return results;

@@ -25,6 +25,8 @@ class Dag {
   std::vector<Tensor> run(std::vector<Tensor> values) const;
   /// The same, and calls `after` with what each operator gave.
   std::vector<Tensor> run(std::vector<Tensor> values, const std::function<void(Tensor&)>& after) const;
+  /// As run(), but some operators in a row, about a quarter of all, run with grad mode off.
+  std::vector<Tensor> run_partly_without_grad(std::vector<Tensor> values) const;
 
   /// What is computed, one operator to a line.
   std::string text() const;
@@ -44,6 +46,8 @@ class Dag {
     std::string text;
     std::function<Tensor(const std::vector<Tensor>&)> run;  ///< from all values so far to the next one
   };
+
+  std::vector<Tensor> results_of(const std::vector<Tensor>& values) const;
 
   uint64_t seed_;
   bool is_coarse_ = false;

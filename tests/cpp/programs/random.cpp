@@ -195,6 +195,37 @@ void check_reads(const std::shared_ptr<const Dag>& dag, bool has_compiler) {
   }
 }
 
+/// Gradients through a program of which parts run with grad mode off. False if eager code cannot differentiate it.
+bool check_parts_without_grad(const std::shared_ptr<const Dag>& dag, torchcc::CompileMode mode) {
+  const auto function = [dag](const std::vector<Tensor>& inputs) {
+    std::vector<Tensor> copies;
+    for (const Tensor& one : inputs) copies.push_back(one.clone());
+    return dag->run_partly_without_grad(std::move(copies));
+  };
+  Options options = plain_options();
+  options.mode = mode;
+  options.name = "parts_" + std::to_string(dag->seed());
+  const auto compiled = torchcc::compile(function, options);
+  for (uint64_t call = 1; call <= 4; ++call) {
+    const uint64_t seed = dag->seed() + 1000 * call;
+    const auto inputs = make_leaves({dag}, seed)[0];
+    std::vector<Tensor> expected, expected_gradients;
+    try {
+      expected = function(inputs);
+      expected_gradients = gradients(expected, inputs, seed);
+    } catch (const c10::Error&) {  // it writes into what autograd has saved, or into a view made with grad mode off
+      return false;
+    }
+    const auto got = compiled(inputs);
+    for (size_t i = 0; i < got.size(); ++i) {
+      BOOST_TEST(got[i].requires_grad() == expected[i].requires_grad(), "result " << i << "\n" << dag->text());
+    }
+    BOOST_TEST(differences(*dag, "result", got, expected) == "", dag->text());
+    BOOST_TEST(differences(*dag, "gradient", gradients(got, inputs, seed), expected_gradients) == "", dag->text());
+  }
+  return true;
+}
+
 /// Runs `check` on random programs, many of them as one function.
 template <class Check>
 void check_all(const Check& check) {
@@ -231,6 +262,21 @@ BOOST_AUTO_TEST_SUITE_END()
 BOOST_AUTO_TEST_SUITE(random_training)
 
 BOOST_AUTO_TEST_CASE(eager_and_compiled_gradients_agree) { check_all(check_trained_bundle); }
+
+// Most of them without a compiler: everything then runs by eager kernels, in lazy mode's order.
+BOOST_AUTO_TEST_CASE(parts_without_grad) {
+  const uint64_t first = setting("TORCHCC_RANDOM_SEED", 1), programs = setting("TORCHCC_RANDOM_PROGRAMS", kBundle);
+  setenv("TORCHCC_COMPILER", "off", 1);
+  uint64_t checked = 0;
+  for (uint64_t i = 0; i < 10 * programs; ++i) {
+    checked += check_parts_without_grad(std::make_shared<const Dag>(first + i), torchcc::CompileMode::lazy) ? 1 : 0;
+  }
+  BOOST_TEST(2 * checked > 10 * programs, "only " << checked << " can be differentiated");
+  unsetenv("TORCHCC_COMPILER");
+  for (uint64_t i = 0; i < std::max<uint64_t>(1, programs / 10); ++i) {
+    check_parts_without_grad(std::make_shared<const Dag>(first + i), torchcc::CompileMode::automatic);
+  }
+}
 
 BOOST_AUTO_TEST_SUITE_END()
 
