@@ -227,7 +227,7 @@ bool Lazy::begin(const std::vector<View>& views, const Call& call) {
   for (std::shared_ptr<Segment>& segment : segments_.beginning_with(views.empty() ? call.op : views.front().op)) {
     Segments::Known known = segments_.know(*segment);
     if (known.state == Segment::State::recorded) continue;
-    const bool is_compiled = known.state == Segment::State::compiled;
+    const bool is_ready = known.state == Segment::State::compiled || known.is_views;
     auto follow = std::make_unique<Follow>(std::move(known), std::move(segment));
     const bool begins_so = std::all_of(views.begin(), views.end(), [&](const View& view) {
       if (!follow->matches(view.op, view.arguments.data(), view.autocast)) return false;
@@ -236,7 +236,7 @@ bool Lazy::begin(const std::vector<View>& views, const Call& call) {
       return !follow->has_work();
     });
     if (!begins_so || !follow->matches(call.op, call.arguments(), call.autocast)) continue;
-    if (is_compiled) {
+    if (is_ready) {
       follow_ = std::move(follow);
       state_ = State::following;
       return true;

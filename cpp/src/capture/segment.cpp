@@ -104,7 +104,7 @@ std::vector<std::shared_ptr<Segment>> Segments::beginning_with(const Operator& o
 
 Segments::Known Segments::know(const Segment& segment) const {
   const std::lock_guard lock(mutex_);
-  return {segment.recording, segment.code, segment.graphs, segment.state};
+  return {segment.recording, segment.code, segment.graphs, segment.state, segment.is_views};
 }
 
 void Segments::add(std::shared_ptr<Segment> segment) {
@@ -113,8 +113,7 @@ void Segments::add(std::shared_ptr<Segment> segment) {
   const auto count = static_cast<size_t>(std::count_if(alike.begin(), alike.end(), is_like_it));
   if (count >= (segment->is_sized ? kSized : kAlike)) {
     const auto oldest = std::find_if(alike.begin(), alike.end(), [&](const auto& one) {
-      return is_like_it(one) &&
-             (one->is_sized || one->state == Segment::State::recorded || !one->recording->has_work());
+      return is_like_it(one) && (one->is_sized || one->is_views || one->state == Segment::State::recorded);
     });
     if (oldest == alike.end()) return;
     alike.erase(oldest);
@@ -143,9 +142,8 @@ void Segments::stay_eager(Segment& segment, std::string reason) {
 std::shared_ptr<Segment> Segments::commit(std::unique_ptr<Recording> made, std::string end) {
   const std::shared_ptr<Recording> now = std::move(made);
   if (now->touches_memory) core_.note_memory(now->refusal);
-  if (now->refusal.empty() && !now->has_work()) {
-    now->refusal = "its operators give nothing but views, so there is nothing to compile";
-  }
+  const bool is_views = now->refusal.empty() && !now->has_work();
+  if (is_views) now->refusal = "its operators give nothing but views, so there is nothing to compile";
   name_captured(*now, core_.module.get());
   std::shared_ptr<Segment> segment;
   std::vector<uint32_t> differing;
@@ -175,6 +173,7 @@ std::shared_ptr<Segment> Segments::commit(std::unique_ptr<Recording> made, std::
       segment = std::make_shared<Segment>();
       segment->end = std::move(end);
       segment->stack = callers();
+      segment->is_views = is_views;
     }
     ++segment->recorded;
     set_code(*segment, nullptr);

@@ -43,6 +43,7 @@ struct Segment {
   bool from_cache = false;
   std::shared_ptr<Family> family;  ///< of segments that differ in sizes alone; null while there is no other
   bool is_sized = false;           ///< it has the family's code, which serves other sizes too
+  bool is_views = false;           ///< its operators give nothing but views, and need no code
 };
 
 /// Adds a number as an input, given the bits of a double. `device`: a word of ValueWord, which says where the compiled
@@ -68,6 +69,7 @@ class Segments {
     std::shared_ptr<const Artifact> code;
     std::shared_ptr<Graphs> graphs;
     Segment::State state = Segment::State::recorded;
+    bool is_views = false;
   };
   Known know(const Segment& segment) const;
 
