@@ -45,6 +45,12 @@ void take_numbers(Recording& recording, const std::vector<uint32_t>& positions, 
   }
 }
 
+/// Whether a segment's operators make no memory, and write into none.
+bool gives_only_views(const Recording& recording) {
+  const std::vector<ValueId>& roots = recording.layout.roots;
+  return !recording.mutates() && std::all_of(roots.begin(), roots.end(), [](ValueId root) { return root < 0; });
+}
+
 const Operator* first_of(const Recording& recording) { return recording.trace.steps[recording.layout.prologue].op; }
 
 }  // namespace
@@ -142,7 +148,7 @@ void Segments::stay_eager(Segment& segment, std::string reason) {
 std::shared_ptr<Segment> Segments::commit(std::unique_ptr<Recording> made, std::string end) {
   const std::shared_ptr<Recording> now = std::move(made);
   if (now->touches_memory) core_.note_memory(now->refusal);
-  const bool is_views = now->refusal.empty() && !now->has_work();
+  const bool is_views = now->refusal.empty() && gives_only_views(*now);
   if (is_views) now->refusal = "its operators give nothing but views, so there is nothing to compile";
   name_captured(*now, core_.module.get());
   std::shared_ptr<Segment> segment;
