@@ -85,13 +85,16 @@ std::vector<Tensor> gradients(const std::vector<Tensor>& results, const std::vec
   return torch::autograd::grad(roots, leaves, tangents, false, false, /*allow_unused=*/true);
 }
 
+std::vector<Tensor> copies_of(const std::vector<Tensor>& tensors) {
+  std::vector<Tensor> copies;
+  for (const Tensor& one : tensors) copies.push_back(one.clone());
+  return copies;
+}
+
 /// Runs programs on copies of their inputs, since they write into these.
 std::vector<std::vector<Tensor>> run_on_copies(const Bundle& bundle, const Inputs& inputs) {
   Inputs copies;
-  for (const auto& of_one : inputs) {
-    copies.emplace_back();
-    for (const Tensor& one : of_one) copies.back().push_back(one.clone());
-  }
+  for (const auto& of_one : inputs) copies.push_back(copies_of(of_one));
   return run(bundle, copies);
 }
 
@@ -198,9 +201,7 @@ void check_reads(const std::shared_ptr<const Dag>& dag, bool has_compiler) {
 /// Gradients through a program of which parts run with grad mode off. False if eager code cannot differentiate it.
 bool check_parts_without_grad(const std::shared_ptr<const Dag>& dag, torchcc::CompileMode mode) {
   const auto function = [dag](const std::vector<Tensor>& inputs) {
-    std::vector<Tensor> copies;
-    for (const Tensor& one : inputs) copies.push_back(one.clone());
-    return dag->run_partly_without_grad(std::move(copies));
+    return dag->run_partly_without_grad(copies_of(inputs));
   };
   Options options = plain_options();
   options.mode = mode;
